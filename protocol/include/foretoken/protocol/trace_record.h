@@ -1,0 +1,76 @@
+// What the server logs of one finished request, as plain C++ (the wire and disk form is in trace.h /
+// PROTOCOL.md). Built by the engine at commit, token by token; immutable once pushed to the ring.
+// Invariants: tokens.size() == n_prompt + n_generated; generated.size() == n_generated;
+//             the rounds' (accepted + 1) and the prompt account for every generated token, or gap is true.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "foretoken/protocol/ids.h"
+
+namespace foretoken {
+
+// An n-gram candidate for the token at one position. `klass` indexes the fusion table:
+//   0..4   the request's own context, longest suffix match of 1, 2, 3, 4, 5-or-more tokens
+//   5..64  traffic store: 5 + (order - 2) * 20 + probability_bucket * 4 + count_bucket, order 2..4
+// The buckets are defined in runtime/speculate/candidates.h and are part of the trace format.
+struct Candidate {
+  TokenId token = 0;
+  std::uint8_t klass = 0;
+};
+inline constexpr int kFusionClasses = 65;
+inline constexpr int kMaxCandidates = 8;  // 1 own-context + 2 for each of the orders 2, 3, 4; one spare
+
+inline constexpr int kTeacherTopK = 64;
+
+struct GeneratedTokenTrace {
+  std::vector<Candidate> candidates;     // as this server saw them, looked up once
+  std::vector<TokenId> top_ids;          // the target's top-k, before temperature and filters
+  std::vector<float> top_logits;         // same order, descending
+  float log_sum_exp = 0;                 // over the whole vocabulary, before temperature and filters
+  float logprob = 0;                     // of the emitted token, after temperature and filters
+};
+
+struct RoundTrace {
+  std::int32_t start = 0;                // absolute position of the first token this round could emit
+  std::vector<TokenId> drafted;
+  std::vector<float> confidences;        // one a drafted token
+  std::vector<SpeculatorKind> kinds;     // one a drafted token
+  std::int32_t accepted = 0;
+  SpeculatorVersion version;
+  float draft_ms = 0;
+  float verify_ms = 0;
+  std::int32_t rows = 0;                 // of the whole engine round, all sequences
+  bool control = false;                  // a round of the random control: speculation was off
+};
+
+struct TraceSampling {
+  float temperature = 0;
+  std::int32_t top_k = 0;                // 0: off
+  float top_p = 1;
+  float min_p = 0;
+  std::uint64_t seed = 0;
+};
+
+struct RequestTrace {
+  RequestId request;
+  std::string domain;                    // metadata.domain, else a label of the API key
+  std::string key_id;                    // whose store this belongs to ("" = the shared one)
+  std::array<std::uint8_t, 32> model_fingerprint{};
+  TraceSampling sampling;
+  std::int64_t unix_ms = 0;              // when it finished (wall clock; for retention only)
+  std::vector<TokenId> tokens;           // prompt, then output
+  std::int32_t n_prompt = 0;
+  std::vector<GeneratedTokenTrace> generated;
+  std::vector<RoundTrace> rounds;
+  // Hidden states of the taps, fp16 with one fp32 scale a (position, tap): empty when not captured.
+  std::int32_t n_taps = 0, tap_width = 0;
+  std::vector<std::uint16_t> tap_values; // [n_positions, n_taps, tap_width]
+  std::vector<float> tap_scales;         // [n_positions, n_taps]
+  bool gap = false;                      // something is missing (preemption, ring pressure): do not train on rounds
+};
+
+}  // namespace foretoken

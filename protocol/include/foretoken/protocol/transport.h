@@ -1,0 +1,51 @@
+// How messages move between server and trainer. State machines see only this interface, so that a
+// simulation can stand in for ZeroMQ: an in-memory twin with injected clock, loss, delay, reordering and
+// crashes. Calls never block; a full queue is a `false`, counted by the caller.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "foretoken/protocol/result.h"
+#include "foretoken/protocol/trace.h"
+
+namespace foretoken {
+
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  virtual std::chrono::nanoseconds monotonic() const = 0;
+  virtual std::int64_t unix_ms() const = 0;
+};
+const Clock& system_clock();
+
+// One direction of a channel.
+class Sender {
+ public:
+  virtual ~Sender() = default;
+  virtual bool try_send(Message message) = 0;       // false: high-water mark reached or no peer; dropped
+};
+class Receiver {
+ public:
+  virtual ~Receiver() = default;
+  virtual std::optional<Message> try_receive() = 0;
+  virtual bool wait(std::chrono::milliseconds at_most) = 0;   // true: something may be there
+};
+
+// endpoint: "tcp://127.0.0.1:5555" or "ipc:///path". The server binds, the trainer connects.
+struct LinkEndpoints {
+  std::string traces;     // server PUSH -> trainer PULL
+  std::string weights;    // trainer PUSH -> server PULL
+  int high_water_mark = 1000;
+};
+struct Link {
+  std::unique_ptr<Sender> sender;
+  std::unique_ptr<Receiver> receiver;
+};
+Result<Link> open_server_link(const LinkEndpoints& endpoints);
+Result<Link> open_trainer_link(const LinkEndpoints& endpoints);
+
+}  // namespace foretoken

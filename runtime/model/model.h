@@ -1,0 +1,74 @@
+// A loaded model: configuration, packed weights and the forward pass. Weights are immutable and shared;
+// the forward pass's buffers live in a ForwardWorkspace owned by its caller (the engine thread).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "foretoken/kernels/thread_pool.h"
+#include "foretoken/protocol/ids.h"
+#include "foretoken/protocol/result.h"
+#include "runtime/kv/kv_cache.h"
+#include "runtime/model/gguf.h"
+
+namespace foretoken {
+
+struct ModelConfig {
+  std::string architecture;          // "llama", "qwen2"
+  std::string name;
+  int n_layers = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, rotary_dim = 0;
+  std::int64_t hidden = 0, ffn = 0, n_vocab = 0, context_length = 0;
+  float rope_theta = 10000, rms_epsilon = 1e-5f;
+  bool rope_interleaved = true;      // Llama GGUF files; false: NeoX halves (Qwen2)
+  bool tied_output = false;
+};
+
+struct ModelLoadOptions {
+  int threads = 0;
+  int drop_last_layers = 0;          // a shallower draft from the same file (tests; self-speculation)
+  std::function<void(double)> progress;   // 0..1
+};
+
+// One forward pass: all rows' tokens, grouped by sequence.
+struct ForwardBatch {
+  std::span<const TokenId> tokens;         // [n_rows]
+  std::span<const KvRows> sequences;       // cover the rows exactly
+  std::span<const int> logit_rows;         // rows whose logits are wanted, ascending
+  float* logits = nullptr;                 // [logit_rows.size(), n_vocab]
+  // Taps: after layer taps[i] (output of block i), or n_layers for the final normalised state.
+  std::span<const int> taps;
+  float* tap_values = nullptr;             // [n_rows, taps.size(), hidden], or null
+  // Calibration: sees q, k, v of every layer after rotary. May be null.
+  KvCalibrator* calibrator = nullptr;
+};
+
+class ForwardWorkspace;
+
+class Model {
+ public:
+  static Result<std::shared_ptr<const Model>> load(const std::string& path, const ModelLoadOptions& options);
+  virtual ~Model() = default;
+  virtual const ModelConfig& config() const = 0;
+  virtual KvGeometry kv_geometry() const = 0;
+  virtual const GgufFile& file() const = 0;                              // metadata stays mapped
+  virtual const std::array<std::uint8_t, 32>& fingerprint() const = 0;   // BLAKE2b over metadata and tensor bytes' digest
+  virtual std::size_t weight_bytes() const = 0;                          // packed, in memory
+  virtual std::size_t step_bytes() const = 0;                            // of the file's format, read by a one-row step
+  virtual std::int64_t step_macs() const = 0;                            // multiply-adds of one row
+  virtual std::unique_ptr<ForwardWorkspace> make_workspace(int max_rows, int max_logit_rows) const = 0;
+  virtual void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
+                       kernels::ThreadPool& pool) const = 0;
+  virtual void output_matrix_of_attention(int layer, float* out) const = 0;   // [hidden, n_heads*head_dim], for calibration
+};
+
+class ForwardWorkspace {
+ public:
+  virtual ~ForwardWorkspace() = default;
+};
+
+}  // namespace foretoken

@@ -1,0 +1,72 @@
+// What the engine measures, as a plain copyable struct: /stats, /metrics and `foretoken stats` format it.
+// Definitions (printed with the figures, because tools differ):
+//   acceptance length = 1 + accepted tokens per round *that drafted*;  draft length = drafted per such round
+//   speedup = decode time per token without speculation / with it, from control rounds (law 6)
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "foretoken/protocol/ids.h"
+#include "runtime/kv/kv_cache.h"
+
+namespace foretoken {
+
+inline constexpr int kMaxDraft = 16;     // positions kept in statistics
+
+struct Interval {
+  double value = 0, low = 0, high = 0;   // 95 %
+  std::int64_t rounds = 0, control_rounds = 0;
+};
+
+struct AcceptanceStats {
+  std::int64_t rounds = 0;               // decode rounds of sequences (one sequence, one round)
+  std::int64_t drafting_rounds = 0;
+  std::int64_t drafted = 0, accepted = 0, emitted = 0;
+  std::array<std::int64_t, kMaxDraft> drafted_at{}, accepted_at{};
+  double acceptance_length() const { return drafting_rounds ? 1.0 + double(accepted) / double(drafting_rounds) : 1.0; }
+  double draft_length() const { return drafting_rounds ? double(drafted) / double(drafting_rounds) : 0.0; }
+};
+
+struct EngineStats {
+  double uptime_s = 0;
+  std::int64_t requests_running = 0, requests_waiting = 0;
+  std::int64_t requests_finished = 0, requests_aborted = 0, requests_rejected = 0, preemptions = 0;
+  std::int64_t prompt_tokens = 0, generated_tokens = 0;
+  double decode_tokens_per_s_last_minute = 0;
+  std::int64_t engine_rounds = 0, control_rounds = 0;
+  AcceptanceStats acceptance;                                   // all
+  AcceptanceStats acceptance_last_minute;
+  std::map<std::string, AcceptanceStats> by_domain;
+  std::map<std::string, AcceptanceStats> by_kind;               // "ngram", "fusion", "model", ...
+  std::map<std::uint64_t, AcceptanceStats> by_version;
+  std::optional<Interval> speedup;                              // nullopt: not enough control rounds yet
+  std::optional<Interval> speedup_last_minute;
+  std::map<std::string, Interval> speedup_by_domain;
+  SpeculatorVersion version;
+  double version_age_s = 0;
+  std::int64_t swaps = 0;
+  double swap_pause_last_ms = 0, swap_pause_max_ms = 0;
+  KvStats kv, draft_kv;
+  std::int64_t traffic_store_entries = 0, traffic_store_bytes = 0;
+  // the round cost model as fitted now: ms for 1..16 rows at the current mean context
+  std::vector<double> round_ms_by_rows;
+};
+
+// Filled by the trace and swap threads, not by the engine.
+struct LinkStats {
+  std::int64_t traces_sent = 0;
+  std::map<std::string, std::int64_t> traces_dropped;           // by reason
+  std::int64_t bundles_received = 0;
+  std::map<std::string, std::int64_t> bundles_rejected;         // by reason
+  bool trainer_connected = false;
+  std::optional<std::int64_t> trainer_step;
+  std::optional<double> trainer_loss;
+  std::string trainer_verdict;                                  // of the last gate, once there is one
+};
+
+}  // namespace foretoken

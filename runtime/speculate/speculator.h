@@ -1,0 +1,67 @@
+// One interface for everything that proposes tokens: given committed state, propose tokens with calibrated
+// confidences. Called by the engine thread alone. A speculator never changes what is emitted, only how fast.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "foretoken/protocol/ids.h"
+#include "foretoken/protocol/trace_record.h"
+
+namespace foretoken {
+
+// As the request asked; defaults are "off".
+struct SamplingParams {
+  float temperature = 1.0f;
+  std::int32_t top_k = 0;          // 0: off
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  float presence_penalty = 0, frequency_penalty = 0, repetition_penalty = 1;
+  std::vector<std::pair<TokenId, float>> logit_bias;
+  std::uint64_t seed = 0;          // always set by admission
+};
+
+// What a speculator may see of a sequence: its tokens so far (all committed) and how it samples.
+struct DraftContext {
+  RequestId request;
+  int slot = 0;                            // engine slot, < max_num_seqs: key for per-sequence state
+  std::span<const TokenId> tokens;         // prompt and output, the last one not yet in the target's KV
+  const SamplingParams* sampling = nullptr;
+  int store = 0;                           // which traffic store (per API key, see TrafficStores)
+};
+
+struct Draft {
+  std::vector<TokenId> tokens;
+  std::vector<float> confidences;          // P(accepted | everything before it was), one a token
+  std::vector<SpeculatorKind> kinds;       // one a token
+  void clear() { tokens.clear(); confidences.clear(); kinds.clear(); }
+};
+
+struct DraftJob {
+  DraftContext context;
+  int max_tokens = 0;                      // 0: nothing wanted
+  Draft draft;                             // out
+};
+
+// What became of a round, for learning confidences. `tokens` are the sequence's tokens before the round.
+struct DraftOutcome {
+  DraftContext context;
+  const Draft* draft = nullptr;
+  int accepted = 0;
+  std::span<const TokenId> emitted;        // accepted + 1 tokens (fewer at an end)
+};
+
+class Speculator {
+ public:
+  virtual ~Speculator() = default;
+  virtual SpeculatorKind kind() const = 0;
+  virtual void open(const DraftContext& context) = 0;      // a sequence starts (its prompt is known) or returns after preemption
+  virtual void close(int slot, bool aborted) = 0;          // it ended
+  virtual void propose(std::span<DraftJob> jobs) = 0;      // fills every job's draft
+  virtual void observe(const DraftOutcome& outcome) = 0;   // after commit
+};
+
+}  // namespace foretoken
