@@ -1,5 +1,6 @@
-// One interface for everything that proposes tokens: given committed state, propose tokens with calibrated
-// confidences. Called by the engine thread alone. A speculator never changes what is emitted, only how fast.
+// One interface for everything that proposes tokens: given committed state, propose tokens with
+// calibrated confidences. Called by the engine thread alone. A speculator never changes what is
+// emitted, only how fast.
 #pragma once
 
 #include <cstdint>
@@ -16,52 +17,71 @@ namespace foretoken {
 // As the request asked; defaults are "off".
 struct SamplingParams {
   float temperature = 1.0f;
-  std::int32_t top_k = 0;          // 0: off
+  std::int32_t top_k = 0;  // 0: off
   float top_p = 1.0f;
   float min_p = 0.0f;
   float presence_penalty = 0, frequency_penalty = 0, repetition_penalty = 1;
   std::vector<std::pair<TokenId, float>> logit_bias;
-  std::uint64_t seed = 0;          // always set by admission
+  std::uint64_t seed = 0;  // always set by admission
 };
 
 // What a speculator may see of a sequence: its tokens so far (all committed) and how it samples.
 struct DraftContext {
   RequestId request;
-  int slot = 0;                            // engine slot, < max_num_seqs: key for per-sequence state
-  std::span<const TokenId> tokens;         // prompt and output, the last one not yet in the target's KV
+  int slot = 0;                     // engine slot, < max_num_seqs: key for per-sequence state
+  std::span<const TokenId> tokens;  // prompt and output, the last one not yet in the target's KV
   const SamplingParams* sampling = nullptr;
-  int store = 0;                           // which traffic store (per API key, see TrafficStores)
+  int store = 0;           // which traffic store (per API key, see TrafficStores)
+  bool rejection = false;  // --spec-sampling rejection: do not draft with the request's noise
 };
 
 struct Draft {
   std::vector<TokenId> tokens;
-  std::vector<float> confidences;          // P(accepted | everything before it was), one a token
-  std::vector<SpeculatorKind> kinds;       // one a token
-  void clear() { tokens.clear(); confidences.clear(); kinds.clear(); }
+  std::vector<float> confidences;     // P(accepted | everything before it was), one a token
+  std::vector<SpeculatorKind> kinds;  // one a token
+  // --spec-sampling rejection only: the sparse distribution each token was drawn from, with noise
+  // of its own (empty: a point mass, the token did not depend on the request's noise). One a token,
+  // or none at all.
+  std::vector<std::vector<std::pair<TokenId, float>>> support;
+  void clear() {
+    tokens.clear();
+    confidences.clear();
+    kinds.clear();
+    support.clear();
+  }
+  void truncate(std::size_t n) {
+    if (n >= tokens.size()) return;
+    tokens.resize(n);
+    confidences.resize(n);
+    kinds.resize(n);
+    if (support.size() > n) support.resize(n);
+  }
 };
 
 struct DraftJob {
   DraftContext context;
-  int max_tokens = 0;                      // 0: nothing wanted
-  Draft draft;                             // out
+  int max_tokens = 0;  // 0: nothing wanted
+  Draft draft;         // out
 };
 
-// What became of a round, for learning confidences. `tokens` are the sequence's tokens before the round.
+// What became of a round, for learning confidences. `tokens` are the sequence's tokens before the
+// round.
 struct DraftOutcome {
   DraftContext context;
   const Draft* draft = nullptr;
   int accepted = 0;
-  std::span<const TokenId> emitted;        // accepted + 1 tokens (fewer at an end)
+  std::span<const TokenId> emitted;  // accepted + 1 tokens (fewer at an end)
 };
 
 class Speculator {
  public:
   virtual ~Speculator() = default;
   virtual SpeculatorKind kind() const = 0;
-  virtual void open(const DraftContext& context) = 0;      // a sequence starts (its prompt is known) or returns after preemption
-  virtual void close(int slot, bool aborted) = 0;          // it ended
-  virtual void propose(std::span<DraftJob> jobs) = 0;      // fills every job's draft
-  virtual void observe(const DraftOutcome& outcome) = 0;   // after commit
+  virtual void open(const DraftContext& context) = 0;  // a sequence starts (its prompt is known) or
+                                                       // returns after preemption
+  virtual void close(int slot, bool aborted) = 0;      // it ended
+  virtual void propose(std::span<DraftJob> jobs) = 0;  // fills every job's draft
+  virtual void observe(const DraftOutcome& outcome) = 0;  // after commit
 };
 
 }  // namespace foretoken

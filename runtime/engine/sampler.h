@@ -1,0 +1,68 @@
+// The target's side of drafter-invariant sampling (DESIGN section 5): filters on one row of logits,
+// then the Gumbel-coupled choice. A row's token is a function of (logits, parameters, history,
+// position) alone. Owned by the engine thread; buffers are reused from row to row.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "foretoken/protocol/ids.h"
+#include "runtime/speculate/speculator.h"
+
+namespace foretoken {
+
+// Token counts for the penalties: of the prompt (repetition only) and of the output.
+class TokenCounts {
+ public:
+  explicit TokenCounts(std::int64_t n_vocab)
+      : prompt_(std::size_t(n_vocab)), output_(std::size_t(n_vocab)) {}
+  void add_prompt(TokenId token) { prompt_[std::size_t(token)] = 1; }
+  void add_output(TokenId token) { ++output_[std::size_t(token)]; }
+  void remove_output(TokenId token) { --output_[std::size_t(token)]; }
+  bool seen(std::size_t v) const { return prompt_[v] || output_[v] > 0; }
+  int output(std::size_t v) const { return output_[v]; }
+
+ private:
+  std::vector<std::uint8_t> prompt_;
+  std::vector<std::int32_t> output_;
+};
+
+bool wants_penalties(const SamplingParams& params);
+
+class Sampler {
+ public:
+  explicit Sampler(std::int64_t n_vocab) : n_vocab_(n_vocab) {}
+
+  // Prepares one row: bias and penalties in place (counts may be null if wants_penalties() is
+  // false), then temperature, top-k, top-p, min-p. `logits`: [n_vocab], changed; must stay valid
+  // until the next prepare().
+  void prepare(float* logits, const SamplingParams& params, const TokenCounts* counts);
+
+  // The token at absolute position `position`, with the request's seed.
+  TokenId sample(std::uint64_t position) const;
+  // log p(token) after temperature and filters; -inf if filtered out. At T = 0: 0 for the argmax,
+  // else -inf.
+  double logprob(TokenId token) const;
+
+  // Speculative rejection sampling (Leviathan et al. 2023): the draft came from `support` (its
+  // distribution, sparse; empty: a point mass). Returns the token and whether it is the draft.
+  std::pair<TokenId, bool> sample_rejection(TokenId draft,
+                                            std::span<const std::pair<TokenId, float>> support,
+                                            std::uint64_t position);
+
+ private:
+  std::int64_t n_vocab_;
+  float* logits_ = nullptr;
+  float inv_temperature_ = 0;
+  std::uint64_t seed_ = 0;
+  bool full_ = true;               // no filter: the whole vocabulary
+  std::vector<std::int32_t> ids_;  // the filtered set, by logit descending, then id
+  std::vector<float> values_;
+  mutable double lse_ = 0;
+  mutable bool have_lse_ = false;
+  double log_normaliser() const;
+};
+
+}  // namespace foretoken

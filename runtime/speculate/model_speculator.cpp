@@ -1,0 +1,161 @@
+#include "runtime/speculate/model_speculator.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "foretoken/kernels/sampling.h"
+
+namespace foretoken {
+
+namespace {
+// The draft's own noise under rejection sampling: independent of the target's (sampler.cpp).
+constexpr std::uint64_t kDraftKey = 0x9e3779b97f4a7c15ull;
+constexpr std::int64_t kSupport = 64;  // tokens a rejection-sampled draft may come from
+}  // namespace
+
+ModelSpeculator::ModelSpeculator(std::shared_ptr<const Model> model,
+                                 const ModelSpeculatorOptions& options, kernels::ThreadPool& pool)
+    : model_(std::move(model)),
+      options_(options),
+      pool_(pool),
+      slots_(std::size_t(options.kv.max_sequences)) {}
+
+Result<std::unique_ptr<ModelSpeculator>> ModelSpeculator::create(
+    std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
+    const ModelSpeculatorOptions& options, kernels::ThreadPool& pool) {
+  std::unique_ptr<ModelSpeculator> self(new ModelSpeculator(model, options, pool));
+  auto kv = KvCache::create(model->kv_geometry(), options.kv, std::move(calibration));
+  if (!kv) return kv.error();
+  self->kv_ = std::move(*kv);
+  const int rows = options.kv.max_rows, sequences = options.kv.max_sequences;
+  self->workspace_ = model->make_workspace(rows, sequences);
+  self->row_tokens_.resize(std::size_t(rows));
+  self->groups_.reserve(std::size_t(sequences));
+  self->logit_rows_.reserve(std::size_t(sequences));
+  self->active_.reserve(std::size_t(sequences));
+  self->logits_.resize(std::size_t(sequences) * std::size_t(model->config().n_vocab));
+  return self;
+}
+
+void ModelSpeculator::open(const DraftContext& context) {
+  Slot& slot = slots_[std::size_t(context.slot)];
+  if (slot.kv >= 0) kv_->close(slot.kv);
+  slot = {kv_->open().value_or(-1), 0};
+}
+
+void ModelSpeculator::close(int slot, bool) {
+  if (slots_[std::size_t(slot)].kv >= 0) kv_->close(slots_[std::size_t(slot)].kv);
+  slots_[std::size_t(slot)] = {};
+}
+
+void ModelSpeculator::run(std::span<const KvRows> groups, int n_rows, bool want_logits) {
+  logit_rows_.clear();
+  if (want_logits) {
+    for (const KvRows& g : groups) logit_rows_.push_back(g.first_row + g.n_rows - 1);
+  }
+  ForwardBatch batch;
+  batch.tokens = std::span<const TokenId>(row_tokens_.data(), std::size_t(n_rows));
+  batch.sequences = groups;
+  batch.logit_rows = logit_rows_;
+  batch.logits = logits_.data();
+  model_->forward(batch, *kv_, *workspace_, pool_);
+}
+
+// Feeds all committed tokens but the last (the first draft step feeds that one). False: no room.
+bool ModelSpeculator::catch_up(DraftJob& job) {
+  Slot& slot = slots_[std::size_t(job.context.slot)];
+  if (slot.kv < 0) return false;
+  const auto length = std::int64_t(job.context.tokens.size());
+  if (!kv_->reserve(slot.kv, length + job.max_tokens)) return false;
+  while (slot.fed < length - 1) {
+    const auto n = int(std::min<std::int64_t>(options_.kv.max_rows, length - 1 - slot.fed));
+    std::copy_n(job.context.tokens.begin() + slot.fed, n, row_tokens_.begin());
+    const KvRows rows{slot.kv, slot.fed, n, 0};
+    run({&rows, 1}, n, false);
+    slot.fed += n;
+    kv_->commit(slot.kv, slot.fed);
+  }
+  return true;
+}
+
+void ModelSpeculator::propose(std::span<DraftJob> jobs) {
+  active_.clear();
+  int longest = 0;
+  for (DraftJob& job : jobs) {
+    job.draft.clear();
+    if (job.max_tokens <= 0 || !catch_up(job)) continue;
+    active_.push_back(&job);
+    longest = std::max(longest, job.max_tokens);
+  }
+  const std::int64_t n_vocab = model_->config().n_vocab;
+  for (int step = 0; step < longest && !active_.empty(); ++step) {
+    groups_.clear();
+    int row = 0;
+    for (DraftJob* job : active_) {
+      const auto length = std::int64_t(job->context.tokens.size());
+      row_tokens_[std::size_t(row)] =
+          step == 0 ? job->context.tokens.back() : job->draft.tokens.back();
+      groups_.push_back({slots_[std::size_t(job->context.slot)].kv, length - 1 + step, 1, row});
+      ++row;
+    }
+    run(groups_, row, true);
+    for (std::size_t i = 0; i < active_.size(); ++i) {
+      DraftJob& job = *active_[i];
+      const SamplingParams& sampling = *job.context.sampling;
+      const float* logits = &logits_[i * std::size_t(n_vocab)];
+      const auto position = job.context.tokens.size() + std::size_t(step);  // of the token to draft
+      const float inv_temperature = sampling.temperature > 0 ? 1.0f / sampling.temperature : 0.0f;
+      TokenId token = 0;
+      double confidence = 0;
+      if (options_.rejection && inv_temperature > 0) {
+        std::int32_t ids[kSupport];
+        float values[kSupport];
+        const std::int64_t n = kernels::top_k(logits, n_vocab, kSupport, ids, values);
+        const double lse = kernels::log_sum_exp(values, n, inv_temperature);
+        token = kernels::sample_subset(values, ids, n, inv_temperature, sampling.seed ^ kDraftKey,
+                                       position);
+        auto& support = job.draft.support.emplace_back();
+        for (std::int64_t k = 0; k < n; ++k) {
+          support.emplace_back(ids[k], float(std::exp(double(values[k] * inv_temperature) - lse)));
+          if (ids[k] == token) confidence = double(support.back().second);
+        }
+      } else {
+        token = kernels::sample_full(logits, n_vocab, inv_temperature, sampling.seed, position);
+        const double lse =
+            kernels::log_sum_exp(logits, n_vocab, inv_temperature > 0 ? inv_temperature : 1.0f);
+        confidence =
+            std::exp(double(logits[token] * (inv_temperature > 0 ? inv_temperature : 1.0f)) - lse);
+      }
+      job.draft.tokens.push_back(token);
+      job.draft.confidences.push_back(float(confidence));
+      job.draft.kinds.push_back(SpeculatorKind::kModel);
+    }
+    std::erase_if(active_,
+                  [&](DraftJob* job) { return int(job->draft.tokens.size()) >= job->max_tokens; });
+  }
+  // Fed: every committed token, and (uncommitted) each drafted token but the last. observe() keeps
+  // what held.
+  for (DraftJob& job : jobs) {
+    if (!job.draft.tokens.empty())
+      slots_[std::size_t(job.context.slot)].fed = std::int64_t(job.context.tokens.size());
+  }
+}
+
+void ModelSpeculator::observe(const DraftOutcome& outcome) {
+  Slot& slot = slots_[std::size_t(outcome.context.slot)];
+  if (slot.kv < 0) return;
+  // Positions length .. length + d - 2 hold drafted tokens 0 .. d - 2; those that were accepted
+  // stay.
+  const auto length = std::int64_t(outcome.context.tokens.size());
+  if (slot.fed != length) return;  // this round's draft was not this model's
+  std::int64_t kept = 0;
+  const Draft& draft = *outcome.draft;
+  for (std::size_t i = 0; i + 1 < draft.tokens.size() && int(i) < outcome.accepted; ++i) {
+    if (draft.kinds[i] != SpeculatorKind::kModel) break;
+    ++kept;
+  }
+  slot.fed = length + kept;
+  kv_->commit(slot.kv, slot.fed);
+}
+
+}  // namespace foretoken

@@ -1,0 +1,60 @@
+// The `model` speculator: a smaller model with the target's tokenizer and its own paged KV cache
+// (INT2 included) drafts token by token, all sequences of a round together. It sees only committed
+// tokens plus its own draft; its cache is rolled back by overwriting, like the target's. Engine
+// thread only.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "runtime/kv/kv_cache.h"
+#include "runtime/model/model.h"
+#include "runtime/speculate/speculator.h"
+
+namespace foretoken {
+
+struct ModelSpeculatorOptions {
+  KvOptions kv;  // of the draft: mode, pool, max_sequences (engine slots), max_rows
+  int max_draft = 16;
+  bool rejection =
+      false;  // draft from an explicit sparse distribution (speculative rejection sampling)
+};
+
+class ModelSpeculator final : public Speculator {
+ public:
+  static Result<std::unique_ptr<ModelSpeculator>> create(
+      std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
+      const ModelSpeculatorOptions& options, kernels::ThreadPool& pool);
+  SpeculatorKind kind() const override { return SpeculatorKind::kModel; }
+  void open(const DraftContext& context) override;
+  void close(int slot, bool aborted) override;
+  void propose(std::span<DraftJob> jobs) override;
+  void observe(const DraftOutcome& outcome) override;
+  KvStats kv_stats() const { return kv_->stats(); }
+
+ private:
+  struct Slot {
+    KvSequence kv = -1;  // -1: closed, or its pages had to be given up
+    std::int64_t fed =
+        0;  // positions whose K and V are in the cache and match the committed tokens
+  };
+  ModelSpeculator(std::shared_ptr<const Model> model, const ModelSpeculatorOptions& options,
+                  kernels::ThreadPool& pool);
+  // Runs rows through the draft model; logits of each group's last row when asked.
+  void run(std::span<const KvRows> groups, int n_rows, bool want_logits);
+  bool catch_up(DraftJob& job);
+
+  std::shared_ptr<const Model> model_;
+  ModelSpeculatorOptions options_;
+  kernels::ThreadPool& pool_;
+  std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<ForwardWorkspace> workspace_;
+  std::vector<Slot> slots_;
+  std::vector<TokenId> row_tokens_;
+  std::vector<KvRows> groups_;
+  std::vector<int> logit_rows_;
+  std::vector<float> logits_;  // [max_sequences, n_vocab]
+  std::vector<DraftJob*> active_;
+};
+
+}  // namespace foretoken
