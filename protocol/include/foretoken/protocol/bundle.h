@@ -32,8 +32,8 @@ struct Bundle {
 
 std::vector<std::byte> serialize(const Bundle& bundle);
 // Checks length, magic, format version, digest, directory, dtypes, finiteness. Error messages begin with
-// the reason's name used by the drop counters: "checksum: ...", "truncated: ...", "version: ...", "shape: ...",
-// "non-finite: ...".
+// the reason's name used by the drop counters: "truncated: ", "magic: ", "format: " (another format version),
+// "checksum: ", "shape: ", "non-finite: ".
 Result<Bundle> parse_bundle(std::span<const std::byte> bytes);
 
 }  // namespace foretoken

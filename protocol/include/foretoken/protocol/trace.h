@@ -2,20 +2,19 @@
 // on disk. Parsed as hostile input. Byte layout: PROTOCOL.md.
 #pragma once
 
-#include <cstddef>
-#include <memory>
 #include <span>
-#include <vector>
 
+#include "foretoken/protocol/frame.h"
 #include "foretoken/protocol/result.h"
 #include "foretoken/protocol/trace_record.h"
 
 namespace foretoken {
 
-using Frame = std::vector<std::byte>;
-using Message = std::vector<Frame>;
-
+// Per generated token at most kMaxCandidates candidates and kTeacherTopK top tokens; every round has as
+// many confidences and kinds as drafted tokens.
 Message serialize(const RequestTrace& trace);
-Result<RequestTrace> parse_trace(std::span<const Frame> frames);
+// Errors begin with the reason's name: "truncated: ", "magic: ", "protocol: ", "checksum: ", "shape: ",
+// "non-finite: ".
+Result<RequestTrace> parse_trace(std::span<const Frame> message);
 
 }  // namespace foretoken

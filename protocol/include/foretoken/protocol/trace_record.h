@@ -56,7 +56,8 @@ struct TraceSampling {
 };
 
 struct RequestTrace {
-  RequestId request;
+  std::uint64_t server_run = 0;          // random, one a start of the server (set by the publisher)
+  RequestId request;                     // unique within one server run
   std::string domain;                    // metadata.domain, else a label of the API key
   std::string key_id;                    // whose store this belongs to ("" = the shared one)
   std::array<std::uint8_t, 32> model_fingerprint{};

@@ -22,7 +22,7 @@ class Clock {
 };
 const Clock& system_clock();
 
-// One direction of a channel.
+// One direction of a channel. A Sender and a Receiver are each used by one thread.
 class Sender {
  public:
   virtual ~Sender() = default;
@@ -44,7 +44,9 @@ struct LinkEndpoints {
 struct Link {
   std::unique_ptr<Sender> sender;
   std::unique_ptr<Receiver> receiver;
+  LinkEndpoints endpoints;  // as bound: "tcp://127.0.0.1:*" has its port
 };
+// They reconnect by themselves; a message in flight when a peer dies may be lost, never torn or doubled.
 Result<Link> open_server_link(const LinkEndpoints& endpoints);
 Result<Link> open_trainer_link(const LinkEndpoints& endpoints);
 

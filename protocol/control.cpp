@@ -1,0 +1,243 @@
+#include "foretoken/protocol/control.h"
+
+#include <flatbuffers/flatbuffers.h>
+#include <fmt/format.h>
+#include <sodium.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "foretoken/protocol/control_generated.h"
+#include "protocol/bytes.h"
+
+namespace foretoken {
+namespace {
+
+using flatbuffers::FlatBufferBuilder;
+
+constexpr std::size_t kMaxTextBytes = 4096;  // verdicts and reasons end up in /stats
+
+Error invalid(const char* reason, std::string text) {
+  return Error{ErrorCode::kInvalidInput, fmt::format("{}: control: {}", reason, text)};
+}
+
+template <class Body>
+Message seal_control(MessageType type, FlatBufferBuilder& builder, wire::ControlBody body_type,
+                     flatbuffers::Offset<Body> body, Frame extra = {}) {
+  wire::FinishControlBuffer(builder, wire::CreateControl(builder, body_type, body.Union()));
+  std::vector<Frame> frames;
+  frames.push_back(to_bytes<std::uint8_t>({builder.GetBufferPointer(), builder.GetSize()}));
+  if (!extra.empty()) frames.push_back(std::move(extra));
+  return seal(type, std::move(frames));
+}
+
+// The verified body of a control message with `n_frames` frames after the envelope.
+template <class Body>
+Result<const Body*> body_of(std::span<const Frame> message, MessageType wanted,
+                            std::size_t n_frames, const Body* (wire::Control::*accessor)() const) {
+  auto type = check_envelope(message);
+  if (!type) return type.error();
+  if (*type != wanted) return invalid("protocol", "the message is of another type");
+  if (message.size() != n_frames + 1) return invalid("truncated", "frame count");
+  const Frame& frame = message[1];
+  const auto* at = reinterpret_cast<const std::uint8_t*>(frame.data());
+  flatbuffers::Verifier verifier(at, frame.size());
+  if (frame.size() < 8 || !wire::VerifyControlBuffer(verifier)) {
+    return invalid("truncated", "the header is not a valid Control");
+  }
+  const Body* body = (wire::GetControl(at)->*accessor)();
+  if (!body) return invalid("protocol", "the body is of another type");
+  return body;
+}
+
+std::string text_of(const flatbuffers::String* text) {
+  return text ? text->str().substr(0, kMaxTextBytes) : std::string();
+}
+
+}  // namespace
+
+std::string to_hex(const ModelFingerprint& fingerprint) {
+  std::string hex;
+  for (const std::uint8_t byte : fingerprint) hex += fmt::format("{:02x}", byte);
+  return hex;
+}
+
+Result<ModelFingerprint> fingerprint_from_hex(std::string_view hex) {
+  ModelFingerprint fingerprint{};
+  const auto digit = [](char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+  };
+  bool good = hex.size() == 2 * fingerprint.size();
+  for (std::size_t i = 0; good && i < fingerprint.size(); ++i) {
+    const int high = digit(hex[2 * i]), low = digit(hex[2 * i + 1]);
+    good = high >= 0 && low >= 0;
+    fingerprint[i] = static_cast<std::uint8_t>(high * 16 + low);
+  }
+  if (!good) {
+    return Error{ErrorCode::kInvalidInput,
+                 fmt::format("model fingerprint: found \"{}\", wanted 64 hexadecimal digits",
+                             hex.substr(0, 80))};
+  }
+  return fingerprint;
+}
+
+std::uint64_t random_run_id() {
+  static const bool ready = sodium_init() >= 0;
+  std::uint64_t run = 0;
+  while (ready && run == 0) randombytes_buf(&run, sizeof run);
+  return run;
+}
+
+Message serialize(const ServerHello& hello) {
+  FlatBufferBuilder builder(256);
+  const auto fingerprint =
+      builder.CreateVector(hello.model_fingerprint.data(), hello.model_fingerprint.size());
+  const auto reason = builder.CreateString(hello.refused_reason);
+  return seal_control(MessageType::kServerHello, builder, wire::ControlBody::ServerHello,
+                      wire::CreateServerHello(builder, hello.run, fingerprint, hello.served.value,
+                                              hello.refused.value, reason, hello.requests_running,
+                                              hello.traces_sent, hello.traces_dropped));
+}
+
+Message serialize(const TrainerStatus& status) {
+  FlatBufferBuilder builder(256);
+  const auto fingerprint =
+      status.model_fingerprint
+          ? builder.CreateVector(status.model_fingerprint->data(), status.model_fingerprint->size())
+          : flatbuffers::Offset<flatbuffers::Vector<std::uint8_t>>();
+  const auto verdict = builder.CreateString(status.verdict);
+  return seal_control(
+      MessageType::kTrainerStatus, builder, wire::ControlBody::TrainerStatus,
+      wire::CreateTrainerStatus(builder, status.run, fingerprint, status.current.value, status.step,
+                                status.loss, status.trained_tokens, status.trained_requests,
+                                status.buffer_requests, status.buffer_bytes, status.traces_refused,
+                                verdict));
+}
+
+Message serialize(const BundleChunk& chunk) {
+  FlatBufferBuilder builder(128);
+  return seal_control(MessageType::kBundleChunk, builder, wire::ControlBody::BundleChunk,
+                      wire::CreateBundleChunk(builder, chunk.version.value, chunk.total_bytes,
+                                              chunk.offset, chunk.bundle_hash),
+                      chunk.bytes);
+}
+
+Result<ServerHello> parse_server_hello(std::span<const Frame> message) {
+  auto body = body_of(message, MessageType::kServerHello, 1, &wire::Control::body_as_ServerHello);
+  if (!body) return body.error();
+  const wire::ServerHello& from = **body;
+  ServerHello hello;
+  if (!from.model_fingerprint() ||
+      from.model_fingerprint()->size() != hello.model_fingerprint.size()) {
+    return invalid("shape", "the model fingerprint is not 32 bytes");
+  }
+  std::copy(from.model_fingerprint()->begin(), from.model_fingerprint()->end(),
+            hello.model_fingerprint.begin());
+  hello.run = from.run();
+  hello.served = {from.served_version()};
+  hello.refused = {from.refused_version()};
+  hello.refused_reason = text_of(from.refused_reason());
+  hello.requests_running = from.requests_running();
+  hello.traces_sent = from.traces_sent();
+  hello.traces_dropped = from.traces_dropped();
+  return hello;
+}
+
+Result<TrainerStatus> parse_trainer_status(std::span<const Frame> message) {
+  auto body =
+      body_of(message, MessageType::kTrainerStatus, 1, &wire::Control::body_as_TrainerStatus);
+  if (!body) return body.error();
+  const wire::TrainerStatus& from = **body;
+  TrainerStatus status;
+  if (from.model_fingerprint()) {
+    ModelFingerprint fingerprint{};
+    if (from.model_fingerprint()->size() != fingerprint.size()) {
+      return invalid("shape", "the model fingerprint is not 32 bytes");
+    }
+    std::copy(from.model_fingerprint()->begin(), from.model_fingerprint()->end(),
+              fingerprint.begin());
+    status.model_fingerprint = fingerprint;
+  }
+  status.run = from.run();
+  status.current = {from.current_version()};
+  status.step = from.step();
+  status.loss = from.loss();
+  if (std::isinf(status.loss)) return invalid("non-finite", "loss");
+  status.trained_tokens = from.trained_tokens();
+  status.trained_requests = from.trained_requests();
+  status.buffer_requests = from.buffer_requests();
+  status.buffer_bytes = from.buffer_bytes();
+  status.traces_refused = from.traces_refused();
+  status.verdict = text_of(from.verdict());
+  return status;
+}
+
+Result<BundleChunk> parse_bundle_chunk(std::span<const Frame> message) {
+  auto body = body_of(message, MessageType::kBundleChunk, 2, &wire::Control::body_as_BundleChunk);
+  if (!body) return body.error();
+  const wire::BundleChunk& from = **body;
+  const std::size_t size = message[2].size();
+  if (from.total_bytes() == 0 || from.total_bytes() > kMaxBundleBytes || size == 0 ||
+      size > kMaxChunkBytes || from.offset() > from.total_bytes() ||
+      size > from.total_bytes() - from.offset()) {
+    return invalid("shape", fmt::format("bundle chunk of {} bytes at {} of {}", size, from.offset(),
+                                        from.total_bytes()));
+  }
+  return BundleChunk{
+      {from.version()}, from.total_bytes(), from.offset(), from.bundle_hash(), message[2]};
+}
+
+std::vector<Message> chunk_bundle(SpeculatorVersion version, std::span<const std::byte> bundle,
+                                  std::size_t chunk_bytes) {
+  std::vector<Message> messages;
+  const std::uint64_t hash = content_hash(bundle);
+  for (std::size_t offset = 0; offset < bundle.size(); offset += chunk_bytes) {
+    const auto piece = bundle.subspan(offset, std::min(chunk_bytes, bundle.size() - offset));
+    messages.push_back(
+        serialize(BundleChunk{version, bundle.size(), offset, hash, {piece.begin(), piece.end()}}));
+  }
+  return messages;
+}
+
+void BundleAssembler::start(const BundleChunk& chunk) {
+  total_bytes_ = chunk.total_bytes;
+  bundle_hash_ = chunk.bundle_hash;
+  version_ = chunk.version;
+  pieces_.clear();
+  received_ = 0;
+}
+
+Result<std::optional<std::vector<std::byte>>> BundleAssembler::add(BundleChunk chunk) {
+  using Out = std::optional<std::vector<std::byte>>;
+  if (chunk.total_bytes != total_bytes_ || chunk.bundle_hash != bundle_hash_ ||
+      chunk.version != version_) {
+    start(chunk);
+  }
+  const auto at = std::lower_bound(
+      pieces_.begin(), pieces_.end(), chunk.offset,
+      [](const BundleChunk& piece, std::uint64_t offset) { return piece.offset < offset; });
+  if (at != pieces_.end() && at->offset == chunk.offset && at->bytes.size() == chunk.bytes.size())
+    return Out{};
+  const bool overlaps_next = at != pieces_.end() && chunk.offset + chunk.bytes.size() > at->offset;
+  const bool overlaps_previous =
+      at != pieces_.begin() && (at - 1)->offset + (at - 1)->bytes.size() > chunk.offset;
+  if (overlaps_next || overlaps_previous)
+    return invalid("shape", "a bundle chunk overlaps another");
+  received_ += chunk.bytes.size();
+  pieces_.insert(at, std::move(chunk));
+  if (received_ < total_bytes_) return Out{};
+  std::vector<std::byte> whole;
+  whole.reserve(total_bytes_);
+  for (const BundleChunk& piece : pieces_)
+    whole.insert(whole.end(), piece.bytes.begin(), piece.bytes.end());
+  const std::uint64_t wanted = bundle_hash_;
+  start({});
+  if (content_hash(whole) != wanted)
+    return invalid("checksum", "the bundle's chunks do not make the bundle announced");
+  return Out{std::move(whole)};
+}
+
+}  // namespace foretoken

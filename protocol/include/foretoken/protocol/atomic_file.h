@@ -1,0 +1,18 @@
+// Whole files that are either the old or the new one, whatever happens while they are written: a
+// temporary file beside the target, fsync, rename, fsync of the folder.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <vector>
+
+#include "foretoken/protocol/result.h"
+
+namespace foretoken {
+
+Status write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes);
+// Errors: kNotFound, kIo, kOutOfRange (larger than max_bytes).
+Result<std::vector<std::byte>> read_file(const std::filesystem::path& path, std::size_t max_bytes);
+
+}  // namespace foretoken

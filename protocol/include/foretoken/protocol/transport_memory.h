@@ -1,0 +1,61 @@
+// The in-memory twin of the ZeroMQ link, for deterministic simulation: an injected clock, and
+// faults drawn from one seed. Single-threaded: the test calls the state machines in turn and
+// advances the clock. Semantics are those of the sockets: bounded, atomic messages, a send without
+// a live peer is a `false`, what is in flight to or from a process that crashes is lost. Reordering
+// and duplicates, which ZeroMQ does not do, can be switched on: the protocol holds without the
+// order.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <random>
+
+#include "foretoken/protocol/transport.h"
+
+namespace foretoken {
+
+class ManualClock final : public Clock {
+ public:
+  std::chrono::nanoseconds monotonic() const override { return now_; }
+  std::int64_t unix_ms() const override { return unix_ms_; }
+  void advance(std::chrono::nanoseconds by) {
+    now_ += by;
+    unix_ms_ += std::chrono::duration_cast<std::chrono::milliseconds>(by).count();
+  }
+  void jump_wall_clock(std::int64_t by_ms) { unix_ms_ += by_ms; }  // monotonic() is not moved
+
+ private:
+  std::chrono::nanoseconds now_{0};
+  std::int64_t unix_ms_ = 1'700'000'000'000;
+};
+
+struct MemoryFaults {
+  double loss = 0;       // probability that a message disappears
+  double duplicate = 0;  // probability that it arrives twice
+  double corrupt = 0;    // probability that one bit of it flips
+  std::chrono::milliseconds delay_min{0}, delay_max{0};
+  bool reorder = false;  // false: a message never overtakes another on its channel
+};
+
+class MemoryNetwork {
+ public:
+  MemoryNetwork(const ManualClock& clock, std::uint64_t seed);
+  ~MemoryNetwork();
+
+  // Opening an end again (after crash_*) is a restart of its process. The network outlives its
+  // links.
+  Link open_server(int high_water_mark = 1000);
+  Link open_trainer(int high_water_mark = 1000);
+  void crash_server();  // its links become dead: sends fail, nothing is received
+  void crash_trainer();
+  void set_faults(const MemoryFaults& faults);
+  std::size_t in_flight() const;
+
+  struct State;
+
+ private:
+  std::shared_ptr<State> state_;
+};
+
+}  // namespace foretoken

@@ -1,0 +1,364 @@
+#include "foretoken/protocol/trace.h"
+
+#include <flatbuffers/flatbuffers.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "foretoken/protocol/trace_generated.h"
+#include "protocol/bytes.h"
+
+namespace foretoken {
+namespace {
+
+using Kind = wire::TraceFrameKind;
+
+Error invalid(const char* reason, std::string text) {
+  return Error{ErrorCode::kInvalidInput, fmt::format("{}: trace: {}", reason, text)};
+}
+
+// The arrays of a trace flattened as they travel: one row of the frame table of PROTOCOL.md a
+// member.
+struct Arrays {
+  std::vector<std::uint8_t> candidate_counts, candidate_classes, top_counts, draft_kinds;
+  std::vector<TokenId> candidate_tokens, top_ids, drafted;
+  std::vector<float> top_logits, log_sum_exp, logprob, confidences;
+};
+
+Arrays flatten(const RequestTrace& trace) {
+  Arrays out;
+  for (const GeneratedTokenTrace& generated : trace.generated) {
+    out.candidate_counts.push_back(static_cast<std::uint8_t>(generated.candidates.size()));
+    for (const Candidate& candidate : generated.candidates) {
+      out.candidate_tokens.push_back(candidate.token);
+      out.candidate_classes.push_back(candidate.klass);
+    }
+    out.top_counts.push_back(static_cast<std::uint8_t>(generated.top_ids.size()));
+    out.top_ids.insert(out.top_ids.end(), generated.top_ids.begin(), generated.top_ids.end());
+    out.top_logits.insert(out.top_logits.end(), generated.top_logits.begin(),
+                          generated.top_logits.end());
+    out.log_sum_exp.push_back(generated.log_sum_exp);
+    out.logprob.push_back(generated.logprob);
+  }
+  for (const RoundTrace& round : trace.rounds) {
+    out.drafted.insert(out.drafted.end(), round.drafted.begin(), round.drafted.end());
+    out.confidences.insert(out.confidences.end(), round.confidences.begin(),
+                           round.confidences.end());
+    for (SpeculatorKind kind : round.kinds)
+      out.draft_kinds.push_back(static_cast<std::uint8_t>(kind));
+  }
+  return out;
+}
+
+// The frames of one message by kind, lengths checked against the header's directory.
+class FrameDirectory {
+ public:
+  static Result<FrameDirectory> read(const wire::TraceHeader& header,
+                                     std::span<const Frame> frames) {
+    FrameDirectory directory;
+    const auto* infos = header.frames();
+    const std::size_t n_infos = infos ? infos->size() : 0;
+    if (n_infos != frames.size()) {
+      return invalid("truncated",
+                     fmt::format("frames: found {}, wanted {}", frames.size(), n_infos));
+    }
+    for (std::size_t i = 0; i < n_infos; ++i) {
+      const wire::FrameInfo& info = *infos->Get(static_cast<flatbuffers::uoffset_t>(i));
+      const std::uint64_t wanted = std::uint64_t{info.element_bytes()} * info.count();
+      if (frames[i].size() != wanted) {
+        return invalid("truncated", fmt::format("frame {}: found {} bytes, wanted {}", i,
+                                                frames[i].size(), wanted));
+      }
+      const auto kind = static_cast<std::size_t>(info.kind());
+      if (kind == 0 || kind >= directory.entries_.size())
+        continue;  // of a later minor revision: skipped
+      if (directory.entries_[kind].frame) {
+        return invalid("shape", fmt::format("frame kind {} appears twice", kind));
+      }
+      directory.entries_[kind] = {&frames[i], info.element_bytes()};
+    }
+    return directory;
+  }
+
+  // Fills `out` with exactly `count` elements. An absent frame is an empty one.
+  template <class T>
+  Status take(Kind kind, std::size_t count, std::vector<T>& out) const {
+    const Entry& entry = entries_[static_cast<std::size_t>(kind)];
+    const std::size_t found = entry.frame ? entry.frame->size() / sizeof(T) : 0;
+    if ((entry.frame && entry.element_bytes != sizeof(T)) || found != count) {
+      return invalid("shape", fmt::format("{}: found {} elements of {} bytes, wanted {} of {}",
+                                          wire::EnumNameTraceFrameKind(kind), found,
+                                          entry.element_bytes, count, sizeof(T)));
+    }
+    if (entry.frame) out = from_bytes<T>(*entry.frame);
+    return Ok{};
+  }
+
+ private:
+  struct Entry {
+    const Frame* frame = nullptr;
+    std::size_t element_bytes = 0;
+  };
+  std::array<Entry, static_cast<std::size_t>(Kind::MAX) + 1> entries_{};
+};
+
+bool tokens_valid(std::span<const TokenId> tokens) {
+  return std::all_of(tokens.begin(), tokens.end(), [](TokenId token) { return token >= 0; });
+}
+bool all_finite(std::span<const float> values) {
+  return std::all_of(values.begin(), values.end(),
+                     [](float value) { return std::isfinite(value); });
+}
+std::size_t sum(std::span<const std::uint8_t> counts) {
+  std::size_t total = 0;
+  for (std::uint8_t count : counts) total += count;
+  return total;
+}
+
+Status read_generated(const FrameDirectory& frames, std::size_t n_generated, RequestTrace& trace) {
+  Arrays in;
+  if (auto s = frames.take(Kind::CandidateCounts, n_generated, in.candidate_counts); !s)
+    return s.error();
+  if (auto s = frames.take(Kind::TopCounts, n_generated, in.top_counts); !s) return s.error();
+  if (auto s = frames.take(Kind::LogSumExp, n_generated, in.log_sum_exp); !s) return s.error();
+  if (auto s = frames.take(Kind::LogProb, n_generated, in.logprob); !s) return s.error();
+  const std::size_t n_candidates = sum(in.candidate_counts), n_top = sum(in.top_counts);
+  if (auto s = frames.take(Kind::CandidateTokens, n_candidates, in.candidate_tokens); !s)
+    return s.error();
+  if (auto s = frames.take(Kind::CandidateClasses, n_candidates, in.candidate_classes); !s)
+    return s.error();
+  if (auto s = frames.take(Kind::TopIds, n_top, in.top_ids); !s) return s.error();
+  if (auto s = frames.take(Kind::TopLogits, n_top, in.top_logits); !s) return s.error();
+  if (!tokens_valid(in.candidate_tokens) || !tokens_valid(in.top_ids)) {
+    return invalid("shape", "a candidate or top token id is negative");
+  }
+  if (!all_finite(in.top_logits) || !all_finite(in.log_sum_exp) || !all_finite(in.logprob)) {
+    return invalid("non-finite", "a logit or log-probability is not finite");
+  }
+  trace.generated.resize(n_generated);
+  std::size_t candidate_at = 0, top_at = 0;
+  for (std::size_t i = 0; i < n_generated; ++i) {
+    GeneratedTokenTrace& generated = trace.generated[i];
+    if (in.candidate_counts[i] > kMaxCandidates || in.top_counts[i] > kTeacherTopK) {
+      return invalid(
+          "shape",
+          fmt::format("generated token {}: {} candidates and {} top tokens, at most {} and {}", i,
+                      in.candidate_counts[i], in.top_counts[i], kMaxCandidates, kTeacherTopK));
+    }
+    for (int c = 0; c < in.candidate_counts[i]; ++c, ++candidate_at) {
+      if (in.candidate_classes[candidate_at] >= kFusionClasses) {
+        return invalid("shape",
+                       fmt::format("generated token {}: candidate class {}, wanted below {}", i,
+                                   in.candidate_classes[candidate_at], kFusionClasses));
+      }
+      generated.candidates.push_back(
+          {in.candidate_tokens[candidate_at], in.candidate_classes[candidate_at]});
+    }
+    const auto top_end = top_at + in.top_counts[i];
+    generated.top_ids.assign(in.top_ids.begin() + std::ptrdiff_t(top_at),
+                             in.top_ids.begin() + std::ptrdiff_t(top_end));
+    generated.top_logits.assign(in.top_logits.begin() + std::ptrdiff_t(top_at),
+                                in.top_logits.begin() + std::ptrdiff_t(top_end));
+    if (!std::is_sorted(generated.top_logits.begin(), generated.top_logits.end(),
+                        std::greater<>())) {
+      return invalid("shape",
+                     fmt::format("generated token {}: top logits are not in descending order", i));
+    }
+    top_at = top_end;
+    generated.log_sum_exp = in.log_sum_exp[i];
+    generated.logprob = in.logprob[i];
+  }
+  return Ok{};
+}
+
+Status read_rounds(const FrameDirectory& frames, const wire::TraceHeader& header,
+                   RequestTrace& trace) {
+  const auto* rounds = header.rounds();
+  const std::size_t n_rounds = rounds ? rounds->size() : 0;
+  std::uint64_t n_drafted = 0;
+  std::int64_t previous_start = std::int64_t{trace.n_prompt} - 1;
+  for (std::size_t i = 0; i < n_rounds; ++i) {
+    const wire::Round& round = *rounds->Get(static_cast<flatbuffers::uoffset_t>(i));
+    if (round.n_drafted() < 0 || round.accepted() < 0 || round.accepted() > round.n_drafted() ||
+        round.start() <= previous_start || round.start() >= std::int64_t(trace.tokens.size())) {
+      return invalid(
+          "shape",
+          fmt::format("round {}: start {}, {} drafted, {} accepted in a request of {} tokens", i,
+                      round.start(), round.n_drafted(), round.accepted(), trace.tokens.size()));
+    }
+    if (!std::isfinite(round.draft_ms()) || !std::isfinite(round.verify_ms())) {
+      return invalid("non-finite", fmt::format("round {}: times", i));
+    }
+    previous_start = round.start();
+    n_drafted += std::uint64_t(round.n_drafted());
+  }
+  Arrays in;
+  if (auto s = frames.take(Kind::DraftedTokens, n_drafted, in.drafted); !s) return s.error();
+  if (auto s = frames.take(Kind::Confidences, n_drafted, in.confidences); !s) return s.error();
+  if (auto s = frames.take(Kind::DraftKinds, n_drafted, in.draft_kinds); !s) return s.error();
+  if (!tokens_valid(in.drafted)) return invalid("shape", "a drafted token id is negative");
+  if (!all_finite(in.confidences)) return invalid("non-finite", "a confidence is not finite");
+  std::size_t at = 0;
+  trace.rounds.reserve(n_rounds);
+  for (std::size_t i = 0; i < n_rounds; ++i) {
+    const wire::Round& from = *rounds->Get(static_cast<flatbuffers::uoffset_t>(i));
+    RoundTrace& round = trace.rounds.emplace_back();
+    round.start = from.start();
+    round.accepted = from.accepted();
+    round.version = {from.version()};
+    round.draft_ms = from.draft_ms();
+    round.verify_ms = from.verify_ms();
+    round.rows = from.rows();
+    round.control = from.control();
+    for (int d = 0; d < from.n_drafted(); ++d, ++at) {
+      if (in.draft_kinds[at] >= kSpeculatorKinds) {
+        return invalid("shape", fmt::format("round {}: speculator kind {}, wanted below {}", i,
+                                            in.draft_kinds[at], kSpeculatorKinds));
+      }
+      round.drafted.push_back(in.drafted[at]);
+      round.confidences.push_back(in.confidences[at]);
+      round.kinds.push_back(static_cast<SpeculatorKind>(in.draft_kinds[at]));
+    }
+  }
+  return Ok{};
+}
+
+}  // namespace
+
+Message serialize(const RequestTrace& trace) {
+  const Arrays arrays = flatten(trace);
+  std::vector<Frame> frames(1);  // the header's place
+  std::vector<wire::FrameInfo> infos;
+  const auto add = [&]<class T>(Kind kind, const std::vector<T>& values) {
+    if (values.empty()) return;
+    infos.emplace_back(kind, static_cast<std::uint16_t>(sizeof(T)),
+                       static_cast<std::uint32_t>(values.size()));
+    frames.push_back(to_bytes<T>(values));
+  };
+  add(Kind::Tokens, trace.tokens);
+  add(Kind::CandidateCounts, arrays.candidate_counts);
+  add(Kind::CandidateTokens, arrays.candidate_tokens);
+  add(Kind::CandidateClasses, arrays.candidate_classes);
+  add(Kind::TopCounts, arrays.top_counts);
+  add(Kind::TopIds, arrays.top_ids);
+  add(Kind::TopLogits, arrays.top_logits);
+  add(Kind::LogSumExp, arrays.log_sum_exp);
+  add(Kind::LogProb, arrays.logprob);
+  add(Kind::DraftedTokens, arrays.drafted);
+  add(Kind::Confidences, arrays.confidences);
+  add(Kind::DraftKinds, arrays.draft_kinds);
+  add(Kind::TapValues, trace.tap_values);
+  add(Kind::TapScales, trace.tap_scales);
+
+  std::vector<wire::Round> rounds;
+  rounds.reserve(trace.rounds.size());
+  for (const RoundTrace& round : trace.rounds) {
+    rounds.emplace_back(round.version.value, round.start,
+                        static_cast<std::int32_t>(round.drafted.size()), round.accepted, round.rows,
+                        round.draft_ms, round.verify_ms, round.control);
+  }
+  flatbuffers::FlatBufferBuilder builder(4096);
+  const auto domain = builder.CreateString(trace.domain);
+  const auto key_id = builder.CreateString(trace.key_id);
+  const auto fingerprint =
+      builder.CreateVector(trace.model_fingerprint.data(), trace.model_fingerprint.size());
+  const auto rounds_at = builder.CreateVectorOfStructs(rounds);
+  const auto infos_at = builder.CreateVectorOfStructs(infos);
+  wire::TraceHeaderBuilder header(builder);
+  header.add_server_run(trace.server_run);
+  header.add_request(trace.request.value);
+  header.add_domain(domain);
+  header.add_key_id(key_id);
+  header.add_model_fingerprint(fingerprint);
+  header.add_temperature(trace.sampling.temperature);
+  header.add_top_k(trace.sampling.top_k);
+  header.add_top_p(trace.sampling.top_p);
+  header.add_min_p(trace.sampling.min_p);
+  header.add_seed(trace.sampling.seed);
+  header.add_unix_ms(trace.unix_ms);
+  header.add_n_prompt(trace.n_prompt);
+  header.add_n_generated(static_cast<std::int32_t>(trace.generated.size()));
+  header.add_n_taps(trace.n_taps);
+  header.add_tap_width(trace.tap_width);
+  const auto tap_floats =
+      std::size_t(std::max(trace.n_taps, 0)) * std::size_t(std::max(trace.tap_width, 0));
+  header.add_n_positions(
+      tap_floats ? static_cast<std::int32_t>(trace.tap_values.size() / tap_floats) : 0);
+  header.add_gap(trace.gap);
+  header.add_rounds(rounds_at);
+  header.add_frames(infos_at);
+  wire::FinishTraceHeaderBuffer(builder, header.Finish());
+  frames[0] = to_bytes<std::uint8_t>({builder.GetBufferPointer(), builder.GetSize()});
+  return seal(MessageType::kTrace, std::move(frames));
+}
+
+Result<RequestTrace> parse_trace(std::span<const Frame> message) {
+  auto type = check_envelope(message);
+  if (!type) return type.error();
+  if (*type != MessageType::kTrace) return invalid("protocol", "the message is of another type");
+  const Frame& header_frame = message[1];
+  const auto* header_bytes = reinterpret_cast<const std::uint8_t*>(header_frame.data());
+  flatbuffers::Verifier verifier(header_bytes, header_frame.size());
+  if (header_frame.size() < 8 || !wire::VerifyTraceHeaderBuffer(verifier)) {
+    return invalid("truncated", "the header is not a valid TraceHeader");
+  }
+  const wire::TraceHeader& header = *wire::GetTraceHeader(header_bytes);
+
+  RequestTrace trace;
+  trace.server_run = header.server_run();
+  trace.request = {header.request()};
+  // Labels go into logs and metrics: bounded.
+  constexpr std::size_t kMaxLabelBytes = 256;
+  if (header.domain()) trace.domain = header.domain()->str().substr(0, kMaxLabelBytes);
+  if (header.key_id()) trace.key_id = header.key_id()->str().substr(0, kMaxLabelBytes);
+  if (!header.model_fingerprint() ||
+      header.model_fingerprint()->size() != trace.model_fingerprint.size()) {
+    return invalid("shape", "the model fingerprint is not 32 bytes");
+  }
+  std::copy(header.model_fingerprint()->begin(), header.model_fingerprint()->end(),
+            trace.model_fingerprint.begin());
+  trace.sampling = {header.temperature(), header.top_k(), header.top_p(), header.min_p(),
+                    header.seed()};
+  if (!std::isfinite(trace.sampling.temperature) || trace.sampling.temperature < 0 ||
+      !std::isfinite(trace.sampling.top_p) || !std::isfinite(trace.sampling.min_p)) {
+    return invalid("non-finite", "sampling parameters");
+  }
+  trace.unix_ms = header.unix_ms();
+  trace.n_prompt = header.n_prompt();
+  trace.gap = header.gap();
+  const std::int64_t n_generated = header.n_generated();
+  if (trace.n_prompt < 0 || n_generated < 0) return invalid("shape", "a negative token count");
+
+  // take() compares every count with the bytes that are there before anything is allocated.
+  auto frames = FrameDirectory::read(header, message.subspan(2));
+  if (!frames) return frames.error();
+  const auto n_tokens = std::size_t(std::int64_t{trace.n_prompt} + n_generated);
+  if (auto s = frames->take(Kind::Tokens, n_tokens, trace.tokens); !s) return s.error();
+  if (!tokens_valid(trace.tokens)) return invalid("shape", "a token id is negative");
+  if (auto s = read_generated(*frames, std::size_t(n_generated), trace); !s) return s.error();
+  if (auto s = read_rounds(*frames, header, trace); !s) return s.error();
+
+  trace.n_taps = header.n_taps();
+  trace.tap_width = header.tap_width();
+  const std::int64_t n_positions = header.n_positions();
+  constexpr std::int64_t kMaxTaps = 64, kMaxTapWidth = 1 << 20;
+  if (trace.n_taps < 0 || trace.n_taps > kMaxTaps || trace.tap_width < 0 ||
+      trace.tap_width > kMaxTapWidth || n_positions < 0 || n_positions > std::int64_t(n_tokens)) {
+    return invalid("shape",
+                   fmt::format("taps: [{}, {}, {}]", n_positions, trace.n_taps, trace.tap_width));
+  }
+  const auto n_scales = std::size_t(n_positions * trace.n_taps);
+  if (auto s = frames->take(Kind::TapScales, n_scales, trace.tap_scales); !s) return s.error();
+  if (auto s =
+          frames->take(Kind::TapValues, n_scales * std::size_t(trace.tap_width), trace.tap_values);
+      !s) {
+    return s.error();
+  }
+  if (!all_finite(trace.tap_scales)) return invalid("non-finite", "a tap scale is not finite");
+  return trace;
+}
+
+}  // namespace foretoken
