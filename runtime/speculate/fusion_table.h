@@ -1,4 +1,5 @@
-// Tier 0 of the learned speculator: a learned bias for each candidate class (fusion of n-gram candidates).
+// Tier 0 of the learned speculator: a learned bias for each candidate class (fusion of n-gram
+// candidates).
 //   score(v) = sum of bias[class] over v's candidates; "something else" has the logit other;
 //   q(v) = exp score(v) / (exp other + sum_u exp score(u))
 // Immutable and shared once published.
@@ -14,7 +15,8 @@ class FusionTable {
  public:
   std::array<float, kFusionClasses> bias{};
   float other = 0;
-  // Sensible positive values, rising with match length, order, probability and count (notes/online-head).
+  // Sensible positive values, rising with match length, order, probability and count
+  // (notes/online-head).
   static FusionTable initial();
   bool finite() const;
 };

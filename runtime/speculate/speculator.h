@@ -33,12 +33,14 @@ struct DraftContext {
   const SamplingParams* sampling = nullptr;
   int store = 0;           // which traffic store (per API key, see TrafficStores)
   bool rejection = false;  // --spec-sampling rejection: do not draft with the request's noise
+  std::span<const TokenId> stop_tokens;  // end of generation: a draft ends with one of these
 };
 
 struct Draft {
   std::vector<TokenId> tokens;
   std::vector<float> confidences;     // P(accepted | everything before it was), one a token
   std::vector<SpeculatorKind> kinds;  // one a token
+  std::vector<float> raw;  // the speculator's own confidence before calibration, one a token
   // --spec-sampling rejection only: the sparse distribution each token was drawn from, with noise
   // of its own (empty: a point mass, the token did not depend on the request's noise). One a token,
   // or none at all.
@@ -47,13 +49,27 @@ struct Draft {
     tokens.clear();
     confidences.clear();
     kinds.clear();
+    raw.clear();
     support.clear();
+  }
+  void push(TokenId token, float confidence, SpeculatorKind kind, float raw_confidence) {
+    tokens.push_back(token);
+    confidences.push_back(confidence);
+    kinds.push_back(kind);
+    raw.push_back(raw_confidence);
+  }
+  void reserve(std::size_t n) {
+    tokens.reserve(n);
+    confidences.reserve(n);
+    kinds.reserve(n);
+    raw.reserve(n);
   }
   void truncate(std::size_t n) {
     if (n >= tokens.size()) return;
     tokens.resize(n);
     confidences.resize(n);
     kinds.resize(n);
+    if (raw.size() > n) raw.resize(n);
     if (support.size() > n) support.resize(n);
   }
 };
@@ -61,7 +77,10 @@ struct Draft {
 struct DraftJob {
   DraftContext context;
   int max_tokens = 0;  // 0: nothing wanted
-  Draft draft;         // out
+  // The cheap speculators stop where the chance that the whole draft is accepted falls below this:
+  // at any price of a row above a hundredth of a round the controller would cut it there. 0: never.
+  float min_survival = 0.01f;
+  Draft draft;  // out
 };
 
 // What became of a round, for learning confidences. `tokens` are the sequence's tokens before the

@@ -1,0 +1,81 @@
+// From a speculator's raw confidence to P(accepted | everything before it was accepted), learned
+// from outcomes: binned Beta posteriors with forgetting, by speculator kind, temperature class, and
+// *form*, the recent hit rate of that speculator on that sequence. Form is what makes one table
+// serve both a first draft position and the fifth (five hits in a row raise it), both a copy
+// passage and fresh prose. Engine thread; nothing allocates.
+//   estimate = isotonic in the raw bin; a cell's prior is its bin over all forms, the bin's prior
+//   the raw confidence itself, so an unseen cell says what the speculator says.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "foretoken/protocol/ids.h"
+
+namespace foretoken {
+
+// A running hit rate of one speculator on one sequence: x <- x + (hit - x) * kStep.
+class Form {
+ public:
+  // A memory of about five tokens: a copied passage is recognised within three, left within three.
+  static constexpr float kStep = 0.2f;
+  void update(bool hit) { rate_ += ((hit ? 1.0f : 0.0f) - rate_) * kStep; }
+  Form after_hits(int n) const {
+    Form form = *this;
+    for (int i = 0; i < n; ++i) form.update(true);
+    return form;
+  }
+  float rate() const { return rate_; }
+
+ private:
+  float rate_ = 0.3f;  // of ordinary traffic, so that a new sequence starts in the middle
+};
+
+class AcceptanceEstimator {
+ public:
+  AcceptanceEstimator();
+
+  float estimate(SpeculatorKind kind, float raw, Form form, bool sampled) const;
+  // Before anything is drafted: averaged over the raw confidences seen at this form.
+  float estimate_blind(SpeculatorKind kind, Form form, bool sampled) const;
+  // One proposal whose preceding tokens were all right: was it right too?
+  void update(SpeculatorKind kind, float raw, Form form, bool sampled, bool accepted);
+
+  std::int64_t observations(SpeculatorKind kind) const;
+
+ private:
+  // Finer where decisions are made: a slot pays from about .08 (its share of a round) upwards.
+  static constexpr std::array<float, 13> kEdges = {0.02f, 0.05f, 0.1f, 0.15f, 0.2f, 0.3f, 0.4f,
+                                                   0.5f,  0.6f,  0.7f, 0.8f,  0.9f, 0.95f};
+  static constexpr int kBins = static_cast<int>(kEdges.size()) + 1;
+  static constexpr int kForms = 5;
+
+  struct Beta {
+    float hits = 0, trials = 0;
+    void update(bool hit);
+    float mean(float prior, float strength) const {
+      return (hits + prior * strength) / (trials + strength);
+    }
+  };
+  struct Group {                                        // one kind at one temperature class
+    std::array<Beta, kBins> bins;                       // all forms
+    std::array<std::array<Beta, kBins>, kForms> cells;  // [form][bin]
+    std::array<Beta, kForms> blind;
+    std::array<std::array<float, kBins>, kForms> curve;  // what estimate() reads
+    std::int64_t observations = 0;
+  };
+
+  static int bin_of(float raw);
+  static int form_of(Form form);
+  static void refresh(Group& group, int form);
+  Group& group(SpeculatorKind kind, bool sampled) {
+    return groups_[static_cast<std::size_t>(kind)][sampled ? 1 : 0];
+  }
+  const Group& group(SpeculatorKind kind, bool sampled) const {
+    return groups_[static_cast<std::size_t>(kind)][sampled ? 1 : 0];
+  }
+
+  std::array<std::array<Group, 2>, kSpeculatorKinds> groups_;
+};
+
+}  // namespace foretoken

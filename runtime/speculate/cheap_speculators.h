@@ -1,0 +1,40 @@
+// The speculators that cost microseconds: `ngram` (a fixed rule) and `fusion` (tier 0 of the
+// learned head). Thin: their state is DraftSources', which the engine opens, commits and closes;
+// open(), close() and observe() here do nothing. Confidences are calibrated.
+#pragma once
+
+#include "runtime/speculate/draft_sources.h"
+#include "runtime/speculate/speculator.h"
+
+namespace foretoken {
+
+class CheapSpeculator : public Speculator {
+ public:
+  explicit CheapSpeculator(DraftSources& sources) : sources_(sources) {}
+  void open(const DraftContext&) override {}
+  void close(int, bool) override {}
+  void observe(const DraftOutcome&) override {}
+
+ protected:
+  DraftSources& sources_;
+};
+
+class NgramSpeculator : public CheapSpeculator {
+ public:
+  using CheapSpeculator::CheapSpeculator;
+  SpeculatorKind kind() const override { return SpeculatorKind::kNgram; }
+  void propose(std::span<DraftJob> jobs) override;
+};
+
+class FusionSpeculator : public CheapSpeculator {
+ public:
+  using CheapSpeculator::CheapSpeculator;
+  SpeculatorKind kind() const override { return SpeculatorKind::kFusion; }
+  void propose(std::span<DraftJob> jobs) override;
+};
+
+// Position by position the one of the two with the higher calibrated confidence, whatever the other
+// speculators do: the cheap half of `auto`.
+void propose_best(DraftSources& sources, std::span<DraftJob> jobs);
+
+}  // namespace foretoken

@@ -1,0 +1,71 @@
+// What a round costs, in ms: T(rows, work) = speed * shape(rows) + speed * slope * work, re-fitted
+// from every measured round while serving, plus the measured cost of a draft step for speculators
+// that run a model.
+//   rows  = of the whole round, all sequences (each: 1 + its draft)
+//   work  = sum over sequences of rows * context, in thousands: what attention reads
+//   shape = non-decreasing in rows; speed = how fast the machine is just now (shared machines
+//   drift)
+// The shape is learned from differences against the drifting speed, so that a slow minute spent at
+// one row count does not make that count look dear; residuals are clipped at three deviations, so
+// that one descheduled round moves nothing. Counts never measured are interpolated between measured
+// ones, and beyond them follow the prior's slope. Engine thread; nothing allocates after
+// construction.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "foretoken/protocol/ids.h"
+
+namespace foretoken {
+
+class CostModel {
+ public:
+  explicit CostModel(int max_rows);
+
+  // A decode round without prefill rows. ms: verify (the target's forward pass and what follows
+  // it).
+  void observe(int rows, double work, double ms);
+  // steps: forward passes of the draft model in this round, catching up included.
+  void observe_draft(SpeculatorKind kind, int steps, double ms);
+
+  double round_ms(int rows, double work = 0) const { return speed_ms() * relative(rows, work); }
+  double draft_step_ms(SpeculatorKind kind) const;  // catching up included; 0: never measured
+  // In units of the round's speed of the moment, so that ratios survive its drift.
+  double relative(int rows, double work = 0) const;
+  double relative_draft_step(SpeculatorKind kind) const;
+  double slope() const { return slope_; }
+  double speed_ms() const;
+  int max_rows() const { return max_rows_; }
+  std::int64_t rounds() const { return rounds_; }
+  std::int64_t rounds_at(int rows) const { return cells_[clamp(rows)].rounds; }
+  double noise() const { return deviation_; }  // of one round, relative
+
+ private:
+  struct Cell {
+    double offset = 0;  // log cost over the prior's, relative to the common speed
+    double weight = 0;  // effective rounds, forgetting
+    std::int64_t rounds = 0;
+  };
+  std::size_t clamp(int rows) const;
+  double prior(int rows) const;  // relative to one row
+  void refit();
+
+  int max_rows_;
+  std::vector<Cell> cells_;    // [max_rows + 1], index = rows
+  std::vector<double> shape_;  // [max_rows + 1]: exp(fitted offset) * prior, isotonic
+  double log_speed_ = 0;       // ms of one row, context 0
+  double slope_ = 0;           // of work, relative to one row's cost
+  double lever_mean_ = 0, lever_variance_ = 0;  // of d log T / d slope
+  double deviation_ = 0.1;                      // mean absolute residual * 1.25, log domain
+  std::int64_t rounds_ = 0;
+  struct DraftCost {
+    double relative = 0, steps = 0;  // sums, forgetting
+  };
+  std::array<DraftCost, kSpeculatorKinds> draft_;
+  std::vector<double> block_mean_, block_weight_;  // scratch of refit()
+  std::vector<int> block_width_;
+};
+
+}  // namespace foretoken

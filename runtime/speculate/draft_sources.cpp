@@ -1,0 +1,180 @@
+#include "runtime/speculate/draft_sources.h"
+
+#include <algorithm>
+#include <cassert>
+
+namespace foretoken {
+namespace {
+
+bool is_sampled(const DraftContext& context) { return context.sampling->temperature > 0; }
+
+// The hit rate of an n-gram class before any was seen: an own-context match comes true more often
+// the longer it is; a traffic continuation as often as it did before, less for what one or two
+// sightings prove.
+float prior_hit_rate(std::uint8_t klass) {
+  constexpr std::array<float, kOwnClasses> kOwn = {0.12f, 0.25f, 0.4f, 0.5f, 0.65f};
+  if (klass < kOwnClasses) return kOwn[klass];
+  constexpr std::array<float, kProbabilityBuckets> kProbability = {0.1f, 0.3f, 0.5f, 0.8f, 0.95f};
+  constexpr std::array<float, kCountBuckets> kShrink = {0.35f, 0.5f, 0.7f, 0.85f};
+  const auto rest = static_cast<std::size_t>(klass - kOwnClasses);
+  return kProbability[rest / kCountBuckets % kProbabilityBuckets] * kShrink[rest % kCountBuckets];
+}
+constexpr float kPriorStrength = 4;
+// As the estimator's cells: forgotten within a few hundred sightings.
+constexpr float kClassMemory = 512;
+
+}  // namespace
+
+DraftSources::DraftSources(const DraftSourcesOptions& options)
+    : max_draft_(options.max_draft),
+      stores_(options.store_bytes, std::max(options.max_stores, options.max_sequences + 1)),
+      fusion_(std::make_shared<const FusionTable>(FusionTable::initial())),
+      sequences_(static_cast<std::size_t>(options.max_sequences)) {
+  for (Sequence& sequence : sequences_) {
+    sequence.own.reserve(options.max_tokens + max_draft_ + 1);
+    sequence.logged.reserve(static_cast<std::size_t>(options.max_tokens + max_draft_ + 1));
+    sequence.path.reserve(static_cast<std::size_t>(max_draft_) + 1);
+    sequence.path_tokens.reserve(static_cast<std::size_t>(max_draft_) + 1);
+  }
+}
+
+void DraftSources::open(const DraftContext& context) {
+  Sequence& sequence = at(context.slot);
+  assert(!sequence.open);
+  sequence.open = true;
+  sequence.store = context.store;
+  sequence.own.clear();
+  sequence.own.append(context.tokens);
+  sequence.form.fill(Form{});
+  sequence.path.clear();
+  sequence.path_tokens.clear();
+  sequence.logged.clear();
+}
+
+void DraftSources::close(int slot, bool add_to_store) {
+  Sequence& sequence = at(slot);
+  if (!sequence.open) return;
+  sequence.open = false;
+  if (add_to_store) stores_.at(sequence.store).add(sequence.own.tokens());
+}
+
+const CandidateList& DraftSources::lookup(Sequence& sequence, std::span<const TokenId> drafted) {
+  auto& path = sequence.path;
+  auto& tokens = sequence.path_tokens;
+  const auto common = static_cast<std::size_t>(
+      std::mismatch(drafted.begin(), drafted.end(), tokens.begin(), tokens.end()).first -
+      drafted.begin());
+  if (common == drafted.size() && path.size() > drafted.size()) return path[drafted.size()];
+  // Another branch, or one token further. A branch's positions are looked up in order, so what is
+  // missing is at the end.
+  tokens.resize(common);
+  path.resize(std::min(path.size(), common + 1));
+  while (path.size() <= drafted.size()) {
+    const std::size_t depth = path.size();
+    while (tokens.size() < depth) tokens.push_back(drafted[tokens.size()]);
+    path.push_back(find_candidates(sequence.own, stores_.at(sequence.store), drafted.first(depth)));
+  }
+  return path[drafted.size()];
+}
+
+float DraftSources::ngram_raw(std::uint8_t klass, bool sampled) const {
+  const ClassHits& c = ngram_hits_[sampled ? 1 : 0][klass];
+  return (c.hits + prior_hit_rate(klass) * kPriorStrength) / (c.trials + kPriorStrength);
+}
+
+DraftSources::Calibrated DraftSources::ngram(const DraftContext& context,
+                                             std::span<const TokenId> drafted) {
+  Sequence& sequence = at(context.slot);
+  Calibrated out{propose_ngram(lookup(sequence, drafted)), 0};
+  if (out.proposal.empty()) return out;
+  out.proposal.raw = ngram_raw(out.proposal.klass, is_sampled(context));
+  out.confidence = calibrate(SpeculatorKind::kNgram, context, out.proposal.raw,
+                             static_cast<int>(drafted.size()));
+  return out;
+}
+
+DraftSources::Calibrated DraftSources::fusion(const DraftContext& context,
+                                              std::span<const TokenId> drafted) {
+  Sequence& sequence = at(context.slot);
+  const std::int64_t position = sequence.own.size() + static_cast<std::int64_t>(drafted.size());
+  Calibrated out{propose_fusion(lookup(sequence, drafted), *fusion_, *context.sampling, position,
+                                !context.rejection),
+                 0};
+  if (out.proposal.empty()) return out;
+  out.confidence = calibrate(SpeculatorKind::kFusion, context, out.proposal.raw,
+                             static_cast<int>(drafted.size()));
+  return out;
+}
+
+float DraftSources::calibrate(SpeculatorKind kind, const DraftContext& context, float raw,
+                              int depth) const {
+  const Form form = at(context.slot).form[static_cast<std::size_t>(kind)].after_hits(depth);
+  return acceptance_.estimate(kind, raw, form, is_sampled(context));
+}
+
+float DraftSources::expect(SpeculatorKind kind, const DraftContext& context, int depth) const {
+  const Form form = at(context.slot).form[static_cast<std::size_t>(kind)].after_hits(depth);
+  return acceptance_.estimate_blind(kind, form, is_sampled(context));
+}
+
+void DraftSources::commit(const DraftContext& context, std::span<const TokenId> emitted) {
+  Sequence& sequence = at(context.slot);
+  const bool sampled = is_sampled(context);
+  bool on_path = true;  // this round's look-ups so far had the right prefix
+  for (std::size_t i = 0; i < emitted.size(); ++i) {
+    on_path = on_path && i < sequence.path.size() &&
+              (i == 0 || sequence.path_tokens[i - 1] == emitted[i - 1]);
+    const CandidateList list =
+        on_path ? sequence.path[i] : find_candidates(sequence.own, stores_.at(sequence.store), {});
+
+    if (Proposal p = propose_ngram(list); !p.empty()) {
+      const bool hit = p.token == emitted[i];
+      Form& form = sequence.form[static_cast<std::size_t>(SpeculatorKind::kNgram)];
+      acceptance_.update(SpeculatorKind::kNgram, ngram_raw(p.klass, sampled), form, sampled, hit);
+      form.update(hit);
+      ClassHits& c = ngram_hits_[sampled ? 1 : 0][p.klass];
+      if (c.trials >= kClassMemory) {
+        c.hits *= 1.0f - 1.0f / kClassMemory;
+        c.trials *= 1.0f - 1.0f / kClassMemory;
+      }
+      c.hits += hit ? 1.0f : 0.0f;
+      c.trials += 1.0f;
+    }
+    const std::int64_t position = sequence.own.size();
+    if (Proposal p =
+            propose_fusion(list, *fusion_, *context.sampling, position, !context.rejection);
+        !p.empty()) {
+      const bool hit = p.token == emitted[i];
+      Form& form = sequence.form[static_cast<std::size_t>(SpeculatorKind::kFusion)];
+      acceptance_.update(SpeculatorKind::kFusion, p.raw, form, sampled, hit);
+      form.update(hit);
+    }
+
+    sequence.logged.push_back(list);
+    sequence.own.append(emitted[i]);
+  }
+  sequence.path.clear();
+  sequence.path_tokens.clear();
+}
+
+void DraftSources::observe(const DraftOutcome& outcome) {
+  const Draft& draft = *outcome.draft;
+  Sequence& sequence = at(outcome.context.slot);
+  const bool sampled = is_sampled(outcome.context);
+  // The accepted ones and the first that was not; later ones were never tried. A block cut short by
+  // an end (fewer emitted than accepted + 1) says nothing about the token after it.
+  for (std::size_t i = 0; i < draft.tokens.size() && i < outcome.emitted.size(); ++i) {
+    const bool hit = draft.tokens[i] == outcome.emitted[i];
+    const SpeculatorKind kind = draft.kinds[i];
+    if (kind != SpeculatorKind::kNgram && kind != SpeculatorKind::kFusion && i < draft.raw.size()) {
+      Form& form = sequence.form[static_cast<std::size_t>(kind)];
+      acceptance_.update(kind, draft.raw[i], form, sampled, hit);
+      form.update(hit);
+    }
+    if (!hit) break;
+  }
+}
+
+std::span<const CandidateList> DraftSources::logged(int slot) const { return at(slot).logged; }
+
+}  // namespace foretoken

@@ -1,0 +1,103 @@
+// What the cheap speculators (ngram, fusion) share: each open sequence's own-context index, its
+// candidates, the traffic stores, the fusion table in force, and the calibration of all kinds.
+// Owned by the engine and called by its thread alone, once a sequence and round, whatever was
+// drafted:
+//   open() when a sequence starts or returns after preemption
+//   commit() after every decode round (control rounds and draft length 0 included)
+//   close() when it ends; a whole, traced request then enters the traffic store
+// commit() scores ngram and fusion at *every* emitted token, drafted or not: what they would have
+// proposed there is known exactly (at temperature > 0 too: the noise is a function of seed and
+// position), so calibration costs no probing, and speculation that went quiet hears when traffic
+// becomes predictable. Nothing allocates while a sequence stays below max_tokens.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "runtime/speculate/acceptance_estimator.h"
+#include "runtime/speculate/candidates.h"
+#include "runtime/speculate/fusion_table.h"
+#include "runtime/speculate/ngram_index.h"
+#include "runtime/speculate/proposal.h"
+#include "runtime/speculate/speculator.h"
+#include "runtime/speculate/traffic_store.h"
+
+namespace foretoken {
+
+struct DraftSourcesOptions {
+  int max_sequences = 8;
+  int max_draft = 8;
+  std::int64_t max_tokens = 8192;  // of one sequence
+  // 32 MiB hold a million contexts, the n-grams of about 500k tokens of ordinary traffic.
+  std::size_t store_bytes = std::size_t{32} << 20;
+  int max_stores = 16;  // raised to max_sequences + 1
+};
+
+class DraftSources {
+ public:
+  explicit DraftSources(const DraftSourcesOptions& options);
+
+  TrafficStores& stores() { return stores_; }
+  const TrafficStores& stores() const { return stores_; }
+  AcceptanceEstimator& acceptance() { return acceptance_; }
+  const AcceptanceEstimator& acceptance() const { return acceptance_; }
+  void set_fusion(std::shared_ptr<const FusionTable> table) { fusion_ = std::move(table); }
+  const FusionTable& fusion() const { return *fusion_; }
+
+  void open(const DraftContext& context);
+  // The tokens of one round; context.tokens are those before it.
+  void commit(const DraftContext& context, std::span<const TokenId> emitted);
+  // add_to_store: false for aborted requests and those with trace off.
+  void close(int slot, bool add_to_store);
+
+  // Calibrated proposals for the token after the sequence's and `drafted`. confidence = P(accepted
+  // | drafted was). An empty proposal: nothing known.
+  struct Calibrated {
+    Proposal proposal;
+    float confidence = 0;
+  };
+  Calibrated ngram(const DraftContext& context, std::span<const TokenId> drafted);
+  Calibrated fusion(const DraftContext& context, std::span<const TokenId> drafted);
+
+  // For kinds that are not scored in the shadow (model): calibration of a draft's position `depth`,
+  // and of one not drafted yet; learned from outcomes by observe().
+  float calibrate(SpeculatorKind kind, const DraftContext& context, float raw, int depth) const;
+  float expect(SpeculatorKind kind, const DraftContext& context, int depth) const;
+  void observe(const DraftOutcome& outcome);
+
+  // The candidates of the tokens committed since open(), in order: as first looked up with the
+  // right prefix. For the trace.
+  std::span<const CandidateList> logged(int slot) const;
+
+ private:
+  struct Sequence {
+    NgramIndex own;
+    int store = 0;
+    bool open = false;
+    std::array<Form, kSpeculatorKinds> form;
+    // The candidates along this round's draft: path[i] is for the position after path_tokens[0..i).
+    std::vector<TokenId> path_tokens;
+    std::vector<CandidateList> path;
+    std::vector<CandidateList> logged;
+  };
+
+  const CandidateList& lookup(Sequence& sequence, std::span<const TokenId> drafted);
+  float ngram_raw(std::uint8_t klass, bool sampled) const;
+  Sequence& at(int slot) { return sequences_[static_cast<std::size_t>(slot)]; }
+  const Sequence& at(int slot) const { return sequences_[static_cast<std::size_t>(slot)]; }
+
+  struct ClassHits {
+    float hits = 0, trials = 0;
+  };
+  int max_draft_;
+  TrafficStores stores_;
+  std::shared_ptr<const FusionTable> fusion_;
+  AcceptanceEstimator acceptance_;
+  std::array<std::array<ClassHits, kFusionClasses>, 2> ngram_hits_;  // [sampled][class]
+  std::vector<Sequence> sequences_;
+};
+
+}  // namespace foretoken

@@ -1,0 +1,71 @@
+#include "runtime/speculate/proposal.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "foretoken/kernels/sampling.h"
+
+namespace foretoken {
+
+Proposal propose_ngram(const CandidateList& candidates) {
+  if (candidates.n == 0) return {};
+  const Candidate& first = candidates.items[0];
+  const bool own = first.klass < kOwnClasses;
+  // The list begins with the own context's, then traffic from the longest order down.
+  const bool take_traffic = own && first.klass < own_class(3) && candidates.n > 1;
+  const Candidate& chosen = take_traffic ? candidates.items[1] : first;
+  return {chosen.token, 0, chosen.klass};
+}
+
+Proposal propose_fusion(const CandidateList& candidates, const FusionTable& table,
+                        const SamplingParams& sampling, std::int64_t position, bool coupled) {
+  std::array<TokenId, kMaxCandidates> tokens;
+  std::array<float, kMaxCandidates> scores;
+  std::size_t n = 0;
+  for (const Candidate& candidate : candidates.view()) {
+    std::size_t i = 0;
+    while (i < n && tokens[i] != candidate.token) ++i;
+    if (i == n) {
+      tokens[n] = candidate.token;
+      scores[n++] = 0;
+    }
+    scores[i] += table.bias[candidate.klass];
+  }
+  if (n == 0) return {};
+  for (const auto& [token, bias] : sampling.logit_bias) {
+    for (std::size_t i = 0; i < n; ++i) {
+      if (tokens[i] == token) scores[i] += bias;
+    }
+  }
+
+  const bool noisy = coupled && sampling.temperature > 0;
+  const float inv_temperature = sampling.temperature > 0 ? 1.0f / sampling.temperature : 1.0f;
+  std::size_t best = 0;
+  double best_score = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    double score = static_cast<double>(scores[i] * inv_temperature);
+    if (noisy) {
+      score += kernels::gumbel(sampling.seed, static_cast<std::uint64_t>(position),
+                               static_cast<std::uint32_t>(tokens[i]));
+    }
+    if (i == 0 || score > best_score || (score == best_score && tokens[i] < tokens[best])) {
+      best = i;
+      best_score = score;
+    }
+  }
+  const double other = static_cast<double>(table.other * inv_temperature);
+  Proposal proposal{tokens[best], 0, 0};
+  if (noisy) {
+    proposal.raw = static_cast<float>(std::exp(-std::exp(std::min(other - best_score, 50.0))));
+  } else {
+    const double top = std::max(best_score, other);
+    double sum = std::exp(other - top);
+    for (std::size_t i = 0; i < n; ++i)
+      sum += std::exp(static_cast<double>(scores[i] * inv_temperature) - top);
+    proposal.raw = static_cast<float>(std::exp(best_score - top) / sum);
+  }
+  return proposal;
+}
+
+}  // namespace foretoken

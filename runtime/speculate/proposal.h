@@ -1,0 +1,40 @@
+// What the two cheap speculators say about one position, as pure functions of its candidate list:
+// used live, to score in the shadow what was not drafted, and to replay a log exactly.
+#pragma once
+
+#include <cstdint>
+
+#include "foretoken/protocol/ids.h"
+#include "runtime/speculate/candidates.h"
+#include "runtime/speculate/fusion_table.h"
+#include "runtime/speculate/speculator.h"
+
+namespace foretoken {
+
+struct Proposal {
+  TokenId token = -1;      // -1: nothing to propose
+  float raw = 0;           // the speculator's own confidence, before calibration
+  std::uint8_t klass = 0;  // ngram: the class of the candidate it chose
+  bool empty() const { return token < 0; }
+};
+
+// The fixed rule: the own context's continuation of a suffix of 3 or more; else the traffic's
+// longest order, most frequent first; else the own context's shorter suffix. raw is left 0: it is
+// the hit rate of klass.
+Proposal propose_ngram(const CandidateList& candidates);
+
+// Tier 0 of the learned speculator. position: the absolute index of the proposed token, which is
+// the t of the sampler's noise.
+//   T = 0: the token of the highest summed bias; raw = q(token), "something else" included.
+//   T > 0: argmax of score / T + gumbel(seed, t, token), the target's own noise (Gumbel coupling:
+//   Daliri et al. 2024); raw = P(no other token beats it) = exp(-exp(other / T - M)), M the
+//   winner's noisy score, because the maximum of score / T + gumbel over the tokens that are no
+//   candidates is Gumbel-distributed around the logarithm of their mass.
+// coupled = false (rejection sampling: a draft must not know the noise): the argmax as at T = 0,
+// raw = q(token) at temperature T. logit_bias is added to the candidates' scores. Presence,
+// frequency and repetition penalties and top-k, top-p, min-p are not applied to the draft's scores:
+// a request that uses them is served exactly, and accepts a little less.
+Proposal propose_fusion(const CandidateList& candidates, const FusionTable& table,
+                        const SamplingParams& sampling, std::int64_t position, bool coupled = true);
+
+}  // namespace foretoken
