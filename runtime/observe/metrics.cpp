@@ -1,0 +1,140 @@
+#include "runtime/observe/metrics.h"
+
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include "runtime/observe/build_info.h"
+
+namespace foretoken {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+using Labels = std::vector<ClientMetric::Label>;
+
+class Families {
+ public:
+  Families(std::vector<MetricFamily>& out, std::string model)
+      : out_(out), model_(std::move(model)) {}
+  void open(MetricType type, const std::string& name, const std::string& help) {
+    out_.push_back({"foretoken:" + name, help, type, {}});
+  }
+  void add(double value, Labels labels = {}) {
+    ClientMetric metric;
+    metric.label = {{"model_name", model_}, {"engine", "0"}};
+    for (auto& label : labels) metric.label.push_back(std::move(label));
+    if (out_.back().type == MetricType::Counter)
+      metric.counter.value = value;
+    else
+      metric.gauge.value = value;
+    out_.back().metric.push_back(std::move(metric));
+  }
+  void gauge(const std::string& name, const std::string& help, double value) {
+    open(MetricType::Gauge, name, help), add(value);
+  }
+  void counter(const std::string& name, const std::string& help, std::int64_t value) {
+    open(MetricType::Counter, name, help), add(static_cast<double>(value));
+  }
+
+ private:
+  std::vector<MetricFamily>& out_;
+  std::string model_;
+};
+
+void speedup(Families& f, const std::optional<Interval>& interval, const char* window) {
+  if (!interval) return;
+  f.add(interval->value, {{"window", window}, {"bound", "value"}});
+  f.add(interval->low, {{"window", window}, {"bound", "low"}});
+  f.add(interval->high, {{"window", window}, {"bound", "high"}});
+}
+
+void engine_families(Families& f, const EngineStats& s) {
+  f.gauge("num_requests_running", "Requests in the batch", static_cast<double>(s.requests_running));
+  f.gauge("num_requests_waiting", "Requests waiting for a place in the batch",
+          static_cast<double>(s.requests_waiting));
+  f.gauge("kv_cache_usage_perc", "Share of the KV pool in use, 1 is all of it",
+          s.kv.pool_bytes
+              ? static_cast<double>(s.kv.used_bytes) / static_cast<double>(s.kv.pool_bytes)
+              : 0);
+  f.gauge("kv_cache_used_bytes", "Bytes of the KV pool in use",
+          static_cast<double>(s.kv.used_bytes));
+  f.gauge("kv_bytes_per_token", "KV bytes a token, all layers, once its page is sealed",
+          s.kv.bytes_per_token_sealed);
+  f.counter("kv_sealed_pages_total", "KV pages sealed", s.kv.sealed_pages_total);
+  f.counter("prompt_tokens_total", "Prompt tokens read", s.prompt_tokens);
+  f.counter("generation_tokens_total", "Tokens generated", s.generated_tokens);
+  f.counter("num_preemptions_total", "Requests put back into the queue", s.preemptions);
+  f.counter("num_aborted_requests_total", "Requests cancelled", s.requests_aborted);
+  f.counter("num_rejected_requests_total", "Requests refused at admission", s.requests_rejected);
+  f.counter("engine_rounds_total", "Rounds of draft, verify, accept, commit", s.engine_rounds);
+  f.counter("control_rounds_total", "Rounds without speculation, by the control's coin",
+            s.control_rounds);
+
+  const AcceptanceStats& a = s.acceptance;
+  f.counter("spec_decode_num_drafts_total", "Drafts verified", a.drafting_rounds);
+  f.counter("spec_decode_num_draft_tokens_total", "Tokens drafted", a.drafted);
+  f.counter("spec_decode_num_accepted_tokens_total", "Drafted tokens accepted", a.accepted);
+  f.open(MetricType::Counter, "spec_decode_num_accepted_tokens_per_pos_total",
+         "Drafted tokens accepted at each position of the draft");
+  for (int i = 0; i < kMaxDraft; ++i) {
+    auto index = static_cast<std::size_t>(i);
+    if (a.drafted_at[index] > 0)
+      f.add(static_cast<double>(a.accepted_at[index]), {{"position", std::to_string(i)}});
+  }
+  f.gauge("spec_decode_acceptance_length", "1 + accepted per round that drafted, last minute",
+          s.acceptance_last_minute.acceptance_length());
+  f.gauge("spec_decode_draft_length", "Tokens drafted per round that drafted, last minute",
+          s.acceptance_last_minute.draft_length());
+  f.open(MetricType::Gauge, "speedup",
+         "Decode time per token without speculation / with it, from control rounds, with a 95 % "
+         "interval");
+  speedup(f, s.speedup, "overall");
+  speedup(f, s.speedup_last_minute, "last_minute");
+  f.gauge("decode_tokens_per_second", "Generated tokens a second, last minute",
+          s.decode_tokens_per_s_last_minute);
+  f.gauge("speculator_version", "Version of the learned speculator in use",
+          static_cast<double>(s.version.value));
+  f.gauge("speculator_age_seconds", "Since it was swapped in", s.version_age_s);
+  f.open(MetricType::Counter, "speculator_swaps_total", "Speculator versions swapped in");
+  f.add(static_cast<double>(s.swaps), {{"result", "promoted"}});
+  f.gauge("speculator_swap_pause_seconds", "Pause of the last swap", s.swap_pause_last_ms / 1000);
+  f.gauge("traffic_store_bytes", "Memory of the n-gram stores",
+          static_cast<double>(s.traffic_store_bytes));
+}
+
+}  // namespace
+
+std::string metrics_text(const EngineStats* engine, const LinkStats& link,
+                         const MetricsContext& context, RequestMetrics& requests) {
+  std::vector<MetricFamily> families;
+  Families f(families, context.model_name);
+  f.open(MetricType::Gauge, "build_info", "Constant 1");
+  f.add(
+      1,
+      {{"version", build_version()}, {"git", build_git()}, {"isa", context.isa}, {"cuda", "none"}});
+  f.open(MetricType::Gauge, "cache_config_info", "Constant 1");
+  f.add(1, {{"kv_cache_dtype", context.kv_mode},
+            {"max_model_len", std::to_string(context.max_model_len)}});
+  f.gauge("engine_heartbeat_age_seconds", "Since the engine thread last turned",
+          context.heartbeat_age_s);
+  if (engine) engine_families(f, *engine);
+  f.counter("trace_records_total", "Traces sent to the trainer", link.traces_sent);
+  f.open(MetricType::Counter, "trace_dropped_total", "Traces dropped");
+  for (const auto& [reason, n] : link.traces_dropped)
+    f.add(static_cast<double>(n), {{"reason", reason}});
+  f.counter("weight_bundles_received_total", "Weight bundles received", link.bundles_received);
+  f.open(MetricType::Counter, "weight_bundles_rejected_total", "Weight bundles refused");
+  for (const auto& [reason, n] : link.bundles_rejected)
+    f.add(static_cast<double>(n), {{"reason", reason}});
+  f.gauge("trainer_connected", "1 while a trainer is connected", link.trainer_connected ? 1 : 0);
+  if (link.trainer_step)
+    f.counter("trainer_steps_total", "Steps of the trainer", *link.trainer_step);
+  if (link.trainer_loss) f.gauge("trainer_loss", "The trainer's loss", *link.trainer_loss);
+  std::erase_if(families, [](const MetricFamily& family) { return family.metric.empty(); });
+  auto measured = requests.registry().Collect();
+  std::move(measured.begin(), measured.end(), std::back_inserter(families));
+  return prometheus::TextSerializer().Serialize(families);
+}
+
+}  // namespace foretoken

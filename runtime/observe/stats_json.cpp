@@ -1,0 +1,150 @@
+#include "runtime/observe/stats_json.h"
+
+#include <cmath>
+
+namespace foretoken {
+namespace {
+
+namespace json = boost::json;
+
+json::value finite(double value) {
+  return std::isfinite(value) ? json::value(value) : json::value(nullptr);
+}
+
+json::value interval_json(const Interval& i) {
+  return json::object{{"value", finite(i.value)},
+                      {"ci95", json::array{finite(i.low), finite(i.high)}},
+                      {"rounds", i.rounds},
+                      {"control_rounds", i.control_rounds}};
+}
+
+json::value interval_json(const std::optional<Interval>& i) {
+  return i ? interval_json(*i) : json::value(nullptr);
+}
+
+json::object acceptance_json(const AcceptanceStats& a, bool positions) {
+  json::object out{
+      {"rounds", a.rounds},
+      {"drafting_rounds", a.drafting_rounds},
+      {"drafted", a.drafted},
+      {"accepted", a.accepted},
+      {"emitted", a.emitted},
+      {"acceptance_length", a.acceptance_length()},
+      {"draft_length", a.draft_length()},
+      {"acceptance_rate",
+       a.drafted ? static_cast<double>(a.accepted) / static_cast<double>(a.drafted) : 0.0}};
+  if (positions) {
+    int n = kMaxDraft;
+    while (n > 0 && a.drafted_at[static_cast<std::size_t>(n - 1)] == 0) --n;
+    json::array at;
+    for (int i = 0; i < n; ++i) {
+      auto index = static_cast<std::size_t>(i);
+      at.push_back(json::object{
+          {"position", i}, {"drafted", a.drafted_at[index]}, {"accepted", a.accepted_at[index]}});
+    }
+    out["per_position"] = std::move(at);
+  }
+  return out;
+}
+
+template <class Map>
+json::object acceptance_map(const Map& map) {
+  json::object out;
+  for (const auto& [key, value] : map) {
+    if constexpr (std::is_integral_v<std::decay_t<decltype(key)>>)
+      out[std::to_string(key)] = acceptance_json(value, false);
+    else
+      out[key] = acceptance_json(value, false);
+  }
+  return out;
+}
+
+json::object kv_json(const KvStats& kv) {
+  return {{"pool_bytes", kv.pool_bytes},
+          {"used_bytes", kv.used_bytes},
+          {"occupancy",
+           kv.pool_bytes ? static_cast<double>(kv.used_bytes) / static_cast<double>(kv.pool_bytes)
+                         : 0.0},
+          {"hot_pages", kv.hot_pages},
+          {"sealed_pages", kv.sealed_pages},
+          {"sealed_pages_total", kv.sealed_pages_total},
+          {"int2_page_reads_total", kv.int2_page_reads_total},
+          {"bytes_per_token_bf16", kv.bytes_per_token_bf16},
+          {"bytes_per_token_sealed", kv.bytes_per_token_sealed}};
+}
+
+json::object counts(const std::map<std::string, std::int64_t>& map) {
+  json::object out;
+  for (const auto& [key, value] : map) out[key] = value;
+  return out;
+}
+
+}  // namespace
+
+json::object stats_json(const EngineStats& s, const LinkStats& link, const StatsContext& context) {
+  json::object by_domain;
+  for (const auto& [domain, interval] : s.speedup_by_domain)
+    by_domain[domain] = interval_json(interval);
+  json::array round_ms;
+  for (double ms : s.round_ms_by_rows) round_ms.push_back(finite(ms));
+  return {
+      {"schema", kStatsSchema},
+      {"model", json::object{{"name", context.model},
+                             {"fingerprint", context.fingerprint},
+                             {"kv_cache_dtype", context.kv_mode},
+                             {"isa", context.isa},
+                             {"max_model_len", context.max_model_len}}},
+      {"uptime_s", s.uptime_s},
+      {"draining", context.draining},
+      {"requests", json::object{{"running", s.requests_running},
+                                {"waiting", s.requests_waiting},
+                                {"finished", s.requests_finished},
+                                {"aborted", s.requests_aborted},
+                                {"rejected", s.requests_rejected},
+                                {"preemptions", s.preemptions}}},
+      {"tokens", json::object{{"prompt", s.prompt_tokens},
+                              {"generated", s.generated_tokens},
+                              {"decode_per_s_last_minute", s.decode_tokens_per_s_last_minute}}},
+      {"speedup",
+       json::object{
+           {"overall", interval_json(s.speedup)},
+           {"last_minute", interval_json(s.speedup_last_minute)},
+           {"by_domain", std::move(by_domain)},
+           {"definition",
+            "decode time per token without speculation / with it, from control rounds of the "
+            "same requests on this machine; ratio at equal concurrency, 95 % interval"}}},
+      {"acceptance", json::object{{"overall", acceptance_json(s.acceptance, true)},
+                                  {"last_minute", acceptance_json(s.acceptance_last_minute, true)},
+                                  {"by_domain", acceptance_map(s.by_domain)},
+                                  {"by_kind", acceptance_map(s.by_kind)},
+                                  {"by_version", acceptance_map(s.by_version)},
+                                  {"definition",
+                                   "acceptance_length = 1 + accepted / drafting_rounds; "
+                                   "draft_length = drafted / drafting_rounds"}}},
+      {"rounds", json::object{{"engine", s.engine_rounds},
+                              {"control", s.control_rounds},
+                              {"ms_by_rows", std::move(round_ms)}}},
+      {"speculator", json::object{{"version", s.version.value},
+                                  {"age_s", s.version_age_s},
+                                  {"swaps", s.swaps},
+                                  {"swap_pause_last_ms", s.swap_pause_last_ms},
+                                  {"swap_pause_max_ms", s.swap_pause_max_ms}}},
+      {"kv", kv_json(s.kv)},
+      {"draft_kv", s.draft_kv.pool_bytes ? json::value(kv_json(s.draft_kv)) : json::value(nullptr)},
+      {"traffic_store",
+       json::object{{"entries", s.traffic_store_entries}, {"bytes", s.traffic_store_bytes}}},
+      {"traces",
+       json::object{{"sent", link.traces_sent}, {"dropped", counts(link.traces_dropped)}}},
+      {"bundles", json::object{{"received", link.bundles_received},
+                               {"rejected", counts(link.bundles_rejected)}}},
+      {"trainer",
+       json::object{
+           {"connected", link.trainer_connected},
+           {"step", link.trainer_step ? json::value(*link.trainer_step) : json::value(nullptr)},
+           {"loss", link.trainer_loss ? finite(*link.trainer_loss) : json::value(nullptr)},
+           {"verdict", link.trainer_verdict.empty() ? json::value(nullptr)
+                                                    : json::value(link.trainer_verdict)}}},
+  };
+}
+
+}  // namespace foretoken

@@ -1,0 +1,67 @@
+#include "runtime/serve/api_keys.h"
+
+#include <fmt/format.h>
+#include <sodium.h>
+
+#include <fstream>
+
+namespace foretoken {
+namespace {
+
+std::array<unsigned char, 32> hash_of(std::string_view key) {
+  std::array<unsigned char, 32> hash;
+  crypto_generichash(hash.data(), hash.size(), reinterpret_cast<const unsigned char*>(key.data()),
+                     key.size(), nullptr, 0);
+  return hash;
+}
+
+std::string_view trim(std::string_view s) {
+  while (!s.empty() && (s.front() == ' ' || s.front() == '\t')) s.remove_prefix(1);
+  while (!s.empty() && (s.back() == ' ' || s.back() == '\t' || s.back() == '\r'))
+    s.remove_suffix(1);
+  return s;
+}
+
+}  // namespace
+
+ApiKeys ApiKeys::from_list(const std::vector<std::string>& keys) {
+  ApiKeys out;
+  for (const std::string& key : keys) {
+    auto hash = hash_of(key);
+    out.keys_.push_back(
+        {hash, fmt::format("key-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3])});
+  }
+  return out;
+}
+
+Result<ApiKeys> ApiKeys::from_file(const std::string& path) {
+  std::ifstream file(path);
+  if (!file)
+    return Error{ErrorCode::kNotFound, fmt::format("--api-key-file {}: cannot be read", path)};
+  std::vector<std::string> keys;
+  for (std::string line; std::getline(file, line);) {
+    std::string_view key = trim(line);
+    if (!key.empty() && key.front() != '#') keys.emplace_back(key);
+  }
+  if (keys.empty())
+    return Error{ErrorCode::kInvalidInput,
+                 fmt::format("--api-key-file {}: has no key, wanted one a line", path)};
+  return from_list(keys);
+}
+
+std::optional<std::string> ApiKeys::check(std::string_view authorization) const {
+  constexpr std::string_view kScheme = "bearer ";
+  if (authorization.size() < kScheme.size()) return std::nullopt;
+  for (std::size_t i = 0; i < kScheme.size(); ++i)
+    if (static_cast<char>(authorization[i] | 32) != kScheme[i]) return std::nullopt;
+  // Hashes of equal length are compared, all of them, each in constant time: nothing about a key
+  // leaks.
+  auto hash = hash_of(trim(authorization.substr(kScheme.size())));
+  const Key* found = nullptr;
+  for (const Key& key : keys_)
+    if (sodium_memcmp(hash.data(), key.hash.data(), hash.size()) == 0) found = &key;
+  if (!found) return std::nullopt;
+  return found->label;
+}
+
+}  // namespace foretoken

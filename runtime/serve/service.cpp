@@ -1,0 +1,400 @@
+#include "runtime/serve/service.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <array>
+
+#include "runtime/observe/build_info.h"
+#include "runtime/observe/dashboard.h"
+#include "runtime/observe/metrics.h"
+#include "runtime/observe/stats_json.h"
+#include "runtime/serve/json_fields.h"
+
+namespace foretoken {
+namespace {
+
+namespace json = boost::json;
+
+struct Route {
+  std::string_view path, method;
+  bool needs_key;
+  bool json_body;
+};
+constexpr std::array kRoutes = {
+    Route{"/v1/chat/completions", "POST", true, true},
+    Route{"/v1/completions", "POST", true, true},
+    Route{"/v1/models", "GET", true, false},
+    Route{"/health", "GET", false, false},
+    Route{"/v1/health", "GET", false, false},
+    Route{"/health/live", "GET", false, false},
+    Route{"/health/ready", "GET", false, false},
+    Route{"/metrics", "GET", true, false},
+    Route{"/stats", "GET", true, false},
+    Route{"/dashboard", "GET", false,
+          false},  // a static page; the figures it asks for need the key
+    Route{"/version", "GET", true, false},
+    Route{"/tokenize", "POST", true, true},
+    Route{"/detokenize", "POST", true, true},
+};
+constexpr std::string_view kModelPrefix = "/v1/models/";
+constexpr std::size_t kMaxDomains = 256;  // distinct labels in statistics
+constexpr std::size_t kMaxWarnedFields = 1000;
+
+const Route* find_route(std::string_view path) {
+  for (const Route& route : kRoutes)
+    if (route.path == path) return &route;
+  if (path.starts_with(kModelPrefix)) return find_route("/v1/models");
+  return nullptr;
+}
+
+HttpResponse json_response(const json::object& body) {
+  HttpResponse response;
+  response.body = json::serialize(body);
+  return response;
+}
+
+ApiError invalid_json(const Error& error) {
+  ApiError out = ApiError::invalid("", error.message);
+  out.code = "invalid_json";
+  return out;
+}
+
+}  // namespace
+
+Service::Service(ServiceOptions options)
+    : options_(std::move(options)),
+      metrics_(options_.model_name),
+      worker_(options_.max_admission_queue) {}
+
+void Service::publish(std::shared_ptr<const Backend> backend) {
+  std::atomic_store(&backend_, std::move(backend));
+}
+
+void Service::sample() {
+  if (auto served = backend()) history_.add(served->engine->stats());
+}
+
+std::optional<HttpResponse> Service::answer_early(const HttpRequest& head) {
+  const Route* route = find_route(head.path);
+  if (!route)
+    return error_response(ApiError::not_found(
+        fmt::format("no route {} {}", head.method, head.path.substr(0, 200)), "unknown_route"));
+  if (head.method == "OPTIONS") {
+    HttpResponse response;
+    response.status = 204;
+    response.headers = {
+        {"Allow", fmt::format("{}, OPTIONS", route->method)},
+        {"Access-Control-Allow-Methods", "GET, POST, OPTIONS"},
+        {"Access-Control-Allow-Headers", "Authorization, Content-Type, X-Requested-With"},
+        {"Access-Control-Max-Age", "86400"}};
+    return response;
+  }
+  if (head.method != route->method && !(head.method == "HEAD" && route->method == "GET")) {
+    ApiError error = ApiError::invalid(
+        "", fmt::format("{}: found method {}, wanted {}", head.path, head.method, route->method));
+    error.status = 405;
+    error.code = "method_not_allowed";
+    HttpResponse response = error_response(error);
+    response.headers.emplace_back("Allow", fmt::format("{}, OPTIONS", route->method));
+    return response;
+  }
+  if (route->needs_key && options_.api_keys.required() &&
+      !options_.api_keys.check(head.authorization)) {
+    ApiError error = ApiError::invalid(
+        "", "missing or unknown API key; wanted the header Authorization: Bearer KEY");
+    error.status = 401;
+    error.code = "invalid_api_key";
+    return error_response(error);
+  }
+  // Forms are what a browser may send across origins without asking; JSON is not.
+  if (route->json_body && !head.content_type.empty() && head.content_type != "application/json") {
+    ApiError error =
+        ApiError::invalid("", fmt::format("Content-Type: found {}, wanted application/json",
+                                          head.content_type.substr(0, 100)));
+    error.status = 415;
+    error.code = "unsupported_media_type";
+    return error_response(error);
+  }
+  if (route->json_body)
+    if (auto refusal = not_ready()) return refusal;
+  return std::nullopt;
+}
+
+void Service::handle(HttpRequest request, std::shared_ptr<Exchange> exchange) {
+  const std::string& path = request.path;
+  if (path == "/v1/chat/completions")
+    return complete(std::move(request), std::move(exchange), true);
+  if (path == "/v1/completions") return complete(std::move(request), std::move(exchange), false);
+  if (path == "/tokenize" || path == "/detokenize") {
+    auto work = [this, request = std::move(request), exchange] {
+      exchange->respond(request.path == "/tokenize" ? tokenize(request) : detokenize(request));
+    };
+    if (!worker_.try_post(std::move(work)))
+      exchange->respond(
+          error_response(ApiError::overloaded("too many requests are waiting to be read")));
+    return;
+  }
+  if (path == "/health" || path == "/v1/health" || path == "/health/ready")
+    return exchange->respond(health(false));
+  if (path == "/health/live") return exchange->respond(health(true));
+  if (path == "/v1/models") return exchange->respond(models(""));
+  if (path.starts_with(kModelPrefix))
+    return exchange->respond(models(std::string_view(path).substr(kModelPrefix.size())));
+  if (path == "/version") return exchange->respond(version());
+  if (path == "/stats") return exchange->respond(stats(request.query));
+  if (path == "/metrics") return exchange->respond(metrics_text());
+  if (path == "/dashboard") {
+    HttpResponse page;
+    page.content_type = "text/html; charset=utf-8";
+    page.headers = {{"Cache-Control", "no-cache"},
+                    {"Content-Security-Policy",
+                     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+                     "connect-src 'self'; img-src data:"}};
+    page.body = dashboard_html();
+    return exchange->respond(std::move(page));
+  }
+  exchange->respond(error_response(ApiError::internal("a route without a handler")));
+}
+
+void Service::complete(HttpRequest request, std::shared_ptr<Exchange> exchange, bool chat) {
+  auto arrived = std::chrono::steady_clock::now();
+  auto shared = std::make_shared<HttpRequest>(std::move(request));
+  auto work = [this, shared, exchange, chat, arrived] {
+    run_completion(*shared, exchange, chat, arrived);
+  };
+  if (!worker_.try_post(std::move(work)))
+    exchange->respond(
+        error_response(ApiError::overloaded("too many requests are waiting to be read")));
+}
+
+void Service::run_completion(const HttpRequest& http, std::shared_ptr<Exchange> exchange, bool chat,
+                             std::chrono::steady_clock::time_point arrived) {
+  auto served = backend();
+  if (auto refusal = not_ready()) return exchange->respond(std::move(*refusal));
+  RequestLimits limits;
+  limits.n_vocab = served->n_vocab;
+  limits.n_ctx = served->n_ctx;
+  auto parsed = parse_completion_request(http.body, chat, limits);
+  if (auto* error = std::get_if<ApiError>(&parsed))
+    return exchange->respond(error_response(*error));
+  CompletionRequest& request = std::get<CompletionRequest>(parsed);
+  if (!request.model.empty() &&
+      std::find(served->names.begin(), served->names.end(), request.model) == served->names.end())
+    return exchange->respond(error_response(ApiError::not_found(
+        fmt::format("model: found \"{}\", this server has {}", request.model.substr(0, 100),
+                    fmt::join(served->names, ", ")),
+        "model_not_found")));
+  warn_ignored(request.ignored);
+  std::string domain = request.domain;
+  auto admission = admit(*served, std::move(request));
+  if (auto* error = std::get_if<ApiError>(&admission))
+    return exchange->respond(error_response(*error));
+  AdmittedRequest& admitted = std::get<AdmittedRequest>(admission);
+  if (options_.api_keys.required())
+    admitted.key_id = options_.api_keys.check(http.authorization).value_or("");
+  if (domain.empty()) domain = admitted.key_id.empty() ? "default" : admitted.key_id;
+  admitted.domain = bounded_domain(domain);
+  admitted.arrived = arrived;
+  // The job refers to the backend, which outlives the HTTP server's threads.
+  auto job = std::make_shared<CompletionJob>(*served, metrics_, exchange, std::move(admitted));
+  exchange->post([job] { job->start(); });
+}
+
+std::optional<HttpResponse> Service::not_ready() const {
+  if (draining_) return error_response(ApiError::unavailable("the server is shutting down", 5));
+  if (!backend()) return error_response(ApiError::unavailable("the model is loading", 5));
+  return std::nullopt;
+}
+
+void Service::warn_ignored(const std::vector<std::string>& fields) {
+  std::lock_guard lock(mutex_);
+  for (const std::string& field : fields) {
+    if (warned_fields_.size() >= kMaxWarnedFields || !warned_fields_.insert(field).second) continue;
+    spdlog::warn("unknown request field ignored (said once): {}", field.substr(0, 80));
+  }
+}
+
+// Labels are chosen by clients and live as long as the server: their number is bounded.
+std::string Service::bounded_domain(const std::string& domain) {
+  std::lock_guard lock(mutex_);
+  if (domains_.count(domain)) return domain;
+  if (domains_.size() >= kMaxDomains) return "other";
+  domains_.insert(domain);
+  return domain;
+}
+
+void Service::answered(const std::string& method, const std::string& path, int status,
+                       double seconds) {
+  // Unknown paths and methods share a label: their number is the client's choice.
+  const Route* route = find_route(path);
+  static const std::set<std::string> kMethods = {"GET", "POST",   "HEAD", "OPTIONS",
+                                                 "PUT", "DELETE", "PATCH"};
+  metrics_.http(route ? std::string(route->path) : "other",
+                kMethods.count(method) ? method : "other", status, seconds);
+  if (status >= 400 && status != 404)
+    spdlog::debug("{} {} -> {} in {:.3f} s", method, route ? route->path : "(other)", status,
+                  seconds);
+}
+
+HttpResponse Service::health(bool live_only) const {
+  auto served = backend();
+  if (live_only) return json_response({{"status", "ok"}, {"live", true}});
+  if (!served) {
+    HttpResponse response = error_response(
+        ApiError::unavailable(fmt::format("Loading model ({:.0f} %)", 100 * loading_.load()), 5));
+    return response;
+  }
+  if (draining_) return error_response(ApiError::unavailable("the server is shutting down", 5));
+  double age = served->engine->heartbeat_age_s();
+  if (age > options_.stall_after_s)
+    return error_response(
+        ApiError::unavailable(fmt::format("the engine has not turned for {:.1f} s", age), 5));
+  return json_response(
+      {{"status", "ok"}, {"live", true}, {"ready", true}, {"engine_heartbeat_age_s", age}});
+}
+
+HttpResponse Service::models(std::string_view only) const {
+  auto served = backend();
+  if (!served) return *not_ready();
+  json::array data;
+  for (const std::string& name : served->names) {
+    if (!only.empty() && only != name) continue;
+    data.push_back(json::object{{"id", name},
+                                {"object", "model"},
+                                {"created", served->created_unix_s},
+                                {"owned_by", "foretoken"},
+                                {"max_model_len", served->n_ctx},
+                                {"meta", json::object{{"architecture", served->architecture},
+                                                      {"n_vocab", served->n_vocab},
+                                                      {"n_ctx", served->n_ctx},
+                                                      {"n_ctx_train", served->n_ctx_train},
+                                                      {"n_params", served->n_params},
+                                                      {"size", served->weight_bytes},
+                                                      {"fingerprint", served->fingerprint_hex},
+                                                      {"kv_cache_dtype", served->kv_mode}}}});
+  }
+  if (!only.empty()) {
+    if (data.empty())
+      return error_response(
+          ApiError::not_found(fmt::format("no model {}", only.substr(0, 100)), "model_not_found"));
+    return json_response(data[0].get_object());
+  }
+  return json_response({{"object", "list"}, {"data", std::move(data)}});
+}
+
+HttpResponse Service::version() const {
+  json::object body{{"name", "foretoken"},
+                    {"version", build_version()},
+                    {"git", build_git()},
+                    {"compiler", build_compiler()}};
+  if (auto served = backend()) body["isa"] = served->isa;
+  return json_response(body);
+}
+
+HttpResponse Service::stats(const std::string& query) const {
+  auto served = backend();
+  if (!served) return *not_ready();
+  LinkStats link = options_.link_stats ? options_.link_stats() : LinkStats{};
+  StatsContext context{served->names.front(), served->fingerprint_hex, served->kv_mode,
+                       served->isa,           served->n_ctx,           draining_.load()};
+  json::object body = stats_json(served->engine->stats(), link, context);
+  if (query.find("history=1") != std::string::npos) body["history"] = history_.json();
+  HttpResponse response = json_response(body);
+  response.headers = {{"Cache-Control", "no-store"}};
+  return response;
+}
+
+HttpResponse Service::metrics_text() {
+  HttpResponse response;
+  response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+  auto served = backend();
+  std::optional<EngineStats> engine;
+  if (served) engine = served->engine->stats();
+  LinkStats link = options_.link_stats ? options_.link_stats() : LinkStats{};
+  MetricsContext context{options_.model_name, served ? served->isa : "", served ? served->n_ctx : 0,
+                         served ? served->kv_mode : "",
+                         served ? served->engine->heartbeat_age_s() : 0};
+  response.body = foretoken::metrics_text(engine ? &*engine : nullptr, link, context, metrics_);
+  return response;
+}
+
+HttpResponse Service::tokenize(const HttpRequest& request) const {
+  auto served = backend();
+  auto parsed = parse_json(request.body);
+  if (!parsed) return error_response(invalid_json(parsed.error()));
+  if (!parsed->is_object())
+    return error_response(ApiError::invalid(
+        "", fmt::format("the body: found {}, wanted a JSON object", json_kind(*parsed))));
+  JsonFields fields(parsed->get_object());
+  bool chat = fields.find("messages") != nullptr;
+  bool vllm_style = chat || fields.find("prompt") != nullptr;
+  // llama.cpp's {content, add_special = false}, vLLM's {prompt | messages, add_special_tokens =
+  // true}.
+  bool add_special =
+      fields.boolean("add_special", fields.boolean("add_special_tokens", vllm_style && !chat));
+  bool parse_special = fields.boolean("parse_special", true);
+  bool with_pieces =
+      fields.boolean("with_pieces", false) || fields.boolean("return_token_strs", false);
+  std::string text;
+  if (chat) {
+    auto completion =
+        parse_completion_request(request.body, true, {served->n_vocab, served->n_ctx});
+    if (auto* error = std::get_if<ApiError>(&completion)) return error_response(*error);
+    if (!served->chat_template)
+      return error_response(ApiError::unsupported("messages", "this model has no chat template"));
+    auto& typed = std::get<CompletionRequest>(completion);
+    auto rendered = served->chat_template->render(
+        std::get<std::vector<ChatMessage>>(typed.prompts[0]), typed.add_generation_prompt);
+    if (!rendered) return error_response(ApiError::invalid("messages", rendered.error().message));
+    text = std::move(*rendered);
+  } else {
+    const char* name = vllm_style ? "prompt" : "content";
+    if (!fields.find(name))
+      fields.fail(ApiError::invalid("content",
+                                    "content: missing, wanted a string (or prompt, or messages)"));
+    text = fields.string(name);
+  }
+  if (fields.error()) return error_response(*fields.error());
+  auto tokens = served->tokenizer->encode(text, parse_special);
+  if (!tokens)
+    return error_response(ApiError::invalid(chat ? "messages" : "content", tokens.error().message));
+  if (add_special && served->tokenizer->add_bos() && served->tokenizer->bos())
+    tokens->insert(tokens->begin(), *served->tokenizer->bos());
+  json::array out, pieces;
+  for (TokenId token : *tokens) {
+    if (with_pieces)
+      out.push_back(json::object{{"id", token}, {"piece", token_text(*served->tokenizer, token)}});
+    else
+      out.push_back(token);
+  }
+  return json_response(
+      {{"tokens", std::move(out)}, {"count", tokens->size()}, {"max_model_len", served->n_ctx}});
+}
+
+HttpResponse Service::detokenize(const HttpRequest& request) const {
+  auto served = backend();
+  auto parsed = parse_json(request.body);
+  if (!parsed) return error_response(invalid_json(parsed.error()));
+  if (!parsed->is_object())
+    return error_response(ApiError::invalid(
+        "", fmt::format("the body: found {}, wanted a JSON object", json_kind(*parsed))));
+  JsonFields fields(parsed->get_object());
+  const json::array* tokens = fields.array("tokens");
+  if (!tokens && !fields.error())
+    fields.fail(ApiError::invalid("tokens", "tokens: missing, wanted an array of token ids"));
+  if (fields.error()) return error_response(*fields.error());
+  StreamDecoder decoder(*served->tokenizer);
+  std::string text;
+  for (const json::value& entry : *tokens) {
+    if (!entry.is_int64() || entry.get_int64() < 0 || entry.get_int64() >= served->n_vocab)
+      return error_response(
+          ApiError::invalid("tokens", fmt::format("tokens: found {}, wanted token ids from 0 to {}",
+                                                  json_kind(entry), served->n_vocab - 1)));
+    text += decoder.push(static_cast<TokenId>(entry.get_int64()));
+  }
+  text += decoder.finish();
+  return json_response({{"content", text}, {"prompt", text}});
+}
+
+}  // namespace foretoken

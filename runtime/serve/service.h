@@ -1,0 +1,77 @@
+// The routes: what each URL does. Sits between the HTTP server (sockets) and the engine. Its state
+// is the published backend, null while the model loads, and a draining flag; any I/O thread may
+// call it.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+
+#include "runtime/observe/history.h"
+#include "runtime/observe/request_metrics.h"
+#include "runtime/observe/stats.h"
+#include "runtime/serve/api_keys.h"
+#include "runtime/serve/backend.h"
+#include "runtime/serve/completion_job.h"
+#include "runtime/serve/http_server.h"
+#include "runtime/serve/worker.h"
+
+namespace foretoken {
+
+struct ServiceOptions {
+  std::string model_name = "model";  // label of the metrics
+  ApiKeys api_keys;
+  double stall_after_s = 30;  // engine heartbeat older than this: not ready
+  std::size_t max_admission_queue = 256;
+  std::function<LinkStats()> link_stats;  // may be empty
+};
+
+class Service final : public HttpHandler {
+ public:
+  explicit Service(ServiceOptions options);
+  ~Service() override { stop(); }
+
+  void set_loading_progress(double fraction) { loading_ = fraction; }
+  void publish(std::shared_ptr<const Backend> backend);  // loading is done
+  void drain() { draining_ = true; }
+  void stop() { worker_.stop(); }  // after the HTTP server has stopped, before the engine goes
+  void sample();                   // takes a point of the history; call every few seconds
+
+  std::optional<HttpResponse> answer_early(const HttpRequest& head) override;
+  void handle(HttpRequest request, std::shared_ptr<Exchange> exchange) override;
+  void answered(const std::string& method, const std::string& path, int status,
+                double seconds) override;
+
+  RequestMetrics& metrics() { return metrics_; }
+
+ private:
+  std::shared_ptr<const Backend> backend() const { return std::atomic_load(&backend_); }
+  void complete(HttpRequest request, std::shared_ptr<Exchange> exchange, bool chat);
+  void run_completion(const HttpRequest& request, std::shared_ptr<Exchange> exchange, bool chat,
+                      std::chrono::steady_clock::time_point arrived);
+  HttpResponse health(bool live_only) const;
+  HttpResponse models(std::string_view only) const;
+  HttpResponse version() const;
+  HttpResponse stats(const std::string& query) const;
+  HttpResponse metrics_text();
+  HttpResponse tokenize(const HttpRequest& request) const;
+  HttpResponse detokenize(const HttpRequest& request) const;
+  std::optional<HttpResponse> not_ready() const;
+  void warn_ignored(const std::vector<std::string>& fields);
+  std::string bounded_domain(const std::string& domain);
+
+  ServiceOptions options_;
+  RequestMetrics metrics_;
+  History history_;
+  std::shared_ptr<const Backend> backend_;  // through std::atomic_load / store
+  std::atomic<bool> draining_{false};
+  std::atomic<double> loading_{0};
+  std::mutex mutex_;
+  std::set<std::string> warned_fields_, domains_;  // guarded by mutex_, bounded
+  Worker worker_;
+};
+
+}  // namespace foretoken
