@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,6 +16,8 @@
 #include "runtime/kv/kv_cache.h"
 
 namespace foretoken {
+
+class SpeedupSums;
 
 inline constexpr int kMaxDraft = 16;     // positions kept in statistics
 
@@ -47,6 +50,9 @@ struct EngineStats {
   std::optional<Interval> speedup;                              // nullopt: not enough control rounds yet
   std::optional<Interval> speedup_last_minute;
   std::map<std::string, Interval> speedup_by_domain;
+  // A copy of the estimator's sums over all rounds so far: the speedup of any span of time is estimated from
+  // the difference of two (GET /stats?sums=1). Null: nothing measured.
+  std::shared_ptr<const SpeedupSums> speedup_sums;
   SpeculatorVersion version;
   double version_age_s = 0;
   std::int64_t swaps = 0;

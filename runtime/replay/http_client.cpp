@@ -139,7 +139,7 @@ struct HttpClient::Impl {
   // received: whether any byte of the answer came (then nothing may be sent again).
   beast::error_code exchange(const std::string& bytes,
                              const std::function<void(std::string_view)>& on_data,
-                             HttpResponse& response, bool& received) {
+                             ClientResponse& response, bool& received) {
     if (beast::error_code ec = write(bytes)) return ec;
     http::response_parser<http::buffer_body> parser;
     parser.body_limit(boost::none);
@@ -172,13 +172,13 @@ HttpClient::HttpClient(ServerUrl url, std::string api_key, double timeout_s,
     : impl_(new Impl(std::move(url), std::move(api_key), timeout_s, stop)) {}
 HttpClient::~HttpClient() = default;
 
-Result<HttpResponse> HttpClient::call(const std::string& path, const std::string* body,
+Result<ClientResponse> HttpClient::call(const std::string& path, const std::string* body,
                                       const std::function<void(std::string_view)>& on_data) {
   Impl& c = *impl_;
   const std::string bytes = c.request_bytes(path, body);
   for (int attempt = 0;; ++attempt) {
     const bool reused = c.socket.is_open();
-    HttpResponse response;
+    ClientResponse response;
     bool received = false;
     beast::error_code ec;
     if (!reused) ec = c.connect();

@@ -21,7 +21,7 @@ struct ServerUrl {
       std::string_view url);  // http://host[:port][/prefix]; https is refused by name
 };
 
-struct HttpResponse {
+struct ClientResponse {
   int status = 0;
   std::string content_type;
 };
@@ -39,7 +39,7 @@ class HttpClient {
   // GET where body is null. on_data sees the body's pieces as they come. Errors: kUnavailable (no
   // connection, broken off, silence), kInvalidInput (not HTTP). A connection that the server closed
   // between two calls is opened anew, once.
-  Result<HttpResponse> call(const std::string& path, const std::string* body,
+  Result<ClientResponse> call(const std::string& path, const std::string* body,
                             const std::function<void(std::string_view)>& on_data);
 
  private:

@@ -8,6 +8,7 @@
 #include "runtime/observe/build_info.h"
 #include "runtime/observe/dashboard.h"
 #include "runtime/observe/metrics.h"
+#include "runtime/observe/speedup_text.h"
 #include "runtime/observe/stats_json.h"
 #include "runtime/serve/json_fields.h"
 
@@ -298,7 +299,13 @@ HttpResponse Service::stats(const std::string& query) const {
   LinkStats link = options_.link_stats ? options_.link_stats() : LinkStats{};
   StatsContext context{served->names.front(), served->fingerprint_hex, served->kv_mode,
                        served->isa,           served->n_ctx,           draining_.load()};
-  json::object body = stats_json(served->engine->stats(), link, context);
+  const EngineStats engine = served->engine->stats();
+  json::object body = stats_json(engine, link, context);
+  // Sums a client can keep: the speedup since then is the estimate from the difference to a later copy.
+  if (query.find("sums=1") != std::string::npos)
+    body["speedup_sums"] = engine.speedup_sums
+                               ? json::value(speedup_sums_to_text(*engine.speedup_sums))
+                               : json::value(nullptr);
   if (query.find("history=1") != std::string::npos) body["history"] = history_.json();
   HttpResponse response = json_response(body);
   response.headers = {{"Cache-Control", "no-store"}};
