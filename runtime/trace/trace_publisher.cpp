@@ -1,0 +1,53 @@
+#include "runtime/trace/trace_publisher.h"
+
+#include <spdlog/spdlog.h>
+
+namespace foretoken {
+
+TracePublisher::TracePublisher(std::uint64_t server_run, std::size_t ring_capacity,
+                               std::size_t ring_bytes, std::unique_ptr<TraceSegmentWriter> segments)
+    : server_run_(server_run), ring_(ring_capacity, ring_bytes), segments_(std::move(segments)) {}
+
+void TracePublisher::push(std::unique_ptr<RequestTrace> trace) noexcept {
+  if (trace && !ring_.try_push(std::move(trace))) count(kRingFull);
+}
+
+std::map<std::string, std::int64_t> TracePublisher::dropped() const {
+  constexpr const char* kNames[kReasons] = {"ring_full", "hwm", "no_trainer", "disk", "opted_out"};
+  std::map<std::string, std::int64_t> counts;
+  for (int reason = 0; reason < kReasons; ++reason) {
+    const auto n = dropped_[std::size_t(reason)].load(std::memory_order_relaxed);
+    if (n > 0) counts[kNames[reason]] = n;
+  }
+  return counts;
+}
+
+std::int64_t TracePublisher::dropped_total() const {
+  std::int64_t total = 0;
+  for (const auto& n : dropped_) total += n.load(std::memory_order_relaxed);
+  return total;
+}
+
+void TracePublisher::pump(Sender& sender, bool trainer_connected) {
+  while (std::unique_ptr<RequestTrace> trace = ring_.try_pop()) {
+    trace->server_run = server_run_;
+    Message message = serialize(*trace);
+    trace.reset();
+    if (segments_) {
+      if (auto appended = segments_->append(message); !appended) {
+        count(kDisk);
+        if (!disk_warned_) spdlog::warn("traces are not stored: {}", appended.error().message);
+        disk_warned_ = true;
+      } else {
+        disk_warned_ = false;
+      }
+    }
+    if (sender.try_send(std::move(message))) {
+      sent_.fetch_add(1, std::memory_order_relaxed);
+    } else {
+      count(trainer_connected ? kHighWaterMark : kNoTrainer);
+    }
+  }
+}
+
+}  // namespace foretoken
