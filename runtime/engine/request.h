@@ -19,12 +19,13 @@ enum class FinishReason { kStop, kLength, kAborted, kError };
 struct TokenLogprob {
   TokenId token = 0;
   float logprob = 0;
-  std::vector<std::pair<TokenId, float>> top;    // as many as asked for
+  std::vector<std::pair<TokenId, float>> top;  // as many as asked for
 };
 
 // Measured by the engine, monotonic clock. predicted_* cover the decode rounds (not prefill).
 struct RequestTimings {
-  std::int64_t prompt_n = 0, predicted_n = 0, draft_n = 0, draft_n_accepted = 0, rounds = 0, drafting_rounds = 0;
+  std::int64_t prompt_n = 0, predicted_n = 0, draft_n = 0, draft_n_accepted = 0, rounds = 0,
+               drafting_rounds = 0;
   double queue_ms = 0, prompt_ms = 0, predicted_ms = 0;
   std::uint64_t speculator_version = 0;
 };
@@ -34,27 +35,27 @@ struct EngineEvent {
   RequestId request;
   int choice = 0;
   std::vector<TokenId> tokens;
-  std::vector<TokenLogprob> logprobs;            // parallel to tokens if asked for
+  std::vector<TokenLogprob> logprobs;  // parallel to tokens if asked for
   std::optional<FinishReason> finish;
-  std::optional<TokenId> stop_token;             // the end-of-generation token that ended it (not in tokens)
-  std::string error;                             // with kError
+  std::optional<TokenId> stop_token;  // the end-of-generation token that ended it (not in tokens)
+  std::string error;                  // with kError
   RequestTimings timings;
 };
 // Called on the engine thread: must not block and must not throw (post to your own executor).
 using EventSink = std::function<void(EngineEvent&&)>;
 
 struct EngineRequest {
-  RequestId id;                                  // from Engine::next_request_id()
-  int choice = 0;                                // n > 1 is several requests; seed already hashed with the index
+  RequestId id;    // from Engine::next_request_id()
+  int choice = 0;  // n > 1 is several requests; seed already hashed with the index
   std::vector<TokenId> prompt;
   SamplingParams sampling;
   int max_tokens = 16;
-  std::vector<TokenId> stop_tokens;              // end of generation; empty with ignore_eos
-  int top_logprobs = -1;                         // -1: none wanted
-  bool speculation = true;                       // "foretoken": {"speculation": false}
-  bool trace = true;                             // "foretoken": {"trace": false}: neither logged nor in the store
-  std::string domain;                            // metadata.domain, or the key's label
-  std::string key_id;                            // whose traffic store; "" = shared
+  std::vector<TokenId> stop_tokens;  // end of generation; empty with ignore_eos
+  int top_logprobs = -1;             // -1: none wanted
+  bool speculation = true;           // "foretoken": {"speculation": false}
+  bool trace = true;   // "foretoken": {"trace": false}: neither logged nor in the store
+  std::string domain;  // metadata.domain, or the key's label
+  std::string key_id;  // whose traffic store; "" = shared
   EventSink sink;
 };
 

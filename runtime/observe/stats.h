@@ -1,7 +1,8 @@
-// What the engine measures, as a plain copyable struct: /stats, /metrics and `foretoken stats` format it.
-// Definitions (printed with the figures, because tools differ):
-//   acceptance length = 1 + accepted tokens per round *that drafted*;  draft length = drafted per such round
-//   speedup = decode time per token without speculation / with it, from control rounds (law 6)
+// What the engine measures, as a plain copyable struct: /stats, /metrics and `foretoken stats`
+// format it. Definitions (printed with the figures, because tools differ):
+//   acceptance length = 1 + accepted tokens per round *that drafted*;  draft length = drafted per
+//   such round speedup = decode time per token without speculation / with it, from control rounds
+//   (law 6)
 #pragma once
 
 #include <array>
@@ -19,20 +20,25 @@ namespace foretoken {
 
 class SpeedupSums;
 
-inline constexpr int kMaxDraft = 16;     // positions kept in statistics
+inline constexpr int kMaxDraft = 16;  // positions kept in statistics
 
 struct Interval {
-  double value = 0, low = 0, high = 0;   // 95 %
+  double value = 0, low = 0, high = 0;  // 95 %
   std::int64_t rounds = 0, control_rounds = 0;
 };
 
 struct AcceptanceStats {
-  std::int64_t rounds = 0;               // decode rounds of sequences (one sequence, one round)
+  std::int64_t rounds = 0;  // decode rounds of sequences (one sequence, one round)
   std::int64_t drafting_rounds = 0;
   std::int64_t drafted = 0, accepted = 0, emitted = 0;
   std::array<std::int64_t, kMaxDraft> drafted_at{}, accepted_at{};
-  double acceptance_length() const { return drafting_rounds ? 1.0 + double(accepted) / double(drafting_rounds) : 1.0; }
-  double draft_length() const { return drafting_rounds ? double(drafted) / double(drafting_rounds) : 0.0; }
+  void add(const AcceptanceStats& other);
+  double acceptance_length() const {
+    return drafting_rounds ? 1.0 + double(accepted) / double(drafting_rounds) : 1.0;
+  }
+  double draft_length() const {
+    return drafting_rounds ? double(drafted) / double(drafting_rounds) : 0.0;
+  }
 };
 
 struct EngineStats {
@@ -42,16 +48,16 @@ struct EngineStats {
   std::int64_t prompt_tokens = 0, generated_tokens = 0;
   double decode_tokens_per_s_last_minute = 0;
   std::int64_t engine_rounds = 0, control_rounds = 0;
-  AcceptanceStats acceptance;                                   // all
+  AcceptanceStats acceptance;  // all
   AcceptanceStats acceptance_last_minute;
   std::map<std::string, AcceptanceStats> by_domain;
-  std::map<std::string, AcceptanceStats> by_kind;               // "ngram", "fusion", "model", ...
+  std::map<std::string, AcceptanceStats> by_kind;  // "ngram", "fusion", "model", ...
   std::map<std::uint64_t, AcceptanceStats> by_version;
-  std::optional<Interval> speedup;                              // nullopt: not enough control rounds yet
+  std::optional<Interval> speedup;  // nullopt: not enough control rounds yet
   std::optional<Interval> speedup_last_minute;
   std::map<std::string, Interval> speedup_by_domain;
-  // A copy of the estimator's sums over all rounds so far: the speedup of any span of time is estimated from
-  // the difference of two (GET /stats?sums=1). Null: nothing measured.
+  // A copy of the estimator's sums over all rounds so far: the speedup of any span of time is
+  // estimated from the difference of two (GET /stats?sums=1). Null: nothing measured.
   std::shared_ptr<const SpeedupSums> speedup_sums;
   SpeculatorVersion version;
   double version_age_s = 0;
@@ -66,13 +72,13 @@ struct EngineStats {
 // Filled by the trace and swap threads, not by the engine.
 struct LinkStats {
   std::int64_t traces_sent = 0;
-  std::map<std::string, std::int64_t> traces_dropped;           // by reason
+  std::map<std::string, std::int64_t> traces_dropped;  // by reason
   std::int64_t bundles_received = 0;
-  std::map<std::string, std::int64_t> bundles_rejected;         // by reason
+  std::map<std::string, std::int64_t> bundles_rejected;  // by reason
   bool trainer_connected = false;
   std::optional<std::int64_t> trainer_step;
   std::optional<double> trainer_loss;
-  std::string trainer_verdict;                                  // of the last gate, once there is one
+  std::string trainer_verdict;  // of the last gate, once there is one
 };
 
 }  // namespace foretoken

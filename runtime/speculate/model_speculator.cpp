@@ -49,6 +49,7 @@ void ModelSpeculator::close(int slot, bool) {
 }
 
 void ModelSpeculator::run(std::span<const KvRows> groups, int n_rows, bool want_logits) {
+  ++last_steps_;
   logit_rows_.clear();
   if (want_logits) {
     for (const KvRows& g : groups) logit_rows_.push_back(g.first_row + g.n_rows - 1);
@@ -79,6 +80,7 @@ bool ModelSpeculator::catch_up(DraftJob& job) {
 }
 
 void ModelSpeculator::propose(std::span<DraftJob> jobs) {
+  last_steps_ = 0;
   active_.clear();
   int longest = 0;
   for (DraftJob& job : jobs) {
@@ -126,9 +128,7 @@ void ModelSpeculator::propose(std::span<DraftJob> jobs) {
         confidence =
             std::exp(double(logits[token] * (inv_temperature > 0 ? inv_temperature : 1.0f)) - lse);
       }
-      job.draft.tokens.push_back(token);
-      job.draft.confidences.push_back(float(confidence));
-      job.draft.kinds.push_back(SpeculatorKind::kModel);
+      job.draft.push(token, float(confidence), SpeculatorKind::kModel, float(confidence));
     }
     std::erase_if(active_,
                   [&](DraftJob* job) { return int(job->draft.tokens.size()) >= job->max_tokens; });

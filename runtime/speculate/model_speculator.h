@@ -31,6 +31,13 @@ class ModelSpeculator final : public Speculator {
   void propose(std::span<DraftJob> jobs) override;
   void observe(const DraftOutcome& outcome) override;
   KvStats kv_stats() const { return kv_->stats(); }
+  // Committed tokens this slot's cache has not seen yet (the last one not counted).
+  std::int64_t lag(const DraftContext& context) const {
+    return std::int64_t(context.tokens.size()) - 1 - slots_[std::size_t(context.slot)].fed;
+  }
+  int last_steps() const {
+    return last_steps_;
+  }  // forward passes of the last propose(), catching up included
 
  private:
   struct Slot {
@@ -55,6 +62,7 @@ class ModelSpeculator final : public Speculator {
   std::vector<int> logit_rows_;
   std::vector<float> logits_;  // [max_sequences, n_vocab]
   std::vector<DraftJob*> active_;
+  int last_steps_ = 0;
 };
 
 }  // namespace foretoken

@@ -1,0 +1,217 @@
+// commit: accepted tokens become history: the KV's, the speculators', the trace's and the client's.
+#include <algorithm>
+
+#include "runtime/engine/core.h"
+
+namespace foretoken {
+
+namespace {
+double ms_since(SteadyTime begin, SteadyTime now) {
+  return std::chrono::duration<double, std::milli>(now - begin).count();
+}
+}  // namespace
+
+void EngineCore::commit() {
+  Round& r = round_;
+  ++stats_.engine_rounds;
+  if (r.control) ++stats_.control_rounds;
+  int decoding = 0;
+  int decode_rows = 0;
+  double work = 0;
+  std::int64_t context = 0, emitted = 0;
+  bool comparable = !r.has_prefill;
+  const std::string* domain = nullptr;
+  for (int i = 0; i < r.n_entries; ++i) {
+    RoundEntry& e = r.entries[std::size_t(i)];
+    if (e.decode) {
+      ++decoding;
+      decode_rows += e.n_rows;
+      context += std::int64_t(e.sequence->tokens.size());
+      work += double(e.n_rows) * double(e.sequence->tokens.size()) / 1000.0;
+      emitted += std::int64_t(e.emitted.size());
+      comparable &= e.sequence->request.speculation;
+      if (i == 0) domain = &e.sequence->request.domain;
+      if (domain && *domain != e.sequence->request.domain) domain = nullptr;
+    }
+  }
+  const std::string domain_label = domain ? *domain : std::string();
+  for (int i = 0; i < r.n_entries; ++i) commit_one(r.entries[std::size_t(i)]);
+  remove_finished();
+
+  const double round_ms = ms_since(r.started, std::chrono::steady_clock::now());
+  if (decoding > 0) {
+    RoundMeasurement m;
+    m.sequences = decoding;
+    m.rows = decode_rows;
+    m.prefill_rows = int(r.tokens.size()) - decode_rows;
+    m.work = work;
+    m.emitted = int(emitted);
+    m.verify_ms = round_ms - r.draft_ms;
+    m.control = r.control;
+    portfolio_->measured(m);
+    if (comparable && options_.spec_draft_n_max > 0 && options_.control_fraction > 0) {
+      SpeedupRound round;
+      round.sequences = decoding;
+      round.context = double(context) / decoding;
+      round.tokens = emitted;
+      round.ms = round_ms;
+      round.control = r.control;
+      round.probability = coin_.fraction();
+      const int label = domain_label.empty() ? -1 : speedup_.label(domain_label);
+      const double now_s =
+          std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+              .count();
+      speedup_.record(round, now_s, std::span(&label, label >= 0 ? 1 : 0));
+    }
+  }
+}
+
+bool EngineCore::commit_one(RoundEntry& e) {
+  Sequence& s = *e.sequence;
+  const auto now = std::chrono::steady_clock::now();
+  if (!e.samples) {  // a prefill chunk that ends inside what is already known
+    s.computed += e.n_rows;
+    kv_->commit(s.kv, s.computed);
+    return true;
+  }
+  Round& r = round_;
+  DraftOutcome outcome;
+  outcome.context = context_of(s);
+  outcome.emitted = e.emitted;
+  outcome.accepted = e.accepted;
+  if (!e.decode) {
+    s.timings.prompt_n = s.n_prompt;
+    s.timings.prompt_ms = ms_since(s.admitted, now);
+    s.decode_started = now;
+    stats_.prompt_tokens += s.n_prompt;
+  }
+
+  const std::size_t before = s.tokens.size();
+  s.tokens.insert(s.tokens.end(), e.emitted.begin(), e.emitted.end());
+  s.computed = e.decode ? std::int64_t(before + e.emitted.size()) - 1 : s.n_prompt;
+  kv_->commit(s.kv, s.computed);
+
+  if (e.decode) {
+    DraftJob& job = r.jobs[std::size_t(e.job)];
+    outcome.context.tokens = std::span(s.tokens).first(before);
+    outcome.draft = &job.draft;
+    portfolio_->observe(outcome);
+    AcceptanceStats a;
+    a.rounds = 1;
+    a.emitted = std::int64_t(e.emitted.size());
+    a.drafting_rounds = job.draft.tokens.empty() ? 0 : 1;
+    a.drafted = std::int64_t(job.draft.tokens.size());
+    a.accepted = e.accepted;
+    for (std::size_t j = 0; j < job.draft.tokens.size() && j < kMaxDraft; ++j) {
+      a.drafted_at[j] = 1;
+      a.accepted_at[j] = int(j) < e.accepted ? 1 : 0;
+    }
+    stats_.acceptance.add(a);
+    stats_.by_domain[s.request.domain].add(a);
+    stats_.by_version[version_.value].add(a);
+    if (a.drafting_rounds) {
+      static constexpr const char* kNames[kSpeculatorKinds] = {"none", "ngram", "fusion", "model",
+                                                               "head"};
+      stats_.by_kind[kNames[std::size_t(job.draft.kinds[0])]].add(a);
+    }
+    if (recent_.empty() || now - recent_.back().at > std::chrono::seconds(1)) {
+      recent_.push_back({now, {}});
+      while (recent_.size() > 61) recent_.pop_front();
+    }
+    recent_.back().acceptance.add(a);
+    s.timings.draft_n += a.drafted;
+    s.timings.draft_n_accepted += a.accepted;
+    s.timings.drafting_rounds += a.drafting_rounds;
+    ++s.timings.rounds;
+  } else {
+    // The first token came with the prompt: the speculators see it as an outcome without a draft.
+    static const Draft kNoDraft;
+    outcome.context.tokens = std::span(s.tokens).first(before);
+    outcome.draft = &kNoDraft;
+    portfolio_->observe(outcome);
+  }
+  if (s.trace) {
+    RequestTrace& trace = *s.trace;
+    const std::span<const CandidateList> logged = portfolio_->logged(s.slot);
+    for (std::size_t j = 0; j < e.emitted.size(); ++j) {
+      const auto candidates = logged[logged.size() - e.emitted.size() + j].view();
+      e.traces[j].candidates.assign(candidates.begin(), candidates.end());
+      trace.generated.push_back(std::move(e.traces[j]));
+    }
+    if (e.decode) {
+      const Draft& draft = r.jobs[std::size_t(e.job)].draft;
+      RoundTrace& round = trace.rounds.emplace_back();
+      round.start = std::int32_t(before);
+      round.drafted = draft.tokens;
+      round.confidences = draft.confidences;
+      round.kinds = draft.kinds;
+      round.accepted = e.accepted;
+      round.version = version_;
+      round.draft_ms = float(r.draft_ms);
+      round.verify_ms = float(r.verify_ms);
+      round.rows = std::int32_t(r.tokens.size());
+      round.control = r.control;
+    }
+  }
+  stats_.generated_tokens += std::int64_t(e.emitted.size());
+  s.timings.predicted_n = s.n_generated();
+  s.timings.predicted_ms = ms_since(s.decode_started, now);
+  s.timings.speculator_version = version_.value;
+
+  EngineEvent event;
+  event.request = s.request.id;
+  event.choice = s.request.choice;
+  const TokenId last = s.tokens.back();
+  const bool stopped =
+      std::ranges::find(s.request.stop_tokens, last) != s.request.stop_tokens.end();
+  const bool full = s.n_generated() >= s.request.max_tokens ||
+                    std::int64_t(s.tokens.size()) >= options_.max_model_len;
+  event.tokens.assign(e.emitted.begin(), e.emitted.end() - (stopped ? 1 : 0));
+  event.logprobs = std::move(e.logprobs);
+  if (stopped && !event.logprobs.empty()) event.logprobs.pop_back();
+  if (stopped) event.stop_token = last;
+  if (stopped || full) {
+    finish(s, stopped ? FinishReason::kStop : FinishReason::kLength, std::move(event));
+    return false;
+  }
+  event.timings = s.timings;
+  s.request.sink(std::move(event));
+  return true;
+}
+
+// Ends a sequence: its pages are free when this returns; remove_finished() drops it from the lists.
+void EngineCore::finish(Sequence& s, FinishReason reason, EngineEvent&& last) {
+  const bool whole = reason == FinishReason::kStop || reason == FinishReason::kLength;
+  if (s.slot >= 0) {
+    kv_->close(s.kv);
+    portfolio_->close(context_of(s), whole && s.request.trace);
+    slot_used_[std::size_t(s.slot)] = false;
+    s.slot = s.kv = -1;
+  }
+  if (whole) {
+    ++stats_.requests_finished;
+  } else {
+    ++stats_.requests_aborted;
+  }
+  if (s.trace && whole && trace_sink_) {
+    s.trace->tokens = s.tokens;
+    s.trace->unix_ms = std::chrono::duration_cast<std::chrono::milliseconds>(
+                           std::chrono::system_clock::now().time_since_epoch())
+                           .count();
+    trace_sink_(std::move(s.trace));
+  }
+  last.request = s.request.id;
+  last.choice = s.request.choice;
+  last.finish = reason;
+  last.timings = s.timings;
+  s.request.sink(std::move(last));
+  s.finished = true;
+}
+
+void EngineCore::remove_finished() {
+  auto done = [](const std::unique_ptr<Sequence>& s) { return s->finished; };
+  std::erase_if(running_, done);
+  std::erase_if(waiting_, done);
+}
+
+}  // namespace foretoken

@@ -1,0 +1,203 @@
+#include "runtime/engine/core.h"
+
+#include <algorithm>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "runtime/speculate/model_speculator.h"
+
+namespace foretoken {
+namespace {
+
+constexpr std::int64_t kDefaultContext = 8192;
+constexpr int kDraftLimit = kMaxDraft;  // positions the statistics keep; the KV rule allows 64
+
+// Room for every slot's longest sequence would be the safe default; the pool is capped so that a
+// default start fits a small machine, and preemption covers the rest.
+std::size_t default_kv_memory(const KvGeometry& g, std::int64_t max_model_len, int max_num_seqs) {
+  const std::size_t per_token =
+      std::size_t(g.n_layers) * std::size_t(g.n_kv_heads) * std::size_t(g.head_dim) * 4;
+  const std::size_t all = per_token * std::size_t(max_model_len) * std::size_t(max_num_seqs);
+  return std::min(all, std::max(std::size_t(1) << 30, per_token * std::size_t(max_model_len)));
+}
+
+}  // namespace
+
+EngineCore::~EngineCore() = default;
+
+Result<std::unique_ptr<EngineCore>> EngineCore::create(
+    std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
+    std::shared_ptr<const Model> draft_model,
+    std::shared_ptr<const KvCalibration> draft_calibration, const EngineOptions& wanted,
+    TraceSink trace_sink) {
+  std::unique_ptr<EngineCore> self(new EngineCore);
+  EngineOptions& o = self->options_;
+  o = wanted;
+  if (o.threads <= 0) o.threads = std::max(1, int(std::thread::hardware_concurrency()));
+  const ModelConfig& config = model->config();
+  if (o.max_model_len <= 0) o.max_model_len = std::min(config.context_length, kDefaultContext);
+  if (o.max_model_len > config.context_length) {
+    return Error{ErrorCode::kOutOfRange,
+                 fmt::format("max-model-len {} is over the model's context length {}",
+                             o.max_model_len, config.context_length)};
+  }
+  if (o.max_num_seqs < 1 || o.max_num_seqs > 256) {
+    return Error{ErrorCode::kOutOfRange,
+                 fmt::format("max-num-seqs is {}, wanted 1 to 256", o.max_num_seqs)};
+  }
+  if (o.spec_draft_n_max < 0 || o.spec_draft_n_max > kDraftLimit ||
+      o.spec_draft_n_fixed > kDraftLimit) {
+    return Error{ErrorCode::kOutOfRange, fmt::format("spec-draft-n-max is {}, wanted 0 to {}",
+                                                     o.spec_draft_n_max, kDraftLimit)};
+  }
+  o.spec_draft_n_max = std::max(o.spec_draft_n_max, o.spec_draft_n_fixed);
+  if (o.spec_type == SpecType::kNone) o.spec_draft_n_max = 0;
+  if (o.spec_type == SpecType::kModel && !draft_model) {
+    return Error{ErrorCode::kInvalidInput,
+                 "spec-type model needs a draft model (--spec-draft-model)"};
+  }
+  // Every decoding sequence must fit with its draft, and prefill must make progress beside them.
+  o.max_batch_rows = std::max(o.max_batch_rows, o.max_num_seqs * (1 + o.spec_draft_n_max) + 16);
+  if (o.kv_cache_memory == 0)
+    o.kv_cache_memory = default_kv_memory(model->kv_geometry(), o.max_model_len, o.max_num_seqs);
+
+  self->model_ = model;
+  self->trace_sink_ = std::move(trace_sink);
+  self->pool_ = std::make_unique<kernels::ThreadPool>(o.threads);
+  KvOptions kv_options;
+  kv_options.mode = o.kv_cache_dtype;
+  kv_options.sink_tokens = o.kv_sink;
+  kv_options.window_tokens = o.kv_window;
+  kv_options.memory_bytes = o.kv_cache_memory;
+  kv_options.max_sequences = o.max_num_seqs;
+  kv_options.max_rows = o.max_batch_rows;
+  kv_options.max_model_len = o.max_model_len;
+  auto kv = KvCache::create(model->kv_geometry(), kv_options, std::move(calibration));
+  if (!kv) return kv.error();
+  self->kv_ = std::move(*kv);
+
+  std::unique_ptr<ModelSpeculator> model_speculator;
+  if (draft_model && (o.spec_type == SpecType::kModel || o.spec_type == SpecType::kAuto)) {
+    if (draft_model->config().n_vocab != config.n_vocab) {
+      return Error{ErrorCode::kInvalidInput,
+                   fmt::format("the draft model's vocabulary has {} tokens, the target's {}: they "
+                               "must share one tokenizer",
+                               draft_model->config().n_vocab, config.n_vocab)};
+    }
+    ModelSpeculatorOptions draft_options;
+    draft_options.kv = kv_options;
+    draft_options.kv.mode = o.draft_kv_cache_dtype;
+    draft_options.kv.memory_bytes =
+        default_kv_memory(draft_model->kv_geometry(), o.max_model_len, o.max_num_seqs);
+    draft_options.max_draft = o.spec_draft_n_max;
+    draft_options.rejection = o.spec_sampling == SpecSampling::kRejection;
+    auto speculator = ModelSpeculator::create(std::move(draft_model), std::move(draft_calibration),
+                                              draft_options, *self->pool_);
+    if (!speculator) return speculator.error();
+    model_speculator = std::move(*speculator);
+  }
+  PortfolioOptions portfolio;
+  portfolio.ngram = o.spec_type == SpecType::kNgram || o.spec_type == SpecType::kAuto;
+  portfolio.fusion = o.spec_type == SpecType::kHead || o.spec_type == SpecType::kAuto;
+  portfolio.n_max = o.spec_draft_n_max;
+  portfolio.n_fixed = o.spec_draft_n_fixed;
+  portfolio.max_sequences = o.max_num_seqs;
+  portfolio.max_model_len = o.max_model_len;
+  self->portfolio_ = std::make_unique<Portfolio>(portfolio, std::move(model_speculator));
+  self->coin_ = ControlCoin(o.control_fraction, 0x666f7265746f6bull);
+  self->fusion_ = std::make_shared<const FusionTable>(FusionTable::initial());
+  self->portfolio_->set_fusion(self->fusion_);
+
+  self->max_logit_rows_ = o.max_num_seqs * (1 + o.spec_draft_n_max);
+  self->workspace_ = model->make_workspace(o.max_batch_rows, self->max_logit_rows_);
+  self->sampler_ = std::make_unique<Sampler>(config.n_vocab);
+  self->logits_.resize(std::size_t(self->max_logit_rows_) * std::size_t(config.n_vocab));
+  self->top_ids_.resize(kTeacherTopK);
+  self->top_values_.resize(kTeacherTopK);
+  self->slot_used_.assign(std::size_t(o.max_num_seqs), false);
+  self->round_.entries.resize(std::size_t(o.max_num_seqs));
+  self->round_.jobs.resize(std::size_t(o.max_num_seqs));
+  self->round_.tokens.reserve(std::size_t(o.max_batch_rows));
+  self->round_.groups.reserve(std::size_t(o.max_num_seqs));
+  self->round_.logit_rows.reserve(std::size_t(self->max_logit_rows_));
+  self->started_ = self->version_since_ = std::chrono::steady_clock::now();
+  return self;
+}
+
+DraftContext EngineCore::context_of(const Sequence& sequence) const {
+  DraftContext context;
+  context.request = sequence.request.id;
+  context.slot = sequence.slot;
+  context.tokens = sequence.tokens;
+  context.sampling = &sequence.request.sampling;
+  context.store = sequence.store;
+  context.stop_tokens = sequence.request.stop_tokens;
+  context.rejection = options_.spec_sampling == SpecSampling::kRejection;
+  return context;
+}
+
+void EngineCore::swap_fusion(std::shared_ptr<const FusionTable> table, SpeculatorVersion version) {
+  const auto begin = std::chrono::steady_clock::now();
+  fusion_ = std::move(table);
+  portfolio_->set_fusion(fusion_);
+  version_ = version;
+  version_since_ = begin;
+  ++stats_.swaps;
+  const double pause =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+  stats_.swap_pause_last_ms = pause;
+  stats_.swap_pause_max_ms = std::max(stats_.swap_pause_max_ms, pause);
+}
+
+void EngineCore::round() {
+  round_.started = std::chrono::steady_clock::now();
+  if (options_.swap_every_rounds > 0 && stats_.engine_rounds % options_.swap_every_rounds == 0) {
+    // Tests: a table that proposes differently every time. Outputs must not notice (law 1).
+    FusionTable table = *fusion_;
+    for (std::size_t i = 0; i < table.bias.size(); ++i) {
+      table.bias[i] +=
+          ((std::size_t(stats_.swaps) * 2654435761u + i * 40503u) >> 7) % 7 * 0.5f - 1.5f;
+    }
+    swap_fusion(std::make_shared<const FusionTable>(table), SpeculatorVersion{version_.value + 1});
+  }
+  admit();
+  plan();
+  if (round_.n_entries == 0) return;
+  draft();
+  verify();
+  accept();
+  commit();
+}
+
+void EngineCore::fill(EngineStats& stats) const {
+  stats = stats_;
+  const auto now = std::chrono::steady_clock::now();
+  auto seconds = [](auto d) { return std::chrono::duration<double>(d).count(); };
+  stats.uptime_s = seconds(now - started_);
+  stats.requests_running = std::int64_t(running_.size());
+  stats.requests_waiting = std::int64_t(waiting_.size());
+  stats.version = version_;
+  stats.version_age_s = seconds(now - version_since_);
+  stats.kv = kv_->stats();
+  AcceptanceStats minute;
+  double span = 0;
+  for (const Recent& r : recent_) {
+    if (now - r.at > std::chrono::seconds(60)) continue;
+    span = std::max(span, seconds(now - r.at));
+    minute.add(r.acceptance);
+  }
+  stats.acceptance_last_minute = minute;
+  stats.decode_tokens_per_s_last_minute =
+      span > 0 ? double(minute.emitted) / std::max(span, 1.0) : 0;
+  portfolio_->fill(stats);
+  stats.speedup = speedup_.overall();
+  stats.speedup_last_minute = speedup_.last_minute(seconds(now.time_since_epoch()));
+  for (const auto& [domain, acceptance] : stats_.by_domain) {
+    if (const auto interval = speedup_.by_label(domain))
+      stats.speedup_by_domain[domain] = *interval;
+  }
+  stats.speedup_sums = std::make_shared<const SpeedupSums>(speedup_.total());
+}
+
+}  // namespace foretoken

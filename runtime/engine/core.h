@@ -1,0 +1,118 @@
+// The engine thread's own state, and one member function a verb of the round:
+//   admit -> plan -> draft -> verify -> accept -> commit      (one file each)
+// Nothing here is shared: engine.cpp carries requests in and statistics out.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "foretoken/kernels/thread_pool.h"
+#include "runtime/engine/engine.h"
+#include "runtime/engine/sampler.h"
+#include "runtime/engine/sequence.h"
+#include "runtime/model/model.h"
+#include "runtime/observe/speedup.h"
+#include "runtime/speculate/portfolio.h"
+
+namespace foretoken {
+
+// One sequence's part of a round.
+struct RoundEntry {
+  Sequence* sequence = nullptr;
+  bool decode = false;   // else a prefill chunk
+  bool samples = false;  // decode, or the prefill chunk that ends the prompt
+  int n_rows = 0, first_row = 0;
+  int first_logit = 0;  // its logit rows: n_rows for decode, 1 for the last prefill chunk
+  int job = -1;         // index of its DraftJob
+  int accepted = 0;
+  std::vector<TokenId> emitted;  // accepted drafts and the target's own token
+  std::vector<TokenLogprob> logprobs;
+  std::vector<GeneratedTokenTrace> traces;
+};
+
+struct Round {
+  std::vector<RoundEntry> entries;
+  std::vector<DraftJob> jobs;
+  std::vector<TokenId> tokens;  // [n_rows]
+  std::vector<KvRows> groups;
+  std::vector<int> logit_rows;
+  bool control = false;  // speculation off, by the coin
+  bool has_prefill = false;
+  int prefill_rows = 0;           // at least that many beside the decoding rows
+  int n_entries = 0, n_jobs = 0;  // used prefixes: buffers are kept from round to round
+  double draft_ms = 0, verify_ms = 0;
+  SteadyTime started;
+};
+
+class EngineCore {
+ public:
+  static Result<std::unique_ptr<EngineCore>> create(
+      std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
+      std::shared_ptr<const Model> draft_model,
+      std::shared_ptr<const KvCalibration> draft_calibration, const EngineOptions& options,
+      TraceSink trace_sink);
+  ~EngineCore();
+
+  const EngineOptions& options() const { return options_; }
+  std::int64_t capacity_tokens() const { return kv_->capacity_tokens(); }
+
+  void enqueue(std::unique_ptr<Sequence> sequence);
+  void cancel(RequestId id);
+  void swap_fusion(std::shared_ptr<const FusionTable> table, SpeculatorVersion version);
+  bool traces() const { return static_cast<bool>(trace_sink_); }
+  bool has_work() const { return !waiting_.empty() || !running_.empty(); }
+  std::int64_t n_waiting() const { return std::int64_t(waiting_.size()); }
+  void round();  // one whole round
+  void abort_all();
+  void fill(EngineStats& stats) const;
+
+ private:
+  EngineCore() = default;
+  void admit();   // admit.cpp: waiting -> running, cancellations, preemption
+  void plan();    // admit.cpp: which rows this round runs
+  void draft();   // draft.cpp
+  void verify();  // verify.cpp: the forward pass
+  void accept();  // accept.cpp
+  void commit();  // commit.cpp
+  bool make_room(Sequence& sequence, std::int64_t length);
+  void preempt(Sequence& sequence);
+  void finish(Sequence& sequence, FinishReason reason, EngineEvent&& last);
+  void remove_finished();
+  DraftContext context_of(const Sequence& sequence) const;
+  void accept_one(RoundEntry& entry);
+  bool commit_one(RoundEntry& entry);  // true: the sequence goes on
+
+  std::shared_ptr<const Model> model_;
+  EngineOptions options_;
+  TraceSink trace_sink_;
+  std::unique_ptr<kernels::ThreadPool> pool_;
+  std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<ForwardWorkspace> workspace_;
+  std::unique_ptr<Sampler> sampler_;
+  std::unique_ptr<Portfolio> portfolio_;
+  std::shared_ptr<const FusionTable> fusion_;
+  SpeculatorVersion version_;
+  SteadyTime version_since_, started_;
+
+  std::deque<std::unique_ptr<Sequence>>
+      waiting_;  // front is next; preempted ones return to the front
+  std::vector<std::unique_ptr<Sequence>> running_;  // admission order
+  std::vector<bool> slot_used_;
+  Round round_;
+  std::vector<float> logits_;  // [max_logit_rows, n_vocab]
+  std::vector<std::int32_t> top_ids_;
+  std::vector<float> top_values_;
+  int max_logit_rows_ = 0;
+  ControlCoin coin_{0, 1};
+
+  EngineStats stats_;  // cumulative parts
+  SpeedupEstimator speedup_;
+  struct Recent {
+    SteadyTime at;
+    AcceptanceStats acceptance;
+  };
+  std::deque<Recent> recent_;  // per-second sums of the last minute
+};
+
+}  // namespace foretoken

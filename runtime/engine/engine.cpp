@@ -1,0 +1,238 @@
+#include "runtime/engine/engine.h"
+
+#include <pthread.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "runtime/engine/core.h"
+
+namespace foretoken {
+namespace {
+
+// The inbox is the only thing the engine thread shares with submitters; it is held for a few moves
+// at a time.
+class ThreadedEngine final : public Engine {
+ public:
+  ThreadedEngine(std::unique_ptr<EngineCore> core, std::shared_ptr<const Model> model)
+      : core_(std::move(core)), model_(std::move(model)), capacity_(core_->capacity_tokens()) {
+    beat();
+    core_->fill(snapshot_);
+    thread_ = std::thread([this] { run(); });
+    pthread_setname_np(thread_.native_handle(), "engine");
+  }
+
+  ~ThreadedEngine() override {
+    {
+      std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    thread_.join();
+  }
+
+  RequestId next_request_id() override { return RequestId{++next_id_}; }
+
+  Status submit(EngineRequest request) override {
+    const EngineOptions& o = core_->options();
+    const auto n = std::int64_t(request.prompt.size());
+    if (n == 0)
+      return Error{ErrorCode::kInvalidInput, "the prompt is empty, wanted at least one token"};
+    for (const TokenId token : request.prompt) {
+      if (token < 0 || token >= model_->config().n_vocab) {
+        return Error{ErrorCode::kInvalidInput,
+                     fmt::format("prompt token {} is outside the vocabulary of {} tokens", token,
+                                 model_->config().n_vocab)};
+      }
+    }
+    if (request.max_tokens < 1) {
+      return Error{ErrorCode::kInvalidInput,
+                   fmt::format("max_tokens is {}, wanted at least 1", request.max_tokens)};
+    }
+    const std::int64_t wanted = n + request.max_tokens;
+    if (wanted > o.max_model_len) {
+      return Error{ErrorCode::kOutOfRange,
+                   fmt::format("This model's maximum context length is {} tokens. However, your "
+                               "messages resulted in {} "
+                               "tokens and you asked for up to {} more.",
+                               o.max_model_len, n, request.max_tokens)};
+    }
+    if (wanted + o.spec_draft_n_max > capacity_) {
+      return Error{ErrorCode::kOutOfRange,
+                   fmt::format("the request needs KV cache for {} tokens, the whole pool holds {}",
+                               wanted, capacity_)};
+    }
+    auto sequence = std::make_unique<Sequence>();
+    sequence->n_prompt = n;
+    sequence->tokens.reserve(std::size_t(wanted) + 1);
+    sequence->tokens = request.prompt;
+    sequence->submitted = std::chrono::steady_clock::now();
+    if (wants_penalties(request.sampling)) {
+      sequence->counts = std::make_unique<TokenCounts>(model_->config().n_vocab);
+      for (const TokenId token : request.prompt) sequence->counts->add_prompt(token);
+    }
+    if (request.trace && core_->traces()) {
+      auto trace = std::make_unique<RequestTrace>();
+      trace->request = request.id;
+      trace->domain = request.domain;
+      trace->key_id = request.key_id;
+      trace->model_fingerprint = model_->fingerprint();
+      trace->sampling = {request.sampling.temperature, request.sampling.top_k,
+                         request.sampling.top_p, request.sampling.min_p, request.sampling.seed};
+      trace->n_prompt = std::int32_t(n);
+      sequence->trace = std::move(trace);
+    }
+    sequence->request = std::move(request);
+    {
+      std::lock_guard lock(mutex_);
+      if (draining_ || stop_)
+        return Error{ErrorCode::kUnavailable, "the server is draining: no new requests"};
+      if (std::int64_t(inbox_.size()) + waiting_ >= o.max_queue) {
+        ++rejected_;
+        return Error{ErrorCode::kUnavailable,
+                     fmt::format("the queue is full: {} requests are waiting", o.max_queue)};
+      }
+      inbox_.push_back(std::move(sequence));
+      idle_ = false;
+    }
+    wake_.notify_one();
+    return Ok{};
+  }
+
+  void cancel(RequestId id) override {
+    {
+      std::lock_guard lock(mutex_);
+      cancels_.push_back(id);
+    }
+    wake_.notify_one();
+  }
+
+  void drain() override {
+    std::lock_guard lock(mutex_);
+    draining_ = true;
+  }
+
+  bool idle() const override {
+    std::lock_guard lock(mutex_);
+    return idle_ && inbox_.empty();
+  }
+
+  void swap_fusion(std::shared_ptr<const FusionTable> table, SpeculatorVersion version) override {
+    {
+      std::lock_guard lock(mutex_);
+      swap_ = {std::move(table), version};
+    }
+    wake_.notify_one();
+  }
+
+  EngineStats stats() const override {
+    std::lock_guard lock(snapshot_mutex_);
+    EngineStats copy = snapshot_;
+    copy.requests_rejected = rejected_;
+    return copy;
+  }
+
+  double heartbeat_age_s() const override {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
+    return std::chrono::duration<double>(
+               std::chrono::steady_clock::duration(now - beat_.load(std::memory_order_relaxed)))
+        .count();
+  }
+
+  const EngineOptions& options() const override { return core_->options(); }
+
+ private:
+  void beat() {
+    beat_.store(std::chrono::steady_clock::now().time_since_epoch().count(),
+                std::memory_order_relaxed);
+  }
+
+  void publish(bool now) {
+    // Statistics are assembled at most ten times a second: the figures are for people, the round is
+    // not.
+    const auto time = std::chrono::steady_clock::now();
+    if (!now && time - published_ < std::chrono::milliseconds(100)) return;
+    published_ = time;
+    EngineStats stats;
+    core_->fill(stats);
+    std::lock_guard lock(snapshot_mutex_);
+    std::swap(snapshot_, stats);
+  }
+
+  void run() {
+    std::vector<std::unique_ptr<Sequence>> arrived;
+    std::vector<RequestId> cancels;
+    for (;;) {
+      std::pair<std::shared_ptr<const FusionTable>, SpeculatorVersion> swap;
+      {
+        std::unique_lock lock(mutex_);
+        if (!core_->has_work() && inbox_.empty() && cancels_.empty() && !swap_.first && !stop_) {
+          idle_ = true;
+          lock.unlock();
+          publish(true);
+          lock.lock();
+          // Wakes once a second to show it is alive (readiness).
+          wake_.wait_for(lock, std::chrono::seconds(1), [&] {
+            return !inbox_.empty() || !cancels_.empty() || swap_.first || stop_;
+          });
+        }
+        if (stop_) break;
+        arrived.swap(inbox_);
+        cancels.swap(cancels_);
+        swap.swap(swap_);
+        waiting_ = core_->n_waiting() + std::int64_t(arrived.size());
+        idle_ = arrived.empty() && !core_->has_work();
+      }
+      beat();
+      for (auto& s : arrived) core_->enqueue(std::move(s));
+      for (const RequestId id : cancels) core_->cancel(id);
+      arrived.clear();
+      cancels.clear();
+      if (swap.first) core_->swap_fusion(std::move(swap.first), swap.second);
+      if (core_->has_work()) core_->round();
+      publish(false);
+    }
+    for (auto& s : inbox_) core_->enqueue(std::move(s));
+    core_->abort_all();
+  }
+
+  std::unique_ptr<EngineCore> core_;
+  std::shared_ptr<const Model> model_;
+  const std::int64_t capacity_;
+  std::atomic<std::uint64_t> next_id_{0};
+  std::atomic<std::int64_t> rejected_{0};
+  std::atomic<std::int64_t> beat_{0};
+
+  mutable std::mutex mutex_;  // guards everything down to idle_
+  std::condition_variable wake_;
+  std::vector<std::unique_ptr<Sequence>> inbox_;
+  std::vector<RequestId> cancels_;
+  std::pair<std::shared_ptr<const FusionTable>, SpeculatorVersion> swap_;
+  std::int64_t waiting_ = 0;
+  bool draining_ = false, stop_ = false, idle_ = true;
+
+  mutable std::mutex snapshot_mutex_;
+  EngineStats snapshot_;
+  SteadyTime published_;
+  std::thread thread_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> Engine::create(
+    std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
+    std::shared_ptr<const Model> draft_model,
+    std::shared_ptr<const KvCalibration> draft_calibration, const EngineOptions& options,
+    TraceSink trace_sink) {
+  auto core = EngineCore::create(model, std::move(calibration), std::move(draft_model),
+                                 std::move(draft_calibration), options, std::move(trace_sink));
+  if (!core) return core.error();
+  return std::unique_ptr<Engine>(
+      std::make_unique<ThreadedEngine>(std::move(*core), std::move(model)));
+}
+
+}  // namespace foretoken

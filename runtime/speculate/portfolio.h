@@ -1,0 +1,75 @@
+// Everything that drafts, behind one door for the engine: the n-gram sources, the fusion table, the
+// draft model, the choice among them, the controller of draft lengths. Engine thread only.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "foretoken/protocol/trace_record.h"
+#include "runtime/observe/stats.h"
+#include "runtime/speculate/candidates.h"
+#include "runtime/speculate/cheap_speculators.h"
+#include "runtime/speculate/controller.h"
+#include "runtime/speculate/draft_sources.h"
+#include "runtime/speculate/fusion_table.h"
+#include "runtime/speculate/model_speculator.h"
+#include "runtime/speculate/speculator.h"
+
+namespace foretoken {
+
+struct PortfolioOptions {
+  bool ngram = true,
+       fusion = true;  // which cheap kinds may draft; a draft model drafts if there is one
+  int n_max = 8;       // draft tokens at most
+  int n_fixed = -1;    // this many always (tests, replay); -1: by measured cost
+  int max_sequences = 8;
+  std::int64_t max_model_len = 0;
+  std::size_t store_bytes = std::size_t(32) << 20;
+};
+
+class Portfolio {
+ public:
+  Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpeculator> model);
+
+  int acquire_store(const std::string& key_id) { return sources_.stores().acquire(key_id); }
+  void open(const DraftContext& context);
+  // add_to_store: a whole finished request (not aborted, traces on) enters the traffic store.
+  void close(const DraftContext& context, bool add_to_store);
+
+  // Fills the jobs' drafts; max_tokens are upper bounds, lengths are chosen for the round as a
+  // whole. With `control` nothing is drafted. prefill_rows: of the same round; max_extra_rows:
+  // drafted tokens in all.
+  void draft(std::span<DraftJob> jobs, bool control, int prefill_rows, int max_extra_rows);
+  // After commit, once a sequence and round, drafted or not; context.tokens still end where the
+  // round began.
+  void observe(const DraftOutcome& outcome);
+  // The round as it was run; what drafting cost is filled in here.
+  void measured(RoundMeasurement round);
+  // The n-gram candidates of the tokens committed since open(), in order: as first looked up with
+  // the right prefix. For the trace.
+  std::span<const CandidateList> logged(int slot) const { return sources_.logged(slot); }
+
+  void set_fusion(std::shared_ptr<const FusionTable> table) {
+    sources_.set_fusion(std::move(table));
+  }
+  void fill(EngineStats& stats) const;
+  DraftSources& sources() { return sources_; }
+
+ private:
+  void draft_model(std::span<DraftJob> jobs);
+
+  PortfolioOptions options_;
+  DraftSources sources_;
+  NgramSpeculator ngram_;
+  FusionSpeculator fusion_;
+  std::unique_ptr<ModelSpeculator> model_;
+  Controller controller_;
+  std::vector<std::int64_t> lags_;
+  std::vector<int> lengths_;
+  std::vector<DraftJob> model_jobs_;
+  int draft_steps_ = 0;  // of this round's draft model
+  double draft_model_ms_ = 0;
+};
+
+}  // namespace foretoken

@@ -1,0 +1,68 @@
+#include "tests/support/engine_harness.h"
+
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+namespace foretoken::testing {
+
+HarnessResult run_engine(const HarnessModels& models, const EngineOptions& options,
+                         const std::vector<HarnessRequest>& requests, int in_flight) {
+  HarnessResult result;
+  result.outputs.resize(requests.size());
+  result.finish.resize(requests.size(), FinishReason::kError);
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::size_t done = 0;
+  auto engine =
+      Engine::create(models.model, models.calibration, models.draft, models.draft_calibration,
+                     options, [&](std::unique_ptr<RequestTrace> trace) {
+                       std::lock_guard lock(mutex);
+                       result.traces.push_back(std::move(trace));
+                     });
+  if (!engine) {
+    ADD_FAILURE() << engine.error().message;
+    return result;
+  }
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    if (in_flight > 0) {
+      std::unique_lock lock(mutex);
+      changed.wait(lock, [&] { return i < done + std::size_t(in_flight); });
+    }
+    EngineRequest r;
+    r.id = (*engine)->next_request_id();
+    r.prompt = requests[i].prompt;
+    r.sampling = requests[i].sampling;
+    r.max_tokens = requests[i].max_tokens;
+    r.speculation = requests[i].speculation;
+    r.stop_tokens = requests[i].stop_tokens;
+    r.sink = [&, i](EngineEvent&& event) {
+      std::lock_guard lock(mutex);
+      result.outputs[i].insert(result.outputs[i].end(), event.tokens.begin(), event.tokens.end());
+      if (event.finish) {
+        result.finish[i] = *event.finish;
+        ++done;
+        changed.notify_all();
+      }
+    };
+    const Status status = (*engine)->submit(std::move(r));
+    if (!status) {
+      ADD_FAILURE() << status.error().message;
+      return result;
+    }
+  }
+  {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return done == requests.size(); });
+  }
+  // The statistics of the last round are published when the engine goes idle.
+  for (int i = 0; i < 200 && !(*engine)->idle(); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  result.stats = (*engine)->stats();
+  return result;
+}
+
+}  // namespace foretoken::testing

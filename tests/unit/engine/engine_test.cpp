@@ -1,0 +1,342 @@
+// The engine on a small random model: every speculator and both sampling rules, cancellation,
+// limits.
+#include "runtime/engine/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "foretoken/kernels/sampling.h"
+#include "runtime/engine/sampler.h"
+#include "tests/support/engine_harness.h"
+#include "tests/support/gguf_writer.h"
+
+namespace foretoken::testing {
+namespace {
+
+class TinyEngine : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    write_tiny_model(directory_.file("target.gguf"), {});
+    TinyModelOptions small;
+    small.n_layers = 2;
+    write_tiny_model(directory_.file("draft.gguf"),
+                     small);  // same vocabulary, other weights: rejects
+    auto model = Model::load(directory_.file("target.gguf"), {.threads = 1});
+    ASSERT_TRUE(model) << model.error().message;
+    models_.model = *model;
+    auto draft = Model::load(directory_.file("target.gguf"), {.threads = 1, .drop_last_layers = 1});
+    ASSERT_TRUE(draft) << draft.error().message;
+    models_.draft = *draft;
+    models_.calibration = KvCalibration::data_free((*model)->kv_geometry());
+    models_.draft_calibration = KvCalibration::data_free((*draft)->kv_geometry());
+  }
+  static std::vector<TokenId> prompt(int n, int salt = 0) {
+    std::vector<TokenId> tokens;
+    for (int i = 0; i < n; ++i) tokens.push_back((i * 7 + salt + (i % 5) * 31) % 250);
+    return tokens;
+  }
+  static EngineOptions options() {
+    EngineOptions o;
+    o.threads = 2;
+    o.max_model_len = 1024;
+    o.max_num_seqs = 4;
+    o.control_fraction = 0;
+    return o;
+  }
+  TemporaryDirectory directory_;
+  HarnessModels models_;
+};
+
+TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
+  for (const KvMode mode : {KvMode::kBf16, KvMode::kInt2}) {
+    for (const float temperature : {0.0f, 0.8f}) {
+      std::vector<HarnessRequest> requests;
+      for (int i = 0; i < 5; ++i) {
+        HarnessRequest r;
+        r.prompt = prompt(300 + 37 * i, i);
+        r.sampling.temperature = temperature;
+        r.sampling.seed = 99 + std::uint64_t(i);
+        if (i == 1) r.sampling.min_p = 0.02f;
+        if (i == 2) r.sampling.repetition_penalty = 1.3f;
+        if (i == 3) r.sampling.frequency_penalty = 0.4f, r.sampling.presence_penalty = 0.2f;
+        r.max_tokens = 260;
+        requests.push_back(r);
+      }
+      EngineOptions o = options();
+      o.kv_cache_dtype = mode;
+      o.spec_type = SpecType::kNone;
+      const auto wanted = run_engine(models_, o, requests, 1).outputs;
+      for (const SpecType spec :
+           {SpecType::kNgram, SpecType::kModel, SpecType::kHead, SpecType::kAuto}) {
+        for (const int fixed : {-1, 1, 5}) {
+          o.spec_type = spec;
+          o.spec_draft_n_fixed = fixed;
+          o.max_batch_rows = fixed == 5 ? 64 : 256;
+          o.threads = fixed == 1 ? 1 : 2;
+          o.swap_every_rounds = 10;
+          const auto got = run_engine(models_, o, requests);
+          EXPECT_EQ(got.outputs, wanted) << "spec " << int(spec) << " fixed " << fixed << " mode "
+                                         << int(mode) << " T " << temperature;
+          if (fixed > 0) EXPECT_GT(got.stats.acceptance.drafted, 0);
+        }
+      }
+    }
+  }
+}
+
+// Both acceptance rules sample the target's distribution: the first two tokens against exact
+// probabilities. 8 choices a token by top-k: 64 cells; p < 1e-4 fails (a wrong rule gives far
+// smaller ones).
+class Distribution : public TinyEngine {
+ protected:
+  double chi_square_p(SpecSampling rule, SpecType spec, bool break_rule) {
+    const std::vector<TokenId> start = prompt(40);
+    SamplingParams sampling;
+    sampling.temperature = 1.0f;
+    sampling.top_k = 8;
+    // Exact: one-token runs give top-8 logprobs at each of the nine contexts.
+    EngineOptions o = options();
+    o.kv_cache_dtype = KvMode::kBf16;
+    o.spec_type = SpecType::kNone;
+    auto distribution = [&](const std::vector<TokenId>& context) {
+      std::vector<std::pair<TokenId, double>> out;
+      auto engine = Engine::create(models_.model, nullptr, nullptr, nullptr, o, {});
+      EXPECT_TRUE(engine.ok());
+      std::mutex mutex;
+      std::condition_variable ready;
+      bool done = false;
+      EngineRequest r;
+      r.id = (*engine)->next_request_id();
+      r.prompt = context;
+      r.max_tokens = 1;
+      r.top_logprobs = 8;
+      r.sampling.temperature = 0;
+      r.sink = [&](EngineEvent&& e) {
+        std::lock_guard lock(mutex);
+        if (!e.logprobs.empty()) {
+          for (const auto& [token, logprob] : e.logprobs[0].top)
+            out.emplace_back(token, std::exp(double(logprob)));
+        }
+        if (e.finish) done = true;
+        ready.notify_all();
+      };
+      EXPECT_TRUE((*engine)->submit(std::move(r)).ok());
+      std::unique_lock lock(mutex);
+      ready.wait(lock, [&] { return done; });
+      double total = 0;
+      for (auto& [token, p] : out) total += p;
+      for (auto& [token, p] : out) p /= total;
+      return out;
+    };
+    std::map<std::pair<TokenId, TokenId>, double> expected;
+    for (const auto& [first, p] : distribution(start)) {
+      std::vector<TokenId> context = start;
+      context.push_back(first);
+      for (const auto& [second, q] : distribution(context)) expected[{first, second}] = p * q;
+    }
+    constexpr int kSamples = 6000;
+    std::vector<HarnessRequest> requests;
+    for (int i = 0; i < kSamples; ++i) {
+      HarnessRequest r;
+      r.prompt = start;
+      r.sampling = sampling;
+      r.sampling.seed = 1000003ull * std::uint64_t(i) + 17;
+      r.max_tokens = 3;  // the second token is drafted and verified, the third ends it
+      requests.push_back(r);
+    }
+    o.spec_type = spec;
+    o.spec_sampling = rule;
+    o.spec_draft_n_fixed = 2;
+    o.max_num_seqs = 8;
+    o.max_queue = kSamples;
+    if (break_rule) o.fault = EngineFault::kAcceptFirstDraft;
+    const auto got = run_engine(models_, o, requests, 64);
+    EXPECT_GT(got.stats.acceptance.drafted, kSamples / 2);
+    EXPECT_GT(got.stats.acceptance.accepted, 0);
+    std::map<std::pair<TokenId, TokenId>, int> counted;
+    for (const auto& tokens : got.outputs) ++counted[{tokens.at(0), tokens.at(1)}];
+    // Pool cells below 5 expected.
+    double chi = 0, pooled_expected = 0, pooled_count = 0;
+    int cells = 0;
+    for (const auto& [cell, p] : expected) {
+      const double e = p * kSamples, c = counted.count(cell) ? counted[cell] : 0;
+      if (e < 5) {
+        pooled_expected += e;
+        pooled_count += c;
+      } else {
+        chi += (c - e) * (c - e) / e;
+        ++cells;
+      }
+    }
+    for (const auto& [cell, c] : counted) {
+      if (!expected.count(cell)) chi += 1e9;  // outside the filtered set: impossible
+    }
+    if (pooled_expected > 0) {
+      chi += (pooled_count - pooled_expected) * (pooled_count - pooled_expected) / pooled_expected;
+      ++cells;
+    }
+    // Wilson-Hilferty: the chi-square's cube root is nearly normal.
+    const double df = cells - 1;
+    const double z = (std::cbrt(chi / df) - (1 - 2 / (9 * df))) / std::sqrt(2 / (9 * df));
+    return 0.5 * std::erfc(z / std::sqrt(2.0));
+  }
+};
+
+TEST_F(Distribution, InvariantSamplingFollowsTheTarget) {
+  EXPECT_GT(chi_square_p(SpecSampling::kInvariant, SpecType::kModel, false), 1e-4);
+}
+TEST_F(Distribution, RejectionSamplingFollowsTheTarget) {
+  EXPECT_GT(chi_square_p(SpecSampling::kRejection, SpecType::kModel, false), 1e-4);
+}
+TEST_F(Distribution, AWrongAcceptanceRuleDoesNot) {
+  EXPECT_LT(chi_square_p(SpecSampling::kRejection, SpecType::kModel, true), 1e-6);
+}
+
+TEST_F(TinyEngine, CancelFreesPagesWithinOneRoundAndOthersGoOn) {
+  EngineOptions o = options();
+  auto engine = Engine::create(models_.model, models_.calibration, nullptr, nullptr, o, {});
+  ASSERT_TRUE(engine) << engine.error().message;
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::map<std::uint64_t, FinishReason> finished;
+  std::map<std::uint64_t, int> tokens;
+  auto submit = [&](int n_prompt, int max_tokens) {
+    EngineRequest r;
+    r.id = (*engine)->next_request_id();
+    r.prompt = prompt(n_prompt);
+    r.max_tokens = max_tokens;
+    r.sampling.seed = 5;
+    r.sink = [&](EngineEvent&& e) {
+      std::lock_guard lock(mutex);
+      tokens[e.request.value] += int(e.tokens.size());
+      if (e.finish) finished[e.request.value] = *e.finish;
+      changed.notify_all();
+    };
+    const RequestId id = r.id;
+    EXPECT_TRUE((*engine)->submit(std::move(r)).ok());
+    return id;
+  };
+  const RequestId goes = submit(100, 200), leaves = submit(100, 900),
+                  queued_prefill = submit(900, 100);
+  {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return tokens[leaves.value] > 3; });
+  }
+  (*engine)->cancel(leaves);
+  (*engine)->cancel(queued_prefill);
+  {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return finished.size() == 3; });
+  }
+  EXPECT_EQ(finished[leaves.value], FinishReason::kAborted);
+  EXPECT_EQ(finished[queued_prefill.value], FinishReason::kAborted);
+  EXPECT_EQ(finished[goes.value], FinishReason::kLength);
+  EXPECT_EQ(tokens[goes.value], 200);
+  for (int i = 0; i < 300 && !(*engine)->idle(); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  EXPECT_EQ((*engine)->stats().kv.used_bytes, 0u);
+  EXPECT_EQ((*engine)->stats().requests_aborted, 2);
+}
+
+TEST_F(TinyEngine, BadRequestsAreNamedErrors) {
+  EngineOptions o = options();
+  o.max_queue = 2;
+  auto engine = Engine::create(models_.model, models_.calibration, nullptr, nullptr, o, {});
+  ASSERT_TRUE(engine) << engine.error().message;
+  auto status = [&](std::vector<TokenId> tokens, int max_tokens) {
+    EngineRequest r;
+    r.id = (*engine)->next_request_id();
+    r.prompt = std::move(tokens);
+    r.max_tokens = max_tokens;
+    r.sink = [](EngineEvent&&) {};
+    const Status s = (*engine)->submit(std::move(r));
+    return s.ok() ? std::string("ok") : s.error().message;
+  };
+  EXPECT_NE(status({}, 4).find("prompt is empty"), std::string::npos);
+  EXPECT_NE(status({1, 2, 100000}, 4).find("100000"), std::string::npos);
+  EXPECT_NE(status({1, -2}, 4).find("-2"), std::string::npos);
+  EXPECT_NE(status({1}, 0).find("max_tokens"), std::string::npos);
+  const std::string too_long = status(prompt(1020), 50);
+  EXPECT_NE(too_long.find("1024"), std::string::npos) << too_long;
+  EXPECT_NE(too_long.find("1020"), std::string::npos) << too_long;
+  (*engine)->drain();
+  EXPECT_NE(status({1}, 4).find("draining"), std::string::npos);
+}
+
+TEST_F(TinyEngine, StopTokensEndInsideABlock) {
+  EngineOptions o = options();
+  o.spec_type = SpecType::kNone;
+  HarnessRequest r;
+  r.prompt = prompt(64);
+  r.max_tokens = 40;
+  const auto free_run = run_engine(models_, o, {r}).outputs[0];
+  ASSERT_EQ(free_run.size(), 40u);
+  // The first token that had not occurred before position 10 on: a stop in the middle.
+  std::size_t at = 10;
+  while (std::find(free_run.begin(), free_run.begin() + long(at), free_run[at]) !=
+         free_run.begin() + long(at)) {
+    ASSERT_LT(++at, free_run.size())
+        << "the random model repeats itself from the start: choose another seed";
+  }
+  r.stop_tokens = {free_run[at]};
+  o.spec_type = SpecType::kModel;
+  o.spec_draft_n_fixed = 6;
+  const auto stopped = run_engine(models_, o, {r});
+  EXPECT_EQ(stopped.finish[0], FinishReason::kStop);
+  EXPECT_EQ(stopped.outputs[0],
+            std::vector<TokenId>(free_run.begin(), free_run.begin() + long(at)));
+}
+
+TEST(SamplerFilters, AgreeWithTheirDefinitions) {
+  constexpr int kVocab = 500;
+  std::vector<float> logits(kVocab);
+  for (int i = 0; i < kVocab; ++i) logits[std::size_t(i)] = float(std::sin(i * 12.9898) * 4.0);
+  Sampler sampler(kVocab);
+  // Mass by brute force in the order the design names: top-k, then top-p over what is left, then
+  // min-p.
+  for (const auto& [k, p, m] : std::vector<std::tuple<int, float, float>>{{0, 0.9f, 0.0f},
+                                                                          {50, 1.0f, 0.0f},
+                                                                          {50, 0.7f, 0.0f},
+                                                                          {0, 1.0f, 0.05f},
+                                                                          {40, 0.9f, 0.1f},
+                                                                          {0, 0.999f, 0.01f}}) {
+    SamplingParams params;
+    params.temperature = 0.7f;
+    params.top_k = k;
+    params.top_p = p;
+    params.min_p = m;
+    std::vector<std::pair<double, int>> order;
+    for (int i = 0; i < kVocab; ++i) order.emplace_back(-double(logits[std::size_t(i)]), i);
+    std::sort(order.begin(), order.end());
+    if (k > 0) order.resize(std::size_t(k));
+    double z = 0;
+    for (auto& [l, i] : order) z += std::exp(-l / 0.7);
+    std::vector<int> kept;
+    double mass = 0;
+    for (auto& [l, i] : order) {
+      if (p < 1 && mass >= p) break;
+      mass += std::exp(-l / 0.7) / z;
+      kept.push_back(i);
+    }
+    std::erase_if(kept, [&](int i) {
+      return m > 0 &&
+             std::exp((double(logits[std::size_t(i)]) - double(logits[std::size_t(kept[0])])) /
+                      0.7) < m;
+    });
+    std::vector<float> row = logits;
+    sampler.prepare(row.data(), params, nullptr);
+    for (int i = 0; i < kVocab; ++i) {
+      const bool in = std::find(kept.begin(), kept.end(), i) != kept.end();
+      EXPECT_EQ(std::isfinite(sampler.logprob(i)), in)
+          << "token " << i << " k " << k << " p " << p << " m " << m;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace foretoken::testing

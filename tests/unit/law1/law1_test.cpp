@@ -1,0 +1,325 @@
+// Law 1: a request's output tokens are a function of the request and its seed alone. One equality
+// test on a real model over speculators, draft lengths, batches, prefill chunkings, thread counts,
+// KV modes, temperatures and hot swaps; and negative controls, which the very same comparison must
+// catch. FORETOKEN_TEST_FULL=1: the pairwise cover; otherwise a few minutes' selection of it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+
+#include "foretoken/kernels/isa.h"
+#include "runtime/kv/calibrate.h"
+#include "runtime/text/chat_template.h"
+#include "runtime/text/tokenizer.h"
+#include "tests/support/engine_harness.h"
+#include "tests/support/gguf_writer.h"
+
+namespace foretoken::testing {
+namespace {
+
+bool full() {
+  const char* value = std::getenv("FORETOKEN_TEST_FULL");
+  return value && *value == '1';
+}
+
+// Prompts a small instruct model answers at length and partly by repeating itself, so that drafts
+// are accepted; long enough that decoding passes position 640 and seals three pages or more.
+std::vector<std::string> prompt_texts() {
+  std::string inventory = "Here is the inventory of a hardware shop, one item a line.\n";
+  const char* items[] = {"claw hammer",  "wood screws", "pipe wrench",
+                         "paint roller", "work gloves", "tape measure"};
+  for (int i = 0; i < 34; ++i) {
+    inventory += "Item " + std::to_string(100 + i) + ": " + items[i % 6] + ", shelf " +
+                 std::to_string(1 + i % 7) + ", in stock " + std::to_string((i * 37) % 90) + ".\n";
+  }
+  std::string log = "This is a log of a build server.\n";
+  for (int i = 0; i < 26; ++i) {
+    log += "step " + std::to_string(i) + " compile module_" + std::to_string(i % 9) +
+           ".cpp finished in " + std::to_string(12 + (i * 7) % 31) + " seconds with " +
+           std::to_string(i % 3) + " warnings\n";
+  }
+  std::string story;
+  for (int i = 0; i < 9; ++i) {
+    story += "On day " + std::to_string(i + 1) +
+             " the expedition walked along the river, counted the birds they saw, and wrote down "
+             "the weather. The "
+             "cook made soup from beans and onions, and everybody slept early because the next day "
+             "would be long. ";
+  }
+  return {inventory + "Write the whole list again, item by item, in the same format.",
+          log + "Repeat the log above line by line and say for each step whether it had warnings.",
+          story + "Retell this travel diary day by day, as exactly as you can."};
+}
+
+class Law1 : public ::testing::Test {
+ protected:
+  static constexpr int kNewTokens = 230;
+
+  static void SetUpTestSuite() {
+    const std::string path = test_model("smollm2-135m-instruct-q4_1.gguf");
+    if (path.empty()) return;
+    ModelLoadOptions load;
+    auto model = Model::load(path, load);
+    ASSERT_TRUE(model) << model.error().message;
+    models_ = std::make_unique<HarnessModels>();
+    models_->model = *model;
+    auto tokenizer = Tokenizer::from_gguf((*model)->file());
+    ASSERT_TRUE(tokenizer) << tokenizer.error().message;
+    auto chat =
+        ChatTemplate::parse((*model)->file().get_string("tokenizer.chat_template").value(), "", "");
+    ASSERT_TRUE(chat) << chat.error().message;
+    for (const std::string& text : prompt_texts()) {
+      auto rendered = (*chat)->render({{"user", text}}, true);
+      ASSERT_TRUE(rendered) << rendered.error().message;
+      auto tokens = (*tokenizer)->encode(*rendered, true);
+      ASSERT_TRUE(tokens) << tokens.error().message;
+      prompts_.push_back(*tokens);
+      ASSERT_GT(prompts_.back().size() + kNewTokens, 640u)
+          << "a prompt is too short to cross the seals this test is about";
+    }
+    kernels::ThreadPool pool(2);
+    models_->calibration = calibrate_kv(**model, **tokenizer, pool, {});
+    ASSERT_TRUE(models_->calibration);
+    // Two drafts from the same file: all of it (long accepts) and less its last third (rejects).
+    whole_draft_ = *model;
+    load.drop_last_layers = (*model)->config().n_layers / 3;
+    auto shallow = Model::load(path, load);
+    ASSERT_TRUE(shallow) << shallow.error().message;
+    shallow_draft_ = *shallow;
+  }
+  static void TearDownTestSuite() {
+    models_.reset();
+    whole_draft_.reset();
+    shallow_draft_.reset();
+    prompts_.clear();
+  }
+
+  void SetUp() override {
+    if (!models_) GTEST_SKIP() << "smollm2-135m-instruct-q4_1.gguf is not in FORETOKEN_TEST_MODELS";
+  }
+
+  static std::vector<HarnessRequest> requests(float temperature, int count,
+                                              int new_tokens = kNewTokens) {
+    std::vector<HarnessRequest> all;
+    for (int i = 0; i < count; ++i) {
+      HarnessRequest r;
+      r.prompt = prompts_[std::size_t(i) % prompts_.size()];
+      r.sampling.temperature = temperature;
+      r.sampling.seed = 1234 + std::uint64_t(i % 3);
+      if (i % 3 == 1 && temperature > 0) r.sampling.top_p = 0.95f;
+      if (i % 3 == 2 && temperature > 0) r.sampling.top_k = 40;
+      r.max_tokens = new_tokens;
+      all.push_back(r);
+    }
+    return all;
+  }
+
+  static EngineOptions base() {
+    EngineOptions o;
+    o.threads = 2;
+    o.max_num_seqs = 8;
+    o.max_model_len = 1024;
+    o.control_fraction = 0;
+    return o;
+  }
+
+  // Without speculation, one request at a time: what every other run must equal. Made once a (mode,
+  // T).
+  static const std::vector<std::vector<TokenId>>& reference(KvMode mode, float temperature) {
+    auto& made = references_[{int(mode), temperature}];
+    if (made.empty()) {
+      EngineOptions o = base();
+      o.kv_cache_dtype = mode;
+      o.spec_type = SpecType::kNone;
+      HarnessModels m = *models_;
+      made = run_engine(m, o, requests(temperature, 3), 1).outputs;
+    }
+    return made;
+  }
+
+  static inline std::unique_ptr<HarnessModels> models_;
+  static inline std::shared_ptr<const Model> whole_draft_, shallow_draft_;
+  static inline std::vector<std::vector<TokenId>> prompts_;
+  static inline std::map<std::pair<int, float>, std::vector<std::vector<TokenId>>> references_;
+};
+
+struct Case {
+  SpecType spec;
+  int n_draft;  // -1: the controller's choice
+  int batch;    // requests in flight
+  int chunk;    // max_batch_rows
+  int threads;
+  KvMode mode, draft_mode;
+  float temperature;
+  bool swaps;
+  bool shallow;  // of model drafts
+};
+
+std::string name_of(const Case& c) {
+  static const char* kSpecs[] = {"none", "ngram", "model", "head", "auto"};
+  return std::string(kSpecs[int(c.spec)]) + " draft " + std::to_string(c.n_draft) + " batch " +
+         std::to_string(c.batch) + " chunk " + std::to_string(c.chunk) + " threads " +
+         std::to_string(c.threads) + " kv " + std::string(kv_mode_name(c.mode)) + " draft-kv " +
+         std::string(kv_mode_name(c.draft_mode)) + " T " + std::to_string(c.temperature) +
+         (c.swaps ? " swaps" : "") + (c.shallow ? " shallow" : "");
+}
+
+// A greedy pairwise cover over the factors, deterministic; the quick set is its most demanding
+// part.
+std::vector<Case> cases() {
+  constexpr KvMode kInt2 = KvMode::kInt2, kBf16 = KvMode::kBf16;
+  if (!full()) {
+    return {
+        {SpecType::kNgram, 4, 1, 256, 2, kInt2, kInt2, 0.0f, false, false},
+        {SpecType::kHead, 8, 3, 64, 1, kInt2, kInt2, 0.8f, true, false},
+        {SpecType::kModel, 5, 3, 256, 2, kInt2, kInt2, 0.0f, false, true},
+        {SpecType::kAuto, -1, 8, 96, 2, kInt2, kBf16, 0.8f, true, true},
+        {SpecType::kModel, 8, 1, 64, 2, kInt2, kInt2, 0.8f, false, false},
+        {SpecType::kAuto, 3, 3, 256, 1, kBf16, kInt2, 0.0f, true, false},
+        {SpecType::kNone, 0, 8, 64, 1, kInt2, kInt2, 0.8f, false, false},
+    };
+  }
+  const std::vector<std::vector<int>> levels = {{0, 1, 2, 3, 4}, {0, 1, 2, 3, 4, 5, 6, 7, 8, -1},
+                                                {1, 3, 8},       {64, 256},
+                                                {1, 2},          {0, 1},
+                                                {0, 1},          {0, 1},
+                                                {0, 1},          {0, 1}};
+  std::map<std::array<int, 4>, bool> covered;
+  std::vector<Case> out;
+  std::uint64_t state = 88172645463325252ull;
+  auto next = [&](std::size_t n) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return std::size_t(state % n);
+  };
+  std::size_t total = 0;
+  for (std::size_t a = 0; a < levels.size(); ++a) {
+    for (std::size_t b = a + 1; b < levels.size(); ++b)
+      total += levels[a].size() * levels[b].size();
+  }
+  while (covered.size() < total) {
+    std::vector<int> best;
+    std::size_t best_gain = 0;
+    for (int attempt = 0; attempt < 60; ++attempt) {
+      std::vector<int> pick;
+      for (const auto& l : levels) pick.push_back(l[next(l.size())]);
+      std::size_t gain = 0;
+      for (std::size_t a = 0; a < pick.size(); ++a) {
+        for (std::size_t b = a + 1; b < pick.size(); ++b)
+          gain += !covered.count({int(a), pick[a], int(b), pick[b]});
+      }
+      if (gain > best_gain) best_gain = gain, best = pick;
+    }
+    if (best.empty()) continue;
+    for (std::size_t a = 0; a < best.size(); ++a) {
+      for (std::size_t b = a + 1; b < best.size(); ++b)
+        covered[{int(a), best[a], int(b), best[b]}] = true;
+    }
+    out.push_back({SpecType(best[0]), best[1], best[2], best[3], best[4], best[5] ? kInt2 : kBf16,
+                   best[6] ? kInt2 : kBf16, best[7] ? 0.8f : 0.0f, best[8] != 0, best[9] != 0});
+  }
+  return out;
+}
+
+EngineOptions options_of(const Case& c, EngineOptions o) {
+  o.spec_type = c.spec;
+  o.spec_draft_n_fixed = c.n_draft;
+  o.max_num_seqs = c.batch;
+  o.max_batch_rows = c.chunk;
+  o.threads = c.threads;
+  o.kv_cache_dtype = c.mode;
+  o.draft_kv_cache_dtype = c.draft_mode;
+  o.swap_every_rounds = c.swaps ? 10 : 0;
+  o.control_fraction = c.n_draft < 0 ? 0.05 : 0;
+  return o;
+}
+
+TEST_F(Law1, OutputIsAFunctionOfTheRequestAlone) {
+  bool int2_read = false, accepted = false, rejected = false, sealed_inside_a_verify_block = false;
+  int seals_while_decoding = 0;
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(name_of(c));
+    HarnessModels m = *models_;
+    if (c.spec == SpecType::kModel || c.spec == SpecType::kAuto) {
+      m.draft = c.shallow ? shallow_draft_ : whole_draft_;
+      m.draft_calibration = models_->calibration;
+    }
+    const auto& wanted = reference(c.mode, c.temperature);
+    const HarnessResult got =
+        run_engine(m, options_of(c, base()), requests(c.temperature, c.batch > 3 ? 8 : 3), c.batch);
+    for (std::size_t i = 0; i < got.outputs.size(); ++i) {
+      EXPECT_EQ(got.outputs[i], wanted[i % 3]) << "request " << i;
+    }
+    int2_read |= got.stats.kv.int2_page_reads_total > 0;
+    accepted |= got.stats.acceptance.accepted > 0;
+    rejected |= got.stats.acceptance.drafted > got.stats.acceptance.accepted;
+    if (c.swaps) EXPECT_GT(got.stats.swaps, 0);
+    if (c.spec != SpecType::kNone && c.n_draft > 0) EXPECT_GT(got.stats.acceptance.drafted, 0);
+    // A page is sealed when a row of the page five further on first runs: at positions 384, 448,
+    // ...
+    for (const auto& trace : got.traces) {
+      int seals = 0;
+      for (const RoundTrace& round : trace->rounds) {
+        const int first = round.start - 1, last = first + int(round.drafted.size());
+        for (int border = 384; border <= last; border += 64) {
+          if (border > first && border <= first + round.accepted)
+            sealed_inside_a_verify_block = true;
+          if (border >= first && border <= first + round.accepted) ++seals;
+        }
+      }
+      seals_while_decoding = std::max(seals_while_decoding, seals);
+      EXPECT_GE(trace->tokens.size(), 640u);
+    }
+  }
+  EXPECT_TRUE(int2_read) << "no INT2 page was read: the test proves nothing";
+  EXPECT_TRUE(accepted) << "no draft was accepted: the test proves nothing";
+  EXPECT_TRUE(rejected) << "no draft was rejected: the test proves nothing";
+  EXPECT_GE(seals_while_decoding, 3);
+  EXPECT_TRUE(sealed_inside_a_verify_block);
+}
+
+// Preemption: a pool too small for all, and the outputs stay the same.
+TEST_F(Law1, PreemptionChangesNothing) {
+  EngineOptions o = base();
+  o.spec_type = SpecType::kNgram;
+  o.spec_draft_n_fixed = 4;
+  o.kv_cache_dtype = KvMode::kBf16;
+  o.max_num_seqs = 3;
+  const auto g = models_->model->kv_geometry();
+  // Two sequences of 1024 tokens, of the three that will want about 800 each.
+  o.kv_cache_memory = std::size_t(g.n_layers) * std::size_t(g.n_kv_heads) *
+                      std::size_t(g.head_dim) * 4 * 64 * (2 * 13);
+  const HarnessResult got = run_engine(*models_, o, requests(0.0f, 3), 3);
+  EXPECT_GT(got.stats.preemptions, 0) << "the pool was large enough: the test proves nothing";
+  for (std::size_t i = 0; i < 3; ++i)
+    EXPECT_EQ(got.outputs[i], reference(KvMode::kBf16, 0.0f)[i]) << i;
+}
+
+// Negative controls: each breaks law 1 on purpose and must be seen by the comparison above.
+TEST_F(Law1, AWrongAcceptanceRuleIsCaught) {
+  EngineOptions o = base();
+  o.spec_type = SpecType::kNgram;
+  o.spec_draft_n_fixed = 4;
+  o.fault = EngineFault::kAcceptFirstDraft;
+  EXPECT_NE(run_engine(*models_, o, requests(0.0f, 3), 1).outputs, reference(KvMode::kInt2, 0.0f));
+}
+TEST_F(Law1, ABatchDependentKernelIsCaught) {
+  EngineOptions o = base();
+  o.spec_type = SpecType::kNgram;
+  o.spec_draft_n_fixed = 4;
+  o.fault = EngineFault::kBatchDependentKernel;
+  EXPECT_NE(run_engine(*models_, o, requests(0.0f, 3), 3).outputs, reference(KvMode::kInt2, 0.0f));
+}
+TEST_F(Law1, ASealThatIncludesADraftedTokenIsCaught) {
+  EngineOptions o = base();
+  o.spec_type = SpecType::kModel;
+  o.spec_draft_n_fixed = 8;
+  o.fault = EngineFault::kSealDrafted;
+  HarnessModels m = *models_;
+  m.draft = shallow_draft_;
+  m.draft_calibration = models_->calibration;
+  EXPECT_NE(run_engine(m, o, requests(0.0f, 3), 1).outputs, reference(KvMode::kInt2, 0.0f));
+}
+
+}  // namespace
+}  // namespace foretoken::testing
