@@ -58,7 +58,7 @@ TrafficStore::Entry* TrafficStore::find_or_make(std::uint64_t hash) {
   Entry* least = &bucket.ways[0];
   for (Entry& entry : bucket.ways) {
     if (entry.total != 0 && entry.tag == tag) return &entry;
-    if (entry.total < least->total) least = &entry;
+    if (entry.total <= least->total) least = &entry;
   }
   if (least->total == 0) {
     ++entries_;
@@ -69,9 +69,11 @@ TrafficStore::Entry* TrafficStore::find_or_make(std::uint64_t hash) {
     halve(*least);
     return nullptr;
   }
-  *least = Entry{};
-  least->tag = tag;
-  return least;
+  // Newest first, so that among equals the oldest leaves.
+  std::move_backward(bucket.ways.data(), least, least + 1);
+  bucket.ways[0] = Entry{};
+  bucket.ways[0].tag = tag;
+  return &bucket.ways[0];
 }
 
 void TrafficStore::count(Entry& entry, TokenId token) {
