@@ -40,9 +40,12 @@ int AcceptanceEstimator::bin_of(float raw) {
 }
 
 int AcceptanceEstimator::form_of(Form form) {
-  // Below .1: ten misses in a row from the middle, traffic where nothing is accepted.
-  const float rate = form.rate();
-  return rate < 0.1f ? 0 : rate < 0.3f ? 1 : rate < 0.55f ? 2 : rate < 0.8f ? 3 : 4;
+  // Below .01: fifteen misses in a row from the middle. Traffic that accepts now and then is rarely
+  // there, traffic that accepts nothing always, so its cells learn to keep quiet without spoiling
+  // the others.
+  constexpr std::array<float, kForms - 1> kFormEdges = {0.01f, 0.1f, 0.3f, 0.55f, 0.8f};
+  return static_cast<int>(std::upper_bound(kFormEdges.begin(), kFormEdges.end(), form.rate()) -
+                          kFormEdges.begin());
 }
 
 void AcceptanceEstimator::refresh(Group& group, int form) {

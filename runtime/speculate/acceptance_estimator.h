@@ -14,12 +14,14 @@
 
 namespace foretoken {
 
-// A running hit rate of one speculator on one sequence: x <- x + (hit - x) * kStep.
+// A running hit rate of one speculator on one sequence: x <- x + (hit - x) * step.
 class Form {
  public:
   // A memory of about five tokens: a copied passage is recognised within three, left within three.
   static constexpr float kStep = 0.2f;
-  void update(bool hit) { rate_ += ((hit ? 1.0f : 0.0f) - rate_) * kStep; }
+  // A sequence starts in the form of the traffic before it.
+  explicit Form(float rate = 0.3f) : rate_(rate) {}
+  void update(bool hit, float step = kStep) { rate_ += ((hit ? 1.0f : 0.0f) - rate_) * step; }
   Form after_hits(int n) const {
     Form form = *this;
     for (int i = 0; i < n; ++i) form.update(true);
@@ -28,7 +30,7 @@ class Form {
   float rate() const { return rate_; }
 
  private:
-  float rate_ = 0.3f;  // of ordinary traffic, so that a new sequence starts in the middle
+  float rate_;
 };
 
 class AcceptanceEstimator {
@@ -48,7 +50,7 @@ class AcceptanceEstimator {
   static constexpr std::array<float, 13> kEdges = {0.02f, 0.05f, 0.1f, 0.15f, 0.2f, 0.3f, 0.4f,
                                                    0.5f,  0.6f,  0.7f, 0.8f,  0.9f, 0.95f};
   static constexpr int kBins = static_cast<int>(kEdges.size()) + 1;
-  static constexpr int kForms = 5;
+  static constexpr int kForms = 6;
 
   struct Beta {
     float hits = 0, trials = 0;

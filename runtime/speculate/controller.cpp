@@ -33,6 +33,11 @@ double context_work(std::span<const DraftJob> jobs) {
   return sum / 1000.0 / std::max<double>(1.0, static_cast<double>(jobs.size()));
 }
 
+// Trust: pseudo-tokens it starts with, and how many rounds it remembers (at draft length 0 it
+// recovers, and what the shadow scores say counts again).
+constexpr double kTrustPrior = 4;
+constexpr double kTrustMemory = 250;
+
 }  // namespace
 
 Controller::Controller(const ControllerOptions& options)
@@ -62,6 +67,10 @@ double Controller::rate(int sequences) const {
   const double plain = costs_.relative(n);
   const double with_prior = (r.tokens + kRatePrior * n) / (r.cost + kRatePrior * plain);
   return std::max(with_prior, n / plain);
+}
+
+double Controller::trust() const {
+  return std::min(1.0, (came_true_ + kTrustPrior) / (predicted_ + kTrustPrior));
 }
 
 double Controller::price(int sequences, int slots, int prefill_rows) const {
@@ -102,7 +111,7 @@ int Controller::best_slots(int sequences, double work_per_slot, int prefill_rows
 void Controller::collect(std::span<const DraftJob> jobs) {
   slots_.clear();
   for (std::size_t i = 0; i < jobs.size(); ++i) {
-    float survival = 1;
+    float survival = static_cast<float>(trust());
     int depth = 0;
     for (float confidence : jobs[i].draft.confidences) {
       if (depth == options_.max_draft) break;
@@ -132,8 +141,12 @@ void Controller::trim(std::span<DraftJob> jobs, int prefill_rows, int max_extra_
     if (uniform() < std::min(unknown ? kExploreUnknown : kExplore, dearest)) ++slots;
   }
   std::fill(keep_.begin(), keep_.end(), 0);
-  for (int i = 0; i < slots; ++i)
-    ++keep_[static_cast<std::size_t>(slots_[static_cast<std::size_t>(i)].job)];
+  predicted_now_ = 0;
+  for (int i = 0; i < slots; ++i) {
+    const Slot& slot = slots_[static_cast<std::size_t>(i)];
+    ++keep_[static_cast<std::size_t>(slot.job)];
+    predicted_now_ += static_cast<double>(slot.survival) / trust();
+  }
   for (std::size_t i = 0; i < jobs.size(); ++i)
     jobs[i].draft.truncate(static_cast<std::size_t>(keep_[i]));
 }
@@ -201,6 +214,10 @@ void Controller::observe(const RoundMeasurement& round) {
   // A budget for one burst in reserve, not for a storm after an hour of quiet.
   probe_budget_ = std::min(probe_budget_ + kProbeShare / 2 * costs_.relative(n), kProbeBudgetCap);
   if (round.control) return;
+  predicted_ = predicted_ * (1.0 - 1.0 / kTrustMemory) + predicted_now_;
+  came_true_ =
+      came_true_ * (1.0 - 1.0 / kTrustMemory) + std::max(0, round.emitted - round.sequences);
+  predicted_now_ = 0;
   Rate& rate = rates_[static_cast<std::size_t>(n)];
   const double keep = 1.0 - 1.0 / kRateMemory;
   rate.tokens = rate.tokens * keep + round.emitted;

@@ -62,6 +62,9 @@ class Controller {
 
   const CostModel& costs() const { return costs_; }
   double rate(int sequences) const;  // tokens per relative cost
+  // Accepted over predicted of what was lately drafted: survivals are scaled by it. Calibration
+  // learns slowly, cell by cell; this notices within a dozen drafts that traffic turned.
+  double trust() const;
 
  private:
   // Fills slots_ with the drafted tokens of all jobs, best survival first.
@@ -84,7 +87,9 @@ class Controller {
   std::vector<Slot> slots_;
   std::vector<int> keep_;
   std::vector<double> survival_;
-  std::vector<Rate> rates_;  // [max_sequences + 1]
+  std::vector<Rate> rates_;               // [max_sequences + 1]
+  double predicted_ = 0, came_true_ = 0;  // sums, forgetting
+  double predicted_now_ = 0;              // of this round's drafts
   std::uint64_t random_;
   double probe_budget_;  // relative cost the draft model may spend unproven
   int probe_rounds_left_ = 0;

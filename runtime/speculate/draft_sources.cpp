@@ -45,7 +45,7 @@ void DraftSources::open(const DraftContext& context) {
   sequence.store = context.store;
   sequence.own.clear();
   sequence.own.append(context.tokens);
-  sequence.form.fill(Form{});
+  sequence.form = traffic_form_[is_sampled(context) ? 1 : 0];
   sequence.path.clear();
   sequence.path_tokens.clear();
   sequence.logged.clear();
@@ -117,6 +117,14 @@ float DraftSources::expect(SpeculatorKind kind, const DraftContext& context, int
   return acceptance_.estimate_blind(kind, form, is_sampled(context));
 }
 
+void DraftSources::score(Sequence& sequence, SpeculatorKind kind, float raw, bool sampled,
+                         bool hit) {
+  const auto k = static_cast<std::size_t>(kind);
+  acceptance_.update(kind, raw, sequence.form[k], sampled, hit);
+  sequence.form[k].update(hit);
+  traffic_form_[sampled ? 1 : 0][k].update(hit, kTrafficStep);
+}
+
 void DraftSources::commit(const DraftContext& context, std::span<const TokenId> emitted) {
   Sequence& sequence = at(context.slot);
   const bool sampled = is_sampled(context);
@@ -129,9 +137,7 @@ void DraftSources::commit(const DraftContext& context, std::span<const TokenId> 
 
     if (Proposal p = propose_ngram(list); !p.empty()) {
       const bool hit = p.token == emitted[i];
-      Form& form = sequence.form[static_cast<std::size_t>(SpeculatorKind::kNgram)];
-      acceptance_.update(SpeculatorKind::kNgram, ngram_raw(p.klass, sampled), form, sampled, hit);
-      form.update(hit);
+      score(sequence, SpeculatorKind::kNgram, ngram_raw(p.klass, sampled), sampled, hit);
       ClassHits& c = ngram_hits_[sampled ? 1 : 0][p.klass];
       if (c.trials >= kClassMemory) {
         c.hits *= 1.0f - 1.0f / kClassMemory;
@@ -145,9 +151,7 @@ void DraftSources::commit(const DraftContext& context, std::span<const TokenId> 
             propose_fusion(list, *fusion_, *context.sampling, position, !context.rejection);
         !p.empty()) {
       const bool hit = p.token == emitted[i];
-      Form& form = sequence.form[static_cast<std::size_t>(SpeculatorKind::kFusion)];
-      acceptance_.update(SpeculatorKind::kFusion, p.raw, form, sampled, hit);
-      form.update(hit);
+      score(sequence, SpeculatorKind::kFusion, p.raw, sampled, hit);
     }
 
     sequence.logged.push_back(list);
@@ -167,9 +171,7 @@ void DraftSources::observe(const DraftOutcome& outcome) {
     const bool hit = draft.tokens[i] == outcome.emitted[i];
     const SpeculatorKind kind = draft.kinds[i];
     if (kind != SpeculatorKind::kNgram && kind != SpeculatorKind::kFusion && i < draft.raw.size()) {
-      Form& form = sequence.form[static_cast<std::size_t>(kind)];
-      acceptance_.update(kind, draft.raw[i], form, sampled, hit);
-      form.update(hit);
+      score(sequence, kind, draft.raw[i], sampled, hit);
     }
     if (!hit) break;
   }

@@ -84,6 +84,7 @@ class DraftSources {
     std::vector<CandidateList> logged;
   };
 
+  void score(Sequence& sequence, SpeculatorKind kind, float raw, bool sampled, bool hit);
   const CandidateList& lookup(Sequence& sequence, std::span<const TokenId> drafted);
   float ngram_raw(std::uint8_t klass, bool sampled) const;
   Sequence& at(int slot) { return sequences_[static_cast<std::size_t>(slot)]; }
@@ -97,6 +98,9 @@ class DraftSources {
   std::shared_ptr<const FusionTable> fusion_;
   AcceptanceEstimator acceptance_;
   std::array<std::array<ClassHits, kFusionClasses>, 2> ngram_hits_;  // [sampled][class]
+  // The form of recent traffic, over about a hundred tokens: what a new sequence starts from.
+  static constexpr float kTrafficStep = 0.01f;
+  std::array<std::array<Form, kSpeculatorKinds>, 2> traffic_form_;  // [sampled][kind]
   std::vector<Sequence> sequences_;
 };
 
