@@ -1,0 +1,103 @@
+#include <immintrin.h>
+
+#include "linear_tile.h"
+
+namespace foretoken::kernels {
+namespace {
+
+// Eight outputs a vector: a group's lane vectors are read as two halves.
+struct Avx2 {
+  using F = __m256;
+  using I = __m256i;
+  static constexpr int kLanes = 8;
+  static constexpr int kRows = 2;
+
+  FORETOKEN_INLINE F zero() { return _mm256_setzero_ps(); }
+  FORETOKEN_INLINE I zero_int() { return _mm256_setzero_si256(); }
+  FORETOKEN_INLINE I load(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
+  FORETOKEN_INLINE F load_float(const float* p) { return _mm256_loadu_ps(p); }
+  FORETOKEN_INLINE void store_float(float* p, F v) { _mm256_storeu_ps(p, v); }
+  FORETOKEN_INLINE F load_half(const void* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  FORETOKEN_INLINE F load_bfloat(const void* p) {
+    const I wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  }
+  FORETOKEN_INLINE F load_u8(const void* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  }
+  FORETOKEN_INLINE F load_s8(const void* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  }
+  FORETOKEN_INLINE F broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  FORETOKEN_INLINE I broadcast(const std::int32_t* p) { return _mm256_set1_epi32(*p); }
+  FORETOKEN_INLINE I broadcast_pair(const void* p) {
+    return _mm256_castps_si256(_mm256_broadcast_ss(static_cast<const float*>(p)));
+  }
+  FORETOKEN_INLINE I splat_byte(int v) { return _mm256_set1_epi8(static_cast<char>(v)); }
+  FORETOKEN_INLINE I splat_word(int v) { return _mm256_set1_epi16(static_cast<short>(v)); }
+  FORETOKEN_INLINE I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
+  FORETOKEN_INLINE I or_masked(I a, I b, I mask) {
+    return _mm256_or_si256(a, _mm256_and_si256(b, mask));
+  }
+  template <int N>
+  FORETOKEN_INLINE I shift_right(I v) {
+    return _mm256_srli_epi16(v, N);
+  }
+  template <int N>
+  FORETOKEN_INLINE I shift_left(I v) {
+    return _mm256_slli_epi32(v, N);
+  }
+  FORETOKEN_INLINE F to_float(I v) { return _mm256_cvtepi32_ps(v); }
+  FORETOKEN_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  FORETOKEN_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
+  FORETOKEN_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  FORETOKEN_INLINE F negate(F a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
+  FORETOKEN_INLINE I dot_words(I sum, I a, I b) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+  }
+
+  // One vpmaddubsw adds two products of at most kMax * 127: as many of them as fit 16 bits are
+  // added up before they are widened.
+  template <int kMax, int N>
+  FORETOKEN_INLINE I dot(I sum, const I* w, const std::int8_t* x) {
+    constexpr int kFit = 32767 / (kMax * 127 * 2);
+    constexpr int kStep = kFit >= 8 ? 8 : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
+    static_assert(N % kStep == 0 || kStep > N);
+    const I ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j += kStep) {
+      I words = _mm256_maddubs_epi16(w[j], broadcast_pair(x + 4 * j));
+      for (int i = 1; i < kStep && j + i < N; ++i)
+        words = _mm256_add_epi16(words,
+                                 _mm256_maddubs_epi16(w[j + i], broadcast_pair(x + 4 * (j + i))));
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(words, ones));
+    }
+    return sum;
+  }
+
+  // vpmaddubsw would saturate at codes up to 255: take |w| <= 128 and give x the sign of w instead.
+  FORETOKEN_INLINE I load_q8(const void* p) { return _mm256_xor_si256(load(p), splat_byte(0x80)); }
+  FORETOKEN_INLINE I dot_q8(const I (&w)[8], const Record32& x) {
+    const I ones = _mm256_set1_epi16(1);
+    I sum = zero_int();
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      const I words = _mm256_maddubs_epi16(_mm256_abs_epi8(w[j]),
+                                           _mm256_sign_epi8(broadcast_pair(x.q + 4 * j), w[j]));
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(words, ones));
+    }
+    return sum;
+  }
+};
+
+}  // namespace
+
+void linear_groups_avx2(const LinearTask& task, std::int64_t first_group, std::int64_t last_group) {
+  groups_of_type<Avx2>(task, first_group, last_group);
+}
+
+}  // namespace foretoken::kernels

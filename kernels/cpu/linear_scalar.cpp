@@ -1,0 +1,151 @@
+// The reference, and the truth the other instruction sets are tested against: the same integer sums
+// and the same float operations in the same order, one output and one row at a time.
+//
+//   blocks of 32:   y = fma(float(sum q w), d * scale, y) over the blocks; Q4_1: then
+//                   y = fma(m, scale * sum q, y)
+//   blocks of 256:  s = -(float(sum m q) * dmin), Q6_K: 0; s = fma(float(sum q w), d * scale_j, s)
+//                   over the sub-blocks; y = fma(s, scale, y)
+//   float weights:  y = fma(w, x, y) over k
+#include <cmath>
+#include <cstring>
+
+#include "half.h"
+#include "linear_functions.h"
+#include "packed_layout.h"
+
+namespace foretoken::kernels {
+namespace {
+
+std::uint16_t get16(const std::uint8_t* p, int lane) {
+  std::uint16_t v;
+  std::memcpy(&v, p + 2 * lane, 2);
+  return v;
+}
+float half_at(const std::uint8_t* p, int lane) { return half_to_float(get16(p, lane)); }
+
+// Lane vector j of 32 nibbles, as bytes of one output.
+void nibble_codes(const std::uint8_t* plane, int lane, std::int32_t* code) {
+  for (int j = 0; j < 8; ++j)
+    for (int i = 0; i < 4; ++i)
+      code[4 * j + i] = plane[(j & 3) * 64 + lane * 4 + i] >> (j < 4 ? 0 : 4) & 15;
+}
+
+std::int32_t dot(const std::int32_t* code, const std::int8_t* q, int n) {
+  std::int32_t sum = 0;
+  for (int i = 0; i < n; ++i) sum += code[i] * q[i];
+  return sum;
+}
+
+float row_block32(WeightType type, const std::uint8_t* record, const std::uint8_t* tail, int lane,
+                  const Record32& x, float y) {
+  std::int32_t code[32];
+  std::int32_t offset = 0;
+  float d;
+  if (type == WeightType::kQ8_0) {
+    for (int i = 0; i < 32; ++i) code[i] = record[i / 4 * 64 + lane * 4 + (i & 3)];
+    offset = x.minus128_sum;
+  } else {
+    nibble_codes(record, lane, code);
+  }
+  if (type == WeightType::kQ4_0) offset = x.minus8_sum;
+  if (type == WeightType::kQ5_0) {
+    for (int i = 0; i < 32; ++i) code[i] |= (record[256 + lane * 4 + (i & 3)] >> (i / 4) & 1) << 4;
+    offset = 2 * x.minus8_sum;
+  }
+  d = half_at(type == WeightType::kQ4_1 ? record + 256 : tail, lane);
+  y = std::fma(static_cast<float>(offset + dot(code, x.q, 32)), d * x.scale, y);
+  if (type == WeightType::kQ4_1) y = std::fma(half_at(record + 288, lane), x.scaled_sum, y);
+  return y;
+}
+
+float row_q4_k(const std::uint8_t* record, int lane, const Record256& x, float y) {
+  constexpr int kPairPlace[8] = {0, 2, 1, 3, 4, 6, 5, 7};
+  std::int32_t min_sum = 0;
+  for (int b = 0; b < 8; ++b)
+    min_sum += record[kQ4KMins + static_cast<std::size_t>(b / 4 * 64 + lane * 4 + (b & 3))] *
+               x.pair_sum[kPairPlace[b]];
+  const float d = half_at(record + kQ4KD, lane);
+  float s = static_cast<float>(min_sum) * -half_at(record + kQ4KDmin, lane);
+  std::int32_t code[32];
+  for (int b = 0; b < 8; ++b) {
+    nibble_codes(record + 256 * b, lane, code);
+    const float scale =
+        d * static_cast<float>(record[kQ4KScales + static_cast<std::size_t>(16 * b + lane)]);
+    s = std::fma(static_cast<float>(dot(code, x.q + 32 * b, 32)), scale, s);
+  }
+  return std::fma(s, x.scale, y);
+}
+
+float row_q6_k(const std::uint8_t* record, const std::uint8_t* tail, int lane, const Record256& x,
+               float y) {
+  const float d = half_at(tail, lane);
+  float s = 0;
+  std::int32_t code[32];
+  for (int b = 0; b < 8; ++b) {
+    nibble_codes(record + 256 * b, lane, code);
+    for (int i = 0; i < 32; ++i) {
+      const int pairs =
+          record[kQ6KPairs + static_cast<std::size_t>(128 * b + i / 16 * 64 + lane * 4 + (i & 3))];
+      code[i] |= (pairs >> (2 * (i / 4 & 3)) & 3) << 4;
+    }
+    for (int half = 0; half < 2; ++half) {
+      const int sub = 2 * b + half;
+      const auto scale =
+          static_cast<std::int8_t>(record[kQ6KScales + static_cast<std::size_t>(16 * sub + lane)]);
+      const std::int32_t sum = x.minus32_sum[sub] + dot(code + 16 * half, x.q + 16 * sub, 16);
+      s = std::fma(static_cast<float>(sum), d * static_cast<float>(scale), s);
+    }
+  }
+  return std::fma(s, x.scale, y);
+}
+
+float float_weight(WeightType type, const std::uint8_t* record, int lane) {
+  if (type == WeightType::kF16) return half_at(record, lane);
+  if (type == WeightType::kBF16) return bfloat_to_float(get16(record, lane));
+  float v;
+  std::memcpy(&v, record + 4 * lane, 4);
+  return v;
+}
+
+float output(const PackedMatrix& w, const std::uint8_t* group, int lane, const Activations::Impl& x,
+             std::int64_t row) {
+  const std::uint8_t* tail = group + tail_offset(w.type, w.n_in);
+  const std::int64_t tile = row / kActivationTile * kActivationTile;
+  const std::int64_t width = x.n_rows - tile < kActivationTile ? x.n_rows - tile : kActivationTile;
+  const std::int64_t n_blocks = w.n_in / weight_block_values(w.type);
+  float y = 0;
+  for (std::int64_t b = 0; b < n_blocks; ++b) {
+    if (wants_block32(w.type)) {
+      y = row_block32(w.type, group, tail, lane, x.tile32(tile)[b * width + row - tile], y);
+    } else if (w.type == WeightType::kQ4_K) {
+      y = row_q4_k(group, lane, x.tile256(tile)[b * width + row - tile], y);
+    } else if (w.type == WeightType::kQ6_K) {
+      y = row_q6_k(group, tail, lane, x.tile256(tile)[b * width + row - tile], y);
+    } else {
+      y = std::fma(float_weight(w.type, group, lane), x.x[row * x.stride + b], y);
+    }
+    group += record_bytes(w.type);
+    tail += tail_bytes(w.type);
+  }
+  return y;
+}
+
+}  // namespace
+
+void linear_groups_scalar(const LinearTask& task, std::int64_t first_group,
+                          std::int64_t last_group) {
+  const PackedMatrix& w = task.w;
+  for (std::int64_t g = first_group; g < last_group; ++g) {
+    const auto* group = reinterpret_cast<const std::uint8_t*>(w.data) +
+                        static_cast<std::size_t>(g) * group_bytes(w.type, w.n_in);
+    for (std::int64_t row = 0; row < task.x->n_rows; ++row) {
+      for (int lane = 0; lane < kPackRows && g * kPackRows + lane < w.n_out; ++lane) {
+        const std::int64_t o = g * kPackRows + lane;
+        const float y = output(w, group, lane, *task.x, row);
+        task.y[row * task.y_stride + o] = task.bias != nullptr ? y + task.bias[o] : y;
+      }
+    }
+  }
+}
+
+}  // namespace foretoken::kernels

@@ -1,0 +1,388 @@
+// The vector linear kernels, generic over an instruction set's traits V (linear_avx2.cpp,
+// linear_avx512.cpp, linear_avx512_vnni.cpp). The same integer sums and float operations, in the
+// same order, as linear_scalar.cpp: a vector lane is one output, so no sum ever crosses lanes, and
+// a row's operations do not depend on how many rows share the tile.
+//
+// Each block's weights are unpacked once for all R rows of a tile; a row then costs one
+// multiply-add instruction per four values and lane, its activation dword broadcast from memory.
+//
+// V::kRows, the rows of a tile: registers hold 8 unpacked lane vectors, and per row one accumulator
+// and, for blocks of 256, one sum of the block. AVX-512: 8 + 2 * 8 + 5 temporaries = 29 of 32.
+// AVX2: 8 + 2 * 2 + 4 = 16 of 16.
+#pragma once
+
+#include "linear_functions.h"
+#include "packed_layout.h"
+
+namespace foretoken::kernels {
+namespace {
+
+#define FORETOKEN_INLINE [[gnu::always_inline]] static inline
+
+// The row's sum over one block of 32: V::dot<largest code>(initial, weights, activations).
+template <class V, WeightType T>
+FORETOKEN_INLINE typename V::I block_dot(const typename V::I (&w)[8], const Record32& x) {
+  if constexpr (T == WeightType::kQ8_0) {
+    return V::dot_q8(w, x);
+  } else if constexpr (T == WeightType::kQ4_0) {
+    return V::template dot<15, 8>(V::broadcast(&x.minus8_sum), w, x.q);
+  } else if constexpr (T == WeightType::kQ5_0) {
+    return V::template dot<31, 8>(V::template shift_left<1>(V::broadcast(&x.minus8_sum)), w, x.q);
+  } else {
+    return V::template dot<15, 8>(V::zero_int(), w, x.q);
+  }
+}
+
+template <class V>
+FORETOKEN_INLINE void unpack_nibbles(const std::uint8_t* plane, typename V::I (&w)[8]) {
+  const typename V::I mask = V::splat_byte(15);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const typename V::I packed = V::load(plane + 64 * i);
+    w[i] = V::bit_and(packed, mask);
+    w[i + 4] = V::bit_and(V::template shift_right<4>(packed), mask);
+  }
+}
+
+// Moves bit field `From` of every byte to bit `To`; neighbours' bits that come along are masked
+// off.
+template <class V, int From, int To>
+FORETOKEN_INLINE typename V::I move_bits(typename V::I v) {
+  if constexpr (From > To) {
+    return V::template shift_right<From - To>(v);
+  } else if constexpr (From < To) {
+    return V::template shift_left<To - From>(v);
+  } else {
+    return v;
+  }
+}
+
+template <class V>
+FORETOKEN_INLINE void add_fifth_bits(typename V::I bits, typename V::I (&w)[8]) {
+  const typename V::I mask = V::splat_byte(16);
+  w[0] = V::or_masked(w[0], move_bits<V, 0, 4>(bits), mask);
+  w[1] = V::or_masked(w[1], move_bits<V, 1, 4>(bits), mask);
+  w[2] = V::or_masked(w[2], move_bits<V, 2, 4>(bits), mask);
+  w[3] = V::or_masked(w[3], move_bits<V, 3, 4>(bits), mask);
+  w[4] = V::or_masked(w[4], move_bits<V, 4, 4>(bits), mask);
+  w[5] = V::or_masked(w[5], move_bits<V, 5, 4>(bits), mask);
+  w[6] = V::or_masked(w[6], move_bits<V, 6, 4>(bits), mask);
+  w[7] = V::or_masked(w[7], move_bits<V, 7, 4>(bits), mask);
+}
+
+template <class V>
+FORETOKEN_INLINE void add_high_pairs(typename V::I pairs, typename V::I* w) {
+  const typename V::I mask = V::splat_byte(0x30);
+  w[0] = V::or_masked(w[0], move_bits<V, 0, 4>(pairs), mask);
+  w[1] = V::or_masked(w[1], move_bits<V, 2, 4>(pairs), mask);
+  w[2] = V::or_masked(w[2], move_bits<V, 4, 4>(pairs), mask);
+  w[3] = V::or_masked(w[3], move_bits<V, 6, 4>(pairs), mask);
+}
+
+// Adds the bias and stores row r's lanes; `lanes` of the 16 outputs exist.
+template <class V>
+FORETOKEN_INLINE void store_outputs(typename V::F sum, const float* bias, float* y, int lanes) {
+  if (lanes >= V::kLanes) {
+    if (bias != nullptr) sum = V::add(sum, V::load_float(bias));
+    V::store_float(y, sum);
+    return;
+  }
+  float lane[V::kLanes];
+  V::store_float(lane, sum);
+  for (int i = 0; i < lanes; ++i) y[i] = bias != nullptr ? lane[i] + bias[i] : lane[i];
+}
+
+// Pointers of one tile: lanes [lane, lane + V::kLanes) of a group, R rows.
+struct Tile {
+  const std::uint8_t* records;
+  const std::uint8_t* tail;
+  std::int64_t n_blocks;
+  const void* x;          // first row's first record (float weights: its values)
+  std::int64_t x_stride;  // records (float weights: values) from a block (row) to the next
+  const float* bias;      // of the first lane, or null
+  float* y;               // of the first lane and row
+  std::int64_t y_stride;
+  int lanes;  // outputs that exist from the first lane on
+  int lane;   // 0, or 8 for the upper half where V has 8 lanes
+};
+
+template <class V, WeightType T, int R>
+void tile_block32(const Tile& t) {
+  using F = typename V::F;
+  using I = typename V::I;
+  const std::uint8_t* record = t.records + 4 * t.lane;
+  const std::uint8_t* scales = t.tail + 2 * t.lane;
+  const auto* x = static_cast<const Record32*>(t.x);
+  F sum[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) sum[r] = V::zero();
+  for (std::int64_t b = 0; b < t.n_blocks; ++b) {
+    I w[8];
+    if constexpr (T == WeightType::kQ8_0) {
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) w[j] = V::load_q8(record + 64 * j);
+    } else {
+      unpack_nibbles<V>(record, w);
+    }
+    if constexpr (T == WeightType::kQ5_0) add_fifth_bits<V>(V::load(record + 256), w);
+    F d, m;
+    if constexpr (T == WeightType::kQ4_1) {
+      d = V::load_half(record - 4 * t.lane + 256 + 2 * t.lane);
+      m = V::load_half(record - 4 * t.lane + 288 + 2 * t.lane);
+    } else {
+      d = V::load_half(scales);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const I dot = block_dot<V, T>(w, x[r]);
+      sum[r] = V::fma(V::to_float(dot), V::mul(d, V::broadcast(&x[r].scale)), sum[r]);
+      if constexpr (T == WeightType::kQ4_1)
+        sum[r] = V::fma(m, V::broadcast(&x[r].scaled_sum), sum[r]);
+    }
+    record += record_bytes(T);
+    scales += tail_bytes(T);
+    x += t.x_stride;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) store_outputs<V>(sum[r], t.bias, t.y + r * t.y_stride, t.lanes);
+}
+
+template <class V, WeightType T, int R>
+void tile_q4_k(const Tile& t) {
+  using F = typename V::F;
+  using I = typename V::I;
+  const std::uint8_t* record = t.records;
+  const auto* x = static_cast<const Record256*>(t.x);
+  F sum[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) sum[r] = V::zero();
+  for (std::int64_t b = 0; b < t.n_blocks; ++b) {
+    const F d = V::load_half(record + kQ4KD + 2 * t.lane);
+    F block_sum[R];
+    {
+      const F minus_dmin = V::negate(V::load_half(record + kQ4KDmin + 2 * t.lane));
+      const I low = V::load(record + kQ4KMins + 4 * t.lane);
+      const I high = V::load(record + kQ4KMins + 64 + 4 * t.lane);
+      const I mask = V::splat_word(0xff);
+      const I m02 = V::bit_and(low, mask), m13 = V::template shift_right<8>(low);
+      const I m46 = V::bit_and(high, mask), m57 = V::template shift_right<8>(high);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const std::int16_t* pair = x[r].pair_sum;
+        I s = V::dot_words(V::zero_int(), m02, V::broadcast_pair(pair));
+        s = V::dot_words(s, m13, V::broadcast_pair(pair + 2));
+        s = V::dot_words(s, m46, V::broadcast_pair(pair + 4));
+        s = V::dot_words(s, m57, V::broadcast_pair(pair + 6));
+        block_sum[r] = V::mul(V::to_float(s), minus_dmin);
+      }
+    }
+#pragma GCC unroll 1
+    for (int j = 0; j < 8; ++j) {
+      I w[8];
+      unpack_nibbles<V>(record + 256 * j + 4 * t.lane, w);
+      const F scale = V::mul(d, V::load_u8(record + kQ4KScales + 16 * j + t.lane));
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const I dot = V::template dot<15, 8>(V::zero_int(), w, x[r].q + 32 * j);
+        block_sum[r] = V::fma(V::to_float(dot), scale, block_sum[r]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sum[r] = V::fma(block_sum[r], V::broadcast(&x[r].scale), sum[r]);
+    record += record_bytes(T);
+    x += t.x_stride;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) store_outputs<V>(sum[r], t.bias, t.y + r * t.y_stride, t.lanes);
+}
+
+template <class V, WeightType T, int R>
+void tile_q6_k(const Tile& t) {
+  using F = typename V::F;
+  using I = typename V::I;
+  const std::uint8_t* record = t.records;
+  const std::uint8_t* scales = t.tail + 2 * t.lane;
+  const auto* x = static_cast<const Record256*>(t.x);
+  F sum[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) sum[r] = V::zero();
+  for (std::int64_t b = 0; b < t.n_blocks; ++b) {
+    const F d = V::load_half(scales);
+    F block_sum[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) block_sum[r] = V::zero();
+#pragma GCC unroll 1
+    for (int j = 0; j < 8; ++j) {
+      I w[8];
+      unpack_nibbles<V>(record + 256 * j + 4 * t.lane, w);
+      const std::uint8_t* pairs = record + kQ6KPairs + 128 * j + 4 * t.lane;
+      add_high_pairs<V>(V::load(pairs), w);
+      add_high_pairs<V>(V::load(pairs + 64), w + 4);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const int sub = 2 * j + half;
+        const F scale = V::mul(d, V::load_s8(record + kQ6KScales + 16 * sub + t.lane));
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const I dot = V::template dot<63, 4>(V::broadcast(&x[r].minus32_sum[sub]), w + 4 * half,
+                                               x[r].q + 16 * sub);
+          block_sum[r] = V::fma(V::to_float(dot), scale, block_sum[r]);
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sum[r] = V::fma(block_sum[r], V::broadcast(&x[r].scale), sum[r]);
+    record += record_bytes(T);
+    scales += tail_bytes(T);
+    x += t.x_stride;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) store_outputs<V>(sum[r], t.bias, t.y + r * t.y_stride, t.lanes);
+}
+
+template <class V, WeightType T, int R>
+void tile_float(const Tile& t) {
+  using F = typename V::F;
+  constexpr int kBytes = static_cast<int>(record_bytes(T)) / kPackRows;
+  const std::uint8_t* record = t.records + kBytes * t.lane;
+  const auto* x = static_cast<const float*>(t.x);
+  F sum[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) sum[r] = V::zero();
+  for (std::int64_t k = 0; k < t.n_blocks; ++k) {
+    F w;
+    if constexpr (T == WeightType::kF32) w = V::load_float(reinterpret_cast<const float*>(record));
+    if constexpr (T == WeightType::kF16) w = V::load_half(record);
+    if constexpr (T == WeightType::kBF16) w = V::load_bfloat(record);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sum[r] = V::fma(w, V::broadcast(x + r * t.x_stride + k), sum[r]);
+    record += record_bytes(T);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) store_outputs<V>(sum[r], t.bias, t.y + r * t.y_stride, t.lanes);
+}
+
+template <class V, WeightType T, int R>
+FORETOKEN_INLINE void tile(const Tile& t) {
+  if constexpr (T == WeightType::kQ4_K) {
+    tile_q4_k<V, T, R>(t);
+  } else if constexpr (T == WeightType::kQ6_K) {
+    tile_q6_k<V, T, R>(t);
+  } else if constexpr (record_bytes(T) <= 64) {
+    tile_float<V, T, R>(t);
+  } else {
+    tile_block32<V, T, R>(t);
+  }
+}
+
+template <class V, WeightType T>
+void tile_of(int rows, const Tile& t) {
+  static_assert(V::kRows <= kActivationTile && kActivationTile == 8);
+  switch (rows) {
+    case 1:
+      return tile<V, T, 1>(t);
+    case 2:
+      return tile<V, T, 2>(t);
+    case 3:
+      if constexpr (V::kRows >= 3) return tile<V, T, 3>(t);
+      break;
+    case 4:
+      if constexpr (V::kRows >= 4) return tile<V, T, 4>(t);
+      break;
+    case 5:
+      if constexpr (V::kRows >= 5) return tile<V, T, 5>(t);
+      break;
+    case 6:
+      if constexpr (V::kRows >= 6) return tile<V, T, 6>(t);
+      break;
+    case 7:
+      if constexpr (V::kRows >= 7) return tile<V, T, 7>(t);
+      break;
+    case 8:
+      if constexpr (V::kRows >= 8) return tile<V, T, 8>(t);
+      break;
+  }
+  __builtin_trap();
+}
+
+// Activations that stay in the second-level cache while every group of the range passes over them:
+// half of 2 MiB, a core's share on current servers (1 MiB on older ones).
+constexpr std::int64_t kResidentActivationBytes = 1 << 20;
+
+template <class V, WeightType T>
+void groups_of(const LinearTask& task, std::int64_t first_group, std::int64_t last_group) {
+  const PackedMatrix& w = task.w;
+  const Activations::Impl& x = *task.x;
+  constexpr bool kFloat = record_bytes(T) <= 64;
+  constexpr bool k256 = T == WeightType::kQ4_K || T == WeightType::kQ6_K;
+  const std::int64_t row_bytes = kFloat ? w.n_in * 4
+                                 : k256
+                                     ? w.n_in / 256 * static_cast<std::int64_t>(sizeof(Record256))
+                                     : w.n_in / 32 * static_cast<std::int64_t>(sizeof(Record32));
+  std::int64_t chunk = kResidentActivationBytes / row_bytes / kActivationTile * kActivationTile;
+  if (chunk < kActivationTile) chunk = kActivationTile;
+  for (std::int64_t chunk_row = 0; chunk_row < x.n_rows; chunk_row += chunk) {
+    const std::int64_t chunk_end = chunk_row + chunk < x.n_rows ? chunk_row + chunk : x.n_rows;
+    for (std::int64_t g = first_group; g < last_group; ++g) {
+      Tile t;
+      t.records = reinterpret_cast<const std::uint8_t*>(w.data) +
+                  static_cast<std::size_t>(g) * group_bytes(T, w.n_in);
+      t.tail = t.records + tail_offset(T, w.n_in);
+      t.n_blocks = kFloat ? w.n_in : k256 ? w.n_in / 256 : w.n_in / 32;
+      t.y_stride = task.y_stride;
+      for (std::int64_t row = chunk_row; row < chunk_end; row += kActivationTile) {
+        const int width =
+            static_cast<int>(x.n_rows - row < kActivationTile ? x.n_rows - row : kActivationTile);
+        for (int sub = 0; sub < width; sub += V::kRows) {
+          const int rows = width - sub < V::kRows ? width - sub : V::kRows;
+          if constexpr (kFloat) {
+            t.x = x.x + (row + sub) * x.stride;
+            t.x_stride = x.stride;
+          } else if constexpr (k256) {
+            t.x = x.tile256(row) + sub;
+            t.x_stride = width;
+          } else {
+            t.x = x.tile32(row) + sub;
+            t.x_stride = width;
+          }
+          for (t.lane = 0; t.lane < kPackRows; t.lane += V::kLanes) {
+            const std::int64_t o = g * kPackRows + t.lane;
+            if (o >= w.n_out) break;
+            t.lanes = static_cast<int>(w.n_out - o < V::kLanes ? w.n_out - o : V::kLanes);
+            t.bias = task.bias != nullptr ? task.bias + o : nullptr;
+            t.y = task.y + (row + sub) * task.y_stride + o;
+            tile_of<V, T>(rows, t);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class V>
+FORETOKEN_INLINE void groups_of_type(const LinearTask& task, std::int64_t first,
+                                     std::int64_t last) {
+  switch (task.w.type) {
+    case WeightType::kF32:
+      return groups_of<V, WeightType::kF32>(task, first, last);
+    case WeightType::kF16:
+      return groups_of<V, WeightType::kF16>(task, first, last);
+    case WeightType::kBF16:
+      return groups_of<V, WeightType::kBF16>(task, first, last);
+    case WeightType::kQ8_0:
+      return groups_of<V, WeightType::kQ8_0>(task, first, last);
+    case WeightType::kQ4_0:
+      return groups_of<V, WeightType::kQ4_0>(task, first, last);
+    case WeightType::kQ4_1:
+      return groups_of<V, WeightType::kQ4_1>(task, first, last);
+    case WeightType::kQ5_0:
+      return groups_of<V, WeightType::kQ5_0>(task, first, last);
+    case WeightType::kQ4_K:
+      return groups_of<V, WeightType::kQ4_K>(task, first, last);
+    case WeightType::kQ6_K:
+      return groups_of<V, WeightType::kQ6_K>(task, first, last);
+  }
+}
+
+}  // namespace
+}  // namespace foretoken::kernels

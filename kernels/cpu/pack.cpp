@@ -1,0 +1,219 @@
+// Between file rows and the packed layout (packed_layout.h), in both directions.
+#include <cstring>
+
+#include "file_blocks.h"
+#include "foretoken/kernels/linear.h"
+#include "half.h"
+#include "packed_layout.h"
+
+namespace foretoken::kernels {
+namespace {
+
+void put16(std::uint8_t* p, int lane, std::uint16_t v) { std::memcpy(p + 2 * lane, &v, 2); }
+std::uint16_t get16(const std::uint8_t* p, int lane) {
+  std::uint16_t v;
+  std::memcpy(&v, p + 2 * lane, 2);
+  return v;
+}
+
+// Where value i (of 32) of output `lane` lies among the nibbles of its block.
+struct NibblePlace {
+  std::size_t byte;
+  int shift;
+};
+NibblePlace nibble_place(int i, int lane) {
+  const int vector = i / 4;
+  return {static_cast<std::size_t>((vector & 3) * 64 + lane * 4 + (i & 3)), vector < 4 ? 0 : 4};
+}
+void put_nibbles(std::uint8_t* plane, int lane, const std::uint8_t* code) {
+  for (int i = 0; i < 32; ++i) {
+    const NibblePlace at = nibble_place(i, lane);
+    plane[at.byte] = static_cast<std::uint8_t>(plane[at.byte] | (code[i] & 15) << at.shift);
+  }
+}
+void get_nibbles(const std::uint8_t* plane, int lane, std::uint8_t* code) {
+  for (int i = 0; i < 32; ++i) {
+    const NibblePlace at = nibble_place(i, lane);
+    code[i] = plane[at.byte] >> at.shift & 15;
+  }
+}
+
+// `record` and `tail` are zero before the first lane is put.
+void put_block(WeightType type, const DecodedBlock& block, int lane, std::uint8_t* record,
+               std::uint8_t* tail) {
+  switch (type) {
+    case WeightType::kQ8_0:
+      for (int i = 0; i < 32; ++i) record[i / 4 * 64 + lane * 4 + (i & 3)] = block.code[i];
+      put16(tail, lane, block.d);
+      return;
+    case WeightType::kQ4_0:
+      put_nibbles(record, lane, block.code);
+      put16(tail, lane, block.d);
+      return;
+    case WeightType::kQ4_1:
+      put_nibbles(record, lane, block.code);
+      put16(record + 256, lane, block.d);
+      put16(record + 288, lane, block.m);
+      return;
+    case WeightType::kQ5_0:
+      put_nibbles(record, lane, block.code);
+      for (int i = 0; i < 32; ++i) {
+        std::uint8_t& byte = record[256 + lane * 4 + (i & 3)];
+        byte = static_cast<std::uint8_t>(byte | (block.code[i] >> 4) << (i / 4));
+      }
+      put16(tail, lane, block.d);
+      return;
+    case WeightType::kQ4_K:
+      for (int b = 0; b < 8; ++b) {
+        put_nibbles(record + 256 * b, lane, block.code + 32 * b);
+        record[kQ4KScales + static_cast<std::size_t>(16 * b + lane)] =
+            static_cast<std::uint8_t>(block.scale[b]);
+        record[kQ4KMins + static_cast<std::size_t>(b / 4 * 64 + lane * 4 + (b & 3))] = block.min[b];
+      }
+      put16(record + kQ4KD, lane, block.d);
+      put16(record + kQ4KDmin, lane, block.m);
+      return;
+    case WeightType::kQ6_K:
+      for (int b = 0; b < 8; ++b) {
+        const std::uint8_t* code = block.code + 32 * b;
+        put_nibbles(record + 256 * b, lane, code);
+        for (int i = 0; i < 32; ++i) {
+          std::uint8_t& byte = record[kQ6KPairs + static_cast<std::size_t>(128 * b + i / 16 * 64 +
+                                                                           lane * 4 + (i & 3))];
+          byte = static_cast<std::uint8_t>(byte | (code[i] >> 4) << (2 * (i / 4 & 3)));
+        }
+      }
+      for (int s = 0; s < 16; ++s)
+        record[kQ6KScales + static_cast<std::size_t>(16 * s + lane)] =
+            static_cast<std::uint8_t>(block.scale[s]);
+      put16(tail, lane, block.d);
+      return;
+    default:
+      __builtin_trap();
+  }
+}
+
+void get_block(WeightType type, const std::uint8_t* record, const std::uint8_t* tail, int lane,
+               DecodedBlock* block) {
+  switch (type) {
+    case WeightType::kQ8_0:
+      for (int i = 0; i < 32; ++i) block->code[i] = record[i / 4 * 64 + lane * 4 + (i & 3)];
+      block->d = get16(tail, lane);
+      return;
+    case WeightType::kQ4_0:
+      get_nibbles(record, lane, block->code);
+      block->d = get16(tail, lane);
+      return;
+    case WeightType::kQ4_1:
+      get_nibbles(record, lane, block->code);
+      block->d = get16(record + 256, lane);
+      block->m = get16(record + 288, lane);
+      return;
+    case WeightType::kQ5_0:
+      get_nibbles(record, lane, block->code);
+      for (int i = 0; i < 32; ++i) {
+        const int bit = record[256 + lane * 4 + (i & 3)] >> (i / 4) & 1;
+        block->code[i] = static_cast<std::uint8_t>(block->code[i] | bit << 4);
+      }
+      block->d = get16(tail, lane);
+      return;
+    case WeightType::kQ4_K:
+      for (int b = 0; b < 8; ++b) {
+        get_nibbles(record + 256 * b, lane, block->code + 32 * b);
+        block->scale[b] =
+            static_cast<std::int8_t>(record[kQ4KScales + static_cast<std::size_t>(16 * b + lane)]);
+        block->min[b] =
+            record[kQ4KMins + static_cast<std::size_t>(b / 4 * 64 + lane * 4 + (b & 3))];
+      }
+      block->d = get16(record + kQ4KD, lane);
+      block->m = get16(record + kQ4KDmin, lane);
+      return;
+    case WeightType::kQ6_K:
+      for (int b = 0; b < 8; ++b) {
+        std::uint8_t* code = block->code + 32 * b;
+        get_nibbles(record + 256 * b, lane, code);
+        for (int i = 0; i < 32; ++i) {
+          const std::uint8_t byte =
+              record[kQ6KPairs +
+                     static_cast<std::size_t>(128 * b + i / 16 * 64 + lane * 4 + (i & 3))];
+          code[i] = static_cast<std::uint8_t>(code[i] | (byte >> (2 * (i / 4 & 3)) & 3) << 4);
+        }
+      }
+      for (int s = 0; s < 16; ++s)
+        block->scale[s] =
+            static_cast<std::int8_t>(record[kQ6KScales + static_cast<std::size_t>(16 * s + lane)]);
+      block->d = get16(tail, lane);
+      return;
+    default:
+      __builtin_trap();
+  }
+}
+
+bool is_float(WeightType type) { return weight_block_values(type) == 1; }
+
+}  // namespace
+
+std::size_t packed_bytes(WeightType type, std::int64_t n_out, std::int64_t n_in) {
+  return static_cast<std::size_t>(n_groups(n_out)) * group_bytes(type, n_in);
+}
+
+void pack_rows(const PackedMatrix& w, std::int64_t first_row, std::int64_t n_rows,
+               const std::byte* file_rows) {
+  const std::size_t row_bytes = weight_row_bytes(w.type, w.n_in);
+  const std::size_t block_bytes = file_block_bytes(w.type);
+  const std::int64_t n_blocks = w.n_in / weight_block_values(w.type);
+  const std::size_t group_size = group_bytes(w.type, w.n_in);
+  DecodedBlock block;
+  for (std::int64_t row = 0; row < n_rows; row += kPackRows) {
+    auto* group = reinterpret_cast<std::uint8_t*>(w.data) +
+                  static_cast<std::size_t>((first_row + row) / kPackRows) * group_size;
+    std::memset(group, 0, group_size);
+    const int lanes = static_cast<int>(n_rows - row < kPackRows ? n_rows - row : kPackRows);
+    for (int lane = 0; lane < lanes; ++lane) {
+      const std::byte* file = file_rows + static_cast<std::size_t>(row + lane) * row_bytes;
+      std::uint8_t* record = group;
+      std::uint8_t* tail = group + tail_offset(w.type, w.n_in);
+      for (std::int64_t b = 0; b < n_blocks; ++b) {
+        if (is_float(w.type)) {
+          std::memcpy(record + static_cast<std::size_t>(lane) * block_bytes, file, block_bytes);
+        } else {
+          decode_file_block(w.type, file, &block);
+          put_block(w.type, block, lane, record, tail);
+        }
+        file += block_bytes;
+        record += record_bytes(w.type);
+        tail += tail_bytes(w.type);
+      }
+    }
+  }
+}
+
+void dequantize_row(const PackedMatrix& w, std::int64_t row, float* out) {
+  const auto* group = reinterpret_cast<const std::uint8_t*>(w.data) +
+                      static_cast<std::size_t>(row / kPackRows) * group_bytes(w.type, w.n_in);
+  const int lane = static_cast<int>(row % kPackRows);
+  const std::uint8_t* record = group;
+  const std::uint8_t* tail = group + tail_offset(w.type, w.n_in);
+  const int values = weight_block_values(w.type);
+  DecodedBlock block;
+  for (std::int64_t i = 0; i < w.n_in; i += values) {
+    switch (w.type) {
+      case WeightType::kF32:
+        std::memcpy(out + i, record + 4 * lane, 4);
+        break;
+      case WeightType::kF16:
+        out[i] = half_to_float(get16(record, lane));
+        break;
+      case WeightType::kBF16:
+        out[i] = bfloat_to_float(get16(record, lane));
+        break;
+      default:
+        get_block(w.type, record, tail, lane, &block);
+        block_values(w.type, block, out + i);
+    }
+    record += record_bytes(w.type);
+    tail += tail_bytes(w.type);
+  }
+}
+
+}  // namespace foretoken::kernels

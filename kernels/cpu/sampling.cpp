@@ -1,0 +1,56 @@
+#include "foretoken/kernels/sampling.h"
+
+#include "foretoken/kernels/isa.h"
+#include "sampling_body.h"
+
+namespace foretoken::kernels {
+
+const SamplingFunctions& sampling_scalar() { return kFunctions; }
+
+namespace {
+
+const SamplingFunctions& active() {
+  switch (active_isa()) {
+    case Isa::kScalar:
+      return sampling_scalar();
+    case Isa::kAvx2:
+      return sampling_avx2();
+    default:
+      return sampling_avx512();
+  }
+}
+
+}  // namespace
+
+double gumbel(std::uint64_t seed, std::uint64_t position, std::uint32_t token) {
+  return gumbel_of_word(words_of(seed, position, token).word[token & 3]);
+}
+
+// The second counter word is 1 where gumbel() has 0, so no block is shared. 52 bits: (n + 0.5) *
+// 2^-52 is exact, and neither 0 nor 1.
+double uniform(std::uint64_t seed, std::uint64_t position, std::uint32_t stream) {
+  const PhiloxBlock b =
+      philox4x32({{stream, 1, static_cast<std::uint32_t>(position),
+                   static_cast<std::uint32_t>(position >> 32)}},
+                 static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32));
+  const std::uint64_t n = (std::uint64_t{b.word[0]} << 32 | b.word[1]) >> 12;
+  return (static_cast<double>(n) + 0.5) * 0x1p-52;
+}
+
+std::int32_t sample_full(const float* logits, std::int64_t n_vocab, float inv_temperature,
+                         std::uint64_t seed, std::uint64_t position) {
+  return active().sample_full(logits, n_vocab, inv_temperature, seed, position);
+}
+
+std::int32_t sample_subset(const float* logits, const std::int32_t* ids, std::int64_t n,
+                           float inv_temperature, std::uint64_t seed, std::uint64_t position) {
+  return active().sample_subset(logits, ids, n, inv_temperature, seed, position);
+}
+
+std::int32_t argmax(const float* x, std::int64_t n) { return active().argmax(x, n); }
+
+double log_sum_exp(const float* x, std::int64_t n, float scale) {
+  return active().log_sum_exp(x, n, scale);
+}
+
+}  // namespace foretoken::kernels

@@ -1,0 +1,240 @@
+// Passes over the vocabulary, compiled once an instruction set with the same result (lanes.h). The
+// noise itself is computed by gumbel.h, one token at a time, for the few tokens that can still win.
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "gumbel.h"
+#include "lanes.h"
+#include "philox.h"
+#include "sampling_functions.h"
+
+namespace foretoken::kernels {
+namespace {
+
+constexpr std::int64_t kBlock = 64;  // tokens a step: 16 Philox counters of four words
+
+FORETOKEN_LANE_FUNCTION Float16 larger(Float16 a, Float16 b) { return a > b ? a : b; }
+
+// NaN counts as less than everything.
+FORETOKEN_LANE_FUNCTION float block_max(const float* x) {
+  Float16 m = splat(-__builtin_inff());
+  for (int i = 0; i < kBlock; i += 16) m = larger(load_lanes<Float16>(x + i), m);
+  return max_lanes(m);
+}
+
+void block_maxima(const float* x, std::int64_t n_blocks, float* maxima) {
+  for (std::int64_t b = 0; b < n_blocks; ++b) maxima[b] = block_max(x + b * kBlock);
+}
+
+std::int32_t argmax_of(const float* x, std::int64_t n) {
+  float best = -__builtin_inff();
+  std::int64_t at = 0, i = 0, block = -1;
+  for (; i + kBlock <= n; i += kBlock) {
+    const float m = block_max(x + i);
+    if (m > best) {
+      best = m;
+      block = i;
+    }
+  }
+  if (block >= 0) {
+    at = block;
+    while (x[at] != best) ++at;
+  }
+  for (; i < n; ++i) {
+    if (x[i] > best) {
+      best = x[i];
+      at = i;
+    }
+  }
+  return static_cast<std::int32_t>(at);
+}
+
+// Products of the low halves of each 64-bit lane.
+FORETOKEN_LANE_FUNCTION Ulong8 multiply_low_halves(Ulong8 a, std::uint32_t b) {
+#if defined(__AVX512F__)
+  return (Ulong8)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+#elif defined(__AVX2__)
+  __m256i half[2];
+  std::memcpy(half, &a, 64);
+  for (__m256i& h : half) h = _mm256_mul_epu32(h, _mm256_set1_epi64x(b));
+  return load_lanes<Ulong8>(half);
+#elif defined(__SSE2__)
+  __m128i quarter[4];
+  std::memcpy(quarter, &a, 64);
+  for (__m128i& q : quarter) q = _mm_mul_epu32(q, _mm_set1_epi64x(b));
+  return load_lanes<Ulong8>(quarter);
+#else
+  return (a & 0xffffffffu) * b;
+#endif
+}
+
+FORETOKEN_LANE_FUNCTION void multiply_wide(Uint16 a, std::uint32_t b, Uint16* high, Uint16* low) {
+  const Ulong8 even = multiply_low_halves((Ulong8)a, b);
+  const Ulong8 odd = multiply_low_halves((Ulong8)a >> 32, b);
+  *high = (Uint16)((even >> 32) | (odd & 0xffffffff00000000u));
+  *low = (Uint16)((even & 0xffffffffu) | (odd << 32));
+}
+
+// Philox of sixteen consecutive counters (first + lane, 0, t): word[i] of lane l belongs to token
+// 4 (first + l) + i.
+FORETOKEN_LANE_FUNCTION void philox16(std::uint32_t first, std::uint64_t position,
+                                      std::uint64_t seed, Uint16 (&word)[4]) {
+  constexpr Uint16 kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  Uint16 c0 = kLane + first, c1{};
+  Uint16 c2 = Uint16{} + static_cast<std::uint32_t>(position);
+  Uint16 c3 = Uint16{} + static_cast<std::uint32_t>(position >> 32);
+  auto key0 = static_cast<std::uint32_t>(seed), key1 = static_cast<std::uint32_t>(seed >> 32);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    Uint16 high0, low0, high1, low1;
+    multiply_wide(c0, kPhiloxMultiplier0, &high0, &low0);
+    multiply_wide(c2, kPhiloxMultiplier1, &high1, &low1);
+    c0 = high1 ^ c1 ^ key0;
+    c1 = low1;
+    c2 = high0 ^ c3 ^ key1;
+    c3 = low0;
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
+  }
+  word[0] = c0;
+  word[1] = c1;
+  word[2] = c2;
+  word[3] = c3;
+}
+
+FORETOKEN_LANE_FUNCTION std::uint32_t largest_word(const Uint16 (&word)[4]) {
+  Uint16 m = word[0];
+  for (int i = 1; i < 4; ++i) m = word[i] > m ? word[i] : m;
+  std::uint32_t lane[16];
+  std::memcpy(lane, &m, 64);
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+  return lane[0];
+}
+
+struct Best {
+  double score = -__builtin_inf();
+  std::int32_t id = -1;
+  // Ties go to the lower id; NaN never wins.
+  void offer(double candidate, std::int32_t candidate_id) {
+    if (candidate > score || (candidate == score && candidate_id < id)) {
+      score = candidate;
+      id = candidate_id;
+    }
+  }
+};
+
+// Whether a token of scaled logit s and noise at most `bound` may reach `best`. Exact scores and
+// this float sum differ by less than the slack for |s| below 2^13; above it, nothing is skipped.
+FORETOKEN_LANE_FUNCTION bool may_win(float s, float bound, double best) {
+  constexpr double kSlack = 1e-2;
+  if (!(s < 8192.0f && s > -8192.0f)) return s > -8192.0f || best < -4096.0;
+  return static_cast<double>(s) + static_cast<double>(bound) + kSlack >= best;
+}
+
+PhiloxBlock words_of(std::uint64_t seed, std::uint64_t position, std::uint32_t token) {
+  return philox4x32({{token >> 2, 0, static_cast<std::uint32_t>(position),
+                      static_cast<std::uint32_t>(position >> 32)}},
+                    static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32));
+}
+
+void offer_token(float s, std::uint32_t word, std::int32_t id, Best* best) {
+  if (!may_win(s, gumbel_bound(word), best->score)) return;
+  best->offer(static_cast<double>(s) + gumbel_of_word(word), id);
+}
+
+std::int32_t sample_full_of(const float* logits, std::int64_t n_vocab, float inv_temperature,
+                            std::uint64_t seed, std::uint64_t position) {
+  const std::int32_t top = argmax_of(logits, n_vocab);
+  if (inv_temperature == 0.0f) return top;
+  // The most likely token's own score comes first: nearly every other block is then out of reach.
+  Best best;
+  best.id = top;
+  offer_token(logits[top] * inv_temperature,
+              words_of(seed, position, static_cast<std::uint32_t>(top)).word[top & 3], top, &best);
+  std::int64_t v = 0;
+  for (; v + kBlock <= n_vocab; v += kBlock) {
+    // Rounding is monotone: the largest logit scales to the largest scaled logit.
+    const float s = block_max(logits + v) * inv_temperature;
+    if (!may_win(s, kLargestGumbel, best.score)) continue;
+    Uint16 word[4];
+    philox16(static_cast<std::uint32_t>(v >> 2), position, seed, word);
+    if (!may_win(s, gumbel_bound(largest_word(word)), best.score)) continue;
+    std::uint32_t lane[4][16];
+    std::memcpy(lane, word, sizeof lane);
+    for (std::int64_t i = 0; i < kBlock; ++i)
+      offer_token(logits[v + i] * inv_temperature, lane[i & 3][i >> 2],
+                  static_cast<std::int32_t>(v + i), &best);
+  }
+  for (; v < n_vocab; ++v) {
+    const float s = logits[v] * inv_temperature;
+    if (!may_win(s, kLargestGumbel, best.score)) continue;
+    const auto token = static_cast<std::uint32_t>(v);
+    offer_token(s, words_of(seed, position, token).word[token & 3], static_cast<std::int32_t>(v),
+                &best);
+  }
+  return best.id;
+}
+
+std::int32_t sample_subset_of(const float* logits, const std::int32_t* ids, std::int64_t n,
+                              float inv_temperature, std::uint64_t seed, std::uint64_t position) {
+  Best best;
+  if (inv_temperature == 0.0f) {
+    best.id = ids[0];
+    for (std::int64_t i = 0; i < n; ++i) best.offer(static_cast<double>(logits[i]), ids[i]);
+    return best.id;
+  }
+  const std::int32_t top = argmax_of(logits, n);
+  best.id = ids[top];
+  auto offer = [&](std::int64_t i) {
+    const float s = logits[i] * inv_temperature;
+    if (!may_win(s, kLargestGumbel, best.score)) return;
+    const auto token = static_cast<std::uint32_t>(ids[i]);
+    offer_token(s, words_of(seed, position, token).word[token & 3], ids[i], &best);
+  };
+  offer(top);
+  for (std::int64_t i = 0; i < n; ++i) offer(i);
+  return best.id;
+}
+
+FORETOKEN_LANE_FUNCTION Double8 widen(const Float16& x, int half) {
+  Float8 part;
+  std::memcpy(&part, reinterpret_cast<const char*>(&x) + 32 * half, 32);
+  return __builtin_convertvector(part, Double8);
+}
+
+// Sixteen partial sums in double, lane i taking elements i, i + 16, ...; the last, partial vector
+// is filled up with minus infinity.
+double log_sum_exp_of(const float* x, std::int64_t n, float scale) {
+  const float minus_infinity = -__builtin_inff();
+  auto load = [&](std::int64_t i) {
+    if (i + 16 <= n) return load_lanes<Float16>(x + i) * scale;
+    Float16 v = splat(minus_infinity);
+    for (int j = 0; i + j < n; ++j) v[j] = x[i + j] * scale;
+    return v;
+  };
+  Float16 m = splat(minus_infinity);
+  for (std::int64_t i = 0; i < n; i += 16) m = larger(load(i), m);
+  const float largest = max_lanes(m);
+  if (largest == minus_infinity) return largest;
+  Double8 low{}, high{};
+  for (std::int64_t i = 0; i < n; i += 16) {
+    const Float16 e = exp_nonpositive(load(i) - largest);
+    low += widen(e, 0);
+    high += widen(e, 1);
+  }
+  const Double8 both = low + high;
+  double lane[8];
+  std::memcpy(lane, &both, 64);
+  for (int width = 4; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return static_cast<double>(largest) + log_double(lane[0]);
+}
+
+constexpr SamplingFunctions kFunctions = {sample_full_of, sample_subset_of, argmax_of,
+                                          log_sum_exp_of, block_maxima};
+
+}  // namespace
+}  // namespace foretoken::kernels

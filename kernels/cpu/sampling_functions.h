@@ -1,0 +1,21 @@
+// The sampling kernels of one instruction set.
+#pragma once
+
+#include "foretoken/kernels/sampling.h"
+
+namespace foretoken::kernels {
+
+struct SamplingFunctions {
+  decltype(&kernels::sample_full) sample_full;
+  decltype(&kernels::sample_subset) sample_subset;
+  decltype(&kernels::argmax) argmax;
+  decltype(&kernels::log_sum_exp) log_sum_exp;
+  // Of 64 values each: writes the largest of each of n_blocks blocks.
+  void (*block_maxima)(const float* x, std::int64_t n_blocks, float* maxima);
+};
+
+const SamplingFunctions& sampling_scalar();
+const SamplingFunctions& sampling_avx2();
+const SamplingFunctions& sampling_avx512();
+
+}  // namespace foretoken::kernels

@@ -1,0 +1,128 @@
+#include "foretoken/kernels/elementwise.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "fixtures.h"
+
+namespace foretoken::kernels {
+namespace {
+
+// Runs fn on every instruction set and demands the scalar reference's bits.
+template <class Fn>
+std::vector<float> same_on_every_isa(Fn fn) {
+  std::vector<float> reference;
+  for (Isa isa : supported_isas()) {
+    const ScopedIsa scoped(isa);
+    const std::vector<float> y = fn();
+    if (isa == Isa::kScalar) reference = y;
+    EXPECT_EQ(0, std::memcmp(y.data(), reference.data(), y.size() * 4)) << isa_name(isa);
+  }
+  return reference;
+}
+
+TEST(RmsNorm, MatchesItsDefinitionForStridesAndOddWidths) {
+  std::mt19937_64 random(1);
+  for (const std::int64_t width : {1, 7, 16, 33, 64, 576, 1537}) {
+    const std::int64_t n_rows = 3, stride = width + 2;
+    const std::vector<float> x = random_activations(n_rows, stride, random);
+    const std::vector<float> weight = random_activations(1, width, random);
+    const auto y = same_on_every_isa([&] {
+      std::vector<float> out(static_cast<std::size_t>(n_rows * width));
+      rms_norm(x.data(), stride, weight.data(), 1e-5f, n_rows, width, out.data(), width);
+      return out;
+    });
+    const auto in_place = same_on_every_isa([&] {
+      std::vector<float> out = x;
+      rms_norm(out.data(), stride, weight.data(), 1e-5f, n_rows, width, out.data(), stride);
+      return out;
+    });
+    for (std::int64_t r = 0; r < n_rows; ++r) {
+      double sum = 0;
+      for (std::int64_t i = 0; i < width; ++i) {
+        const double v = x[static_cast<std::size_t>(r * stride + i)];
+        sum += v * v;
+      }
+      const double scale = 1 / std::sqrt(sum / static_cast<double>(width) + 1e-5);
+      for (std::int64_t i = 0; i < width; ++i) {
+        const double expected = x[static_cast<std::size_t>(r * stride + i)] * scale *
+                                weight[static_cast<std::size_t>(i)];
+        EXPECT_NEAR(y[static_cast<std::size_t>(r * width + i)], expected,
+                    1e-6 + 2e-6 * std::fabs(expected));
+        EXPECT_EQ(y[static_cast<std::size_t>(r * width + i)],
+                  in_place[static_cast<std::size_t>(r * stride + i)]);
+      }
+    }
+  }
+}
+
+TEST(Swiglu, MatchesItsDefinitionAtEverySize) {
+  std::mt19937_64 random(2);
+  for (const std::int64_t n : {1, 15, 16, 17, 1000}) {
+    std::vector<float> gate = random_activations(1, n, random),
+                       up = random_activations(1, n, random);
+    if (n == 1000) {
+      const float extremes[] = {0.0f, -0.0f, 88.0f, -88.0f, 1e30f, -1e30f, -20.0f, 20.0f};
+      std::memcpy(gate.data(), extremes, sizeof extremes);
+      for (std::size_t i = 0; i < 8; ++i) up[i] = 0.5f;
+    }
+    const auto y = same_on_every_isa([&] {
+      std::vector<float> out(static_cast<std::size_t>(n));
+      swiglu(gate.data(), up.data(), n, out.data());
+      return out;
+    });
+    for (std::size_t i = 0; i < y.size(); ++i) {
+      const double g = gate[i], expected = g / (1 + std::exp(-g)) * up[i];
+      EXPECT_NEAR(y[i], expected, 1e-6 * std::fabs(expected) + 1e-30) << g;
+    }
+    std::vector<float> aliased = gate;
+    swiglu(aliased.data(), up.data(), n, aliased.data());
+    EXPECT_EQ(aliased, y);
+  }
+}
+
+TEST(Rope, RotatesPairsByTheTablesAngles) {
+  std::mt19937_64 random(3);
+  for (const bool interleaved : {false, true}) {
+    const int n_heads = 3, head_dim = 64, rotary_dim = 48;
+    const std::vector<float> x = random_activations(n_heads, head_dim, random);
+    std::vector<float> factors(rotary_dim / 2, 2.0f), table(rotary_dim);
+    rope_table(1234, rotary_dim, 10000.0f, factors.data(), table.data());
+    const auto y = same_on_every_isa([&] {
+      std::vector<float> out = x;
+      rope(out.data(), n_heads, head_dim, rotary_dim, table.data(), interleaved);
+      return out;
+    });
+    for (int h = 0; h < n_heads; ++h) {
+      for (int i = 0; i < rotary_dim / 2; ++i) {
+        const double angle = 1234 * std::pow(10000.0, -2.0 * i / rotary_dim) / 2;
+        const int first = h * head_dim + (interleaved ? 2 * i : i);
+        const int second = first + (interleaved ? 1 : rotary_dim / 2);
+        const double a = x[static_cast<std::size_t>(first)],
+                     b = x[static_cast<std::size_t>(second)];
+        EXPECT_NEAR(y[static_cast<std::size_t>(first)], a * std::cos(angle) - b * std::sin(angle),
+                    1e-4);
+        EXPECT_NEAR(y[static_cast<std::size_t>(second)], a * std::sin(angle) + b * std::cos(angle),
+                    1e-4);
+      }
+      for (int i = h * head_dim + rotary_dim; i < (h + 1) * head_dim; ++i)
+        EXPECT_EQ(x[static_cast<std::size_t>(i)], y[static_cast<std::size_t>(i)]);
+    }
+  }
+}
+
+TEST(Add, AddsInPlace) {
+  std::mt19937_64 random(4);
+  const std::vector<float> x = random_activations(1, 101, random),
+                           y0 = random_activations(1, 101, random);
+  const auto y = same_on_every_isa([&] {
+    std::vector<float> out = y0;
+    add(x.data(), 101, out.data());
+    return out;
+  });
+  for (std::size_t i = 0; i < y.size(); ++i) EXPECT_EQ(y[i], x[i] + y0[i]);
+}
+
+}  // namespace
+}  // namespace foretoken::kernels

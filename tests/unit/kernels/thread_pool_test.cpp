@@ -1,0 +1,79 @@
+#include "foretoken/kernels/thread_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "foretoken/kernels/isa.h"
+
+namespace foretoken::kernels {
+namespace {
+
+TEST(ThreadPool, RangesCoverEverythingOnceAtTheGrain) {
+  for (int n_threads = 1; n_threads <= 5; ++n_threads) {
+    ThreadPool pool(n_threads);
+    EXPECT_EQ(pool.size(), n_threads);
+    for (const std::int64_t n : {0, 1, 2, 15, 16, 17, 100, 1000}) {
+      for (const std::int64_t grain : {1, 16, 64}) {
+        std::vector<std::atomic<int>> hits(static_cast<std::size_t>(n));
+        std::atomic<int> calls{0};
+        pool.ranges(n, grain, [&](std::int64_t begin, std::int64_t end, int worker) {
+          ++calls;
+          EXPECT_LT(worker, n_threads);
+          EXPECT_LT(begin, end);
+          EXPECT_EQ(begin % grain, 0);
+          EXPECT_TRUE(end % grain == 0 || end == n);
+          for (std::int64_t i = begin; i < end; ++i) ++hits[static_cast<std::size_t>(i)];
+        });
+        EXPECT_LE(calls, n_threads);
+        for (const auto& h : hits) EXPECT_EQ(h, 1);
+      }
+    }
+  }
+}
+
+TEST(ThreadPool, TasksRunOnceEach) {
+  ThreadPool pool(3);
+  for (int round = 0; round < 500; ++round) {
+    std::vector<std::atomic<int>> hits(static_cast<std::size_t>(round % 40));
+    pool.tasks(static_cast<int>(hits.size()),
+               [&](int task, int) { ++hits[static_cast<std::size_t>(task)]; });
+    for (const auto& h : hits) ASSERT_EQ(h, 1);
+  }
+}
+
+// Parked workers wake up, and results written by workers are visible to the caller.
+TEST(ThreadPool, WakesAfterParking) {
+  ThreadPool pool(4);
+  for (int round = 0; round < 5; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    std::vector<int> value(4, 0);
+    pool.ranges(4, 1, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t i = begin; i < end; ++i) value[static_cast<std::size_t>(i)] = round + 1;
+    });
+    for (int v : value) ASSERT_EQ(v, round + 1);
+  }
+}
+
+TEST(Isa, NamesAreExactAndUnknownOnesAreRefused) {
+  EXPECT_EQ(isa_name(Isa::kScalar), "scalar");
+  EXPECT_EQ(isa_name(Isa::kAvx2), "avx2");
+  EXPECT_EQ(isa_name(Isa::kAvx512), "avx512");
+  EXPECT_EQ(isa_name(Isa::kAvx512Vnni), "avx512-vnni");
+  EXPECT_EQ(isa_name(Isa::kAvx512VnniBf16), "avx512-vnni-bf16");
+  const Isa before = active_isa();
+  EXPECT_FALSE(set_isa("avx"));
+  EXPECT_FALSE(set_isa(""));
+  EXPECT_EQ(active_isa(), before);
+  ASSERT_FALSE(supported_isas().empty());
+  EXPECT_EQ(supported_isas().front(), Isa::kScalar);
+  EXPECT_TRUE(set_isa("scalar"));
+  EXPECT_EQ(active_isa(), Isa::kScalar);
+  EXPECT_TRUE(set_isa(isa_name(before)));
+}
+
+}  // namespace
+}  // namespace foretoken::kernels
