@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "foretoken/kernels/sampling.h"
-#include "runtime/speculate/auto_speculator.h"
+#include "runtime/speculate/cheap_speculators.h"
 #include "runtime/speculate/controller.h"
 #include "runtime/speculate/draft_sources.h"
 
@@ -94,11 +94,8 @@ class Loop {
                   .store_bytes = options.store_bytes,
                   .max_stores = options.slots + 1}),
         controller_({.max_sequences = options.slots, .max_draft = options.max_draft}),
-        speculator_(sources_, {.ngram = options.ngram,
-                               .fusion = options.fusion,
-                               .controller = &controller_,
-                               .max_sequences = options.slots,
-                               .max_draft = options.max_draft}),
+        ngram_(sources_),
+        fusion_(sources_),
         jobs_(static_cast<std::size_t>(options.slots)),
         tokens_(static_cast<std::size_t>(options.slots)),
         requests_(static_cast<std::size_t>(options.slots)),
@@ -151,7 +148,13 @@ class Loop {
       jobs_[s].draft.clear();
     }
     if (!control) {
-      speculator_.propose(jobs_);
+      if (options_.ngram && options_.fusion) {
+        propose_best(sources_, jobs_);
+      } else if (options_.fusion) {
+        fusion_.propose(jobs_);
+      } else {
+        ngram_.propose(jobs_);
+      }
       if (options_.fixed_length < 0) controller_.trim(jobs_, 0, 1000);
     }
     RoundMeasurement measured;
@@ -172,7 +175,6 @@ class Loop {
         ++accepted;
       }
       sources_.commit(jobs_[s].context, emitted);
-      speculator_.observe({jobs_[s].context, &draft, accepted, emitted});
       measured.rows += 1 + static_cast<int>(draft.tokens.size());
       measured.emitted += static_cast<int>(emitted.size());
       totals.drafted += static_cast<std::int64_t>(draft.tokens.size());
@@ -193,7 +195,8 @@ class Loop {
   Options options_;
   DraftSources sources_;
   Controller controller_;
-  AutoSpeculator speculator_;
+  NgramSpeculator ngram_;
+  FusionSpeculator fusion_;
   std::vector<DraftJob> jobs_;
   std::vector<std::vector<TokenId>> tokens_;
   std::vector<std::uint64_t> requests_;

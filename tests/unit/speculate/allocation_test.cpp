@@ -1,0 +1,70 @@
+// A warm round of speculation allocates nothing: every operator new of this program is counted.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "simulated_traffic.h"
+
+namespace {
+std::atomic<std::int64_t> allocations{0};
+}  // namespace
+
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* p = std::malloc(size)) return p;
+  throw std::bad_alloc();
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+
+namespace foretoken {
+namespace {
+
+TEST(Allocation, AWarmRoundAllocatesNothing) {
+  constexpr int kDraft = 8, kSequences = 2;
+  DraftSources sources({.max_sequences = kSequences,
+                        .max_draft = kDraft,
+                        .max_tokens = 2048,
+                        .store_bytes = 1 << 20});
+  Controller controller({.max_sequences = kSequences, .max_draft = kDraft});
+  const simulated::Source source;
+  SamplingParams sampling;
+  sampling.temperature = 0.8f;
+  sampling.seed = 3;
+  std::vector<TokenId> text = source.text(1, 1500, sampling);
+  std::vector<DraftJob> jobs(kSequences);
+  for (int s = 0; s < kSequences; ++s) {
+    auto& job = jobs[static_cast<std::size_t>(s)];
+    job.context = {.slot = s,
+                   .tokens = std::span(text).first(100),
+                   .sampling = &sampling,
+                   .store = sources.stores().acquire("")};
+    sources.open(job.context);
+    job.draft.reserve(kDraft);
+  }
+  std::int64_t before = 0, drafted = 0;
+  for (std::size_t at = 100; at < 1400; ++at) {
+    if (at == 200) before = allocations;
+    for (auto& job : jobs) {
+      job.context.tokens = std::span(text).first(at);
+      job.max_tokens = kDraft;
+    }
+    propose_best(sources, jobs);
+    controller.trim(jobs, 0, 100);
+    RoundMeasurement m{.sequences = kSequences, .verify_ms = 10};
+    for (auto& job : jobs) {
+      drafted += static_cast<std::int64_t>(job.draft.tokens.size());
+      m.rows += 1 + static_cast<int>(job.draft.tokens.size());
+      m.emitted += 1;
+      sources.commit(job.context, std::span(text).subspan(at, 1));
+    }
+    controller.observe(m);
+  }
+  EXPECT_EQ(allocations - before, 0);
+  EXPECT_GT(drafted, 100) << "the test would prove nothing if no draft was made";
+}
+
+}  // namespace
+}  // namespace foretoken
