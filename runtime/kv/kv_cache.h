@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -66,7 +67,7 @@ class KvCache {
   // Makes room for positions below `length`. False: the pool is full; nothing changed. Some room is always
   // kept so that an admitted sequence's pages can be sealed.
   virtual bool reserve(KvSequence sequence, std::int64_t length) = 0;
-  // Positions below `length` are final. Monotone. Releases hot copies nobody will read.
+  // Positions below `length` are final. Monotone; rows may not start past it (a prefill commits each chunk). Releases hot copies nobody will read.
   virtual void commit(KvSequence sequence, std::int64_t length) = 0;
   virtual std::int64_t committed(KvSequence sequence) const = 0;
 
@@ -82,6 +83,12 @@ class KvCache {
   virtual std::int64_t capacity_tokens() const = 0;
   virtual KvStats stats() const = 0;
   virtual const KvOptions& options() const = 0;
+
+  // For tests: empty if every chunk of the pool is free or held exactly once and every page has the copies
+  // it should have (debug builds check it after every call); and the bytes of a page, empty if there are none.
+  virtual std::string validate() const = 0;
+  virtual std::span<const std::byte> sealed_bytes(KvSequence sequence, int page, int layer, int kv_head) const = 0;
+  virtual std::span<const std::byte> hot_bytes(KvSequence sequence, int page, int layer, int kv_head) const = 0;
 };
 
 }  // namespace foretoken

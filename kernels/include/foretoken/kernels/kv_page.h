@@ -1,6 +1,7 @@
 // KV pages on raw pointers: 64 tokens of one layer and one KV head, K and V in one blob.
-// Hot pages hold 16-bit (bf16) values, in a layout private to the kernels; sealed pages hold packed INT2
-// codes with one scale a row and one K mean a page. See kernels/README.md for the byte layouts.
+// Hot pages hold bf16 values in a layout private to the kernels; sealed pages hold packed INT2
+// codes, one fp16 scale a row and the page's bf16 K mean. Byte layouts: kernels/README.md. head_dim
+// is a multiple of 16, at most kMaxHeadDim. Thread-safe on distinct pages; nothing allocates.
 #pragma once
 
 #include <cstddef>
@@ -9,31 +10,44 @@
 namespace foretoken::kernels {
 
 inline constexpr int kPageTokens = 64;
+inline constexpr int kMaxHeadDim = 256;
 
-std::size_t hot_page_bytes(int head_dim);                 // 64 * 2 * head_dim * 2
-std::size_t sealed_page_bytes(int head_dim);              // INT2: 4608 at head_dim 128
-// The one writer: stores the K and V row ([head_dim] each, float, rotary applied) of slot 0..63.
+std::size_t hot_page_bytes(int head_dim);     // 64 * 2 * head_dim * 2
+std::size_t sealed_page_bytes(int head_dim);  // INT2: 34 * head_dim + 256; 4608 at head_dim 128
+// The one writer: stores the K and V row ([head_dim] each, float, rotary applied) of slot 0..63,
+// rounded to bf16 (nearest, ties to even). What is not finite is made finite (NaN: 0, infinity: the
+// largest bf16), so that a rejected row can never reach its neighbours through 0 * inf.
 void store_kv(std::byte* hot, int head_dim, int slot, const float* k, const float* v);
-void load_k(const std::byte* hot, int head_dim, int slot, float* k);   // exact bf16 values back
+void load_k(const std::byte* hot, int head_dim, int slot, float* k);  // exact bf16 values back
 void load_v(const std::byte* hot, int head_dim, int slot, float* v);
 
-// The paired transform of one (layer, KV head); d = head_dim. See runtime/kv/calibration.h for its making.
-//   K: digits of k are quantised R_k (k - page_mean); q . k = q . mean + s_row * (D_k q) . c
-//   V: v ~ v_mean + s_row * E_v c
-// where c in {-1.5, -.5, .5, 1.5}^d are the centred codes of the row's d two-bit digits.
+// The paired transform of one (layer, KV head); d = head_dim. See runtime/kv/calibration.h for its
+// making. A row becomes d *channels* in units of their static steps; the first n4 carry 4 bits, the
+// last n4 none, the rest 2. A 4-bit code is two digits of weights 4 and 1 (centred: code - 7.5 = 4
+// (hi - 1.5) + (lo - 1.5)), so every row has exactly d two-bit *digits*: 0..n4-1 the high digits,
+// n4..2 n4-1 the low ones, then one each.
+//   K: q . k ~ q . page_mean + s_row * (q k_query) . c        c = digits - 1.5
+//   V: v ~ v_mean + s_row * (c v_decode)
+// Digit weights and steps are folded into k_query and v_decode. All matrices [in, out], row-major:
+// a vector is multiplied from the left.
 struct Int2Transform {
-  const float* k_encode;   // [d, d]: channels = k_encode (k - mean)
-  const float* k_query;    // [d, d]: D_k, query transform (digit weights and steps folded in)
-  const float* v_encode;   // [d, d]
-  const float* v_decode;   // [d, d]: E_v
-  const float* v_mean;     // [d]
-  const float* k_step;     // [d] static step of each encoded channel, and likewise for V
-  const float* v_step;     // [d]
-  int k_n4, v_n4;          // channels 0..n4-1 carry 4 bits (two digits, weights 4 and 1), the last n4 none
+  const float* k_encode =
+      nullptr;  // [d, d]: channels = (k - page_mean) k_encode, in units of the step
+  const float* k_query = nullptr;  // [d, d]: by digit
+  const float* k_weight =
+      nullptr;  // [d] what an error of one step costs in a channel: its step squared
+  const float* v_encode = nullptr;  // [d, d]: channels = (v - v_mean) v_encode
+  const float* v_decode = nullptr;  // [d, d]: from digits
+  const float* v_weight = nullptr;  // [d]
+  const float* v_mean = nullptr;    // [d]
+  int k_n4 = 0, v_n4 = 0;           // 0 <= n4 <= d/2
 };
-// Quantises a full hot page. Codes and scales are bit-equal on every ISA.
-void seal_page(const std::byte* hot, const Int2Transform& transform, int head_dim, std::byte* sealed);
+// Quantises a full hot page. Codes and scales are bit-equal on every ISA: one summation order, no
+// FMA.
+void seal_page(const std::byte* hot, const Int2Transform& transform, int head_dim,
+               std::byte* sealed);
 // What the codes mean, for oracles: k, v [64, d].
-void dequantize_sealed_page(const std::byte* sealed, const Int2Transform& transform, int head_dim, float* k, float* v);
+void dequantize_sealed_page(const std::byte* sealed, const Int2Transform& transform, int head_dim,
+                            float* k, float* v);
 
 }  // namespace foretoken::kernels

@@ -1,0 +1,74 @@
+// What attention.cpp (the plan: units, scratch, threads) asks of each ISA (the arithmetic).
+// Private.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "foretoken/kernels/attention.h"
+
+namespace foretoken::kernels {
+
+inline constexpr int kSegmentTokens = 512;
+inline constexpr int kSegmentPages = kSegmentTokens / kPageTokens;
+// A unit has at most this many query rows times query heads of the group (more only if the group
+// itself is larger). Its logits, [64, 528] floats, are 132 KiB, and the K and V of a segment 256
+// KiB at d = 128 in bf16: together within a core's L2 (1 to 2 MiB), which is where all its rows
+// share them.
+inline constexpr int kUnitRows = 64;
+inline constexpr int kLogitStride =
+    kSegmentTokens + 16;  // not a power of two: rows spread over cache sets
+
+// Rows of one sequence that stand in one query page, of one KV head. Unit row i is row first_row +
+// i / group of the sequence, query head kv_head * group + i % group.
+struct AttentionUnit {
+  const AttentionCall* call;
+  const AttentionRows* sequence;
+  int kv_head;
+  int first_row, n_rows;    // rows of the sequence
+  int group;                // query heads a KV head
+  std::int64_t query_page;  // of every row
+  int n_segments;
+  int rows() const { return n_rows * group; }
+  std::int64_t last_position() const { return sequence->first_position + first_row + n_rows - 1; }
+  // Split rule (DESIGN section 6).
+  bool reads_int2(std::int64_t page) const {
+    return call->int2 && page >= call->sink_pages && page < query_page - call->window_pages;
+  }
+  bool reads_any_int2() const { return reads_int2(query_page - call->window_pages - 1); }
+};
+
+// A unit's queries: [rows, d] times the softmax scale; in digits, int8, with step and sum.
+struct AttentionQueries {
+  float* plain;         // [rows, d]
+  std::int8_t* digits;  // [rows, d]
+  float* step;          // [rows]
+  std::int32_t* sum;    // [rows], of digits
+};
+// Softmax state of rows over some segments: out = (o + int2_mass * v_mean + (o2 v_decode)) / mass.
+struct AttentionState {
+  float* maximum;    // [rows]
+  float* mass;       // [rows] sum of exp(logit - maximum), all pages
+  float* int2_mass;  // [rows] of it, on INT2 pages
+  float* o;          // [rows, d] from 16-bit pages
+  float* o2;         // [rows, d] from INT2 pages, by digit
+};
+// One worker's buffers within a segment.
+struct AttentionBuffers {
+  float* logits;              // [rows, kLogitStride]
+  std::int8_t* weights_high;  // [rows, kSegmentTokens]: weight = 256 high + low
+  std::int8_t* weights_low;
+};
+
+struct AttentionKernels {
+  void (*prepare)(const AttentionUnit&, const AttentionQueries&);
+  void (*segment)(const AttentionUnit&, const AttentionQueries&, int segment,
+                  const AttentionBuffers&, const AttentionState& out);
+  // into = into (+) from, `from` being the next segment's.
+  void (*merge)(const AttentionUnit&, const AttentionState& into, const AttentionState& from);
+  void (*finish)(const AttentionUnit&, const AttentionState&);
+};
+extern const AttentionKernels kAttentionScalar, kAttentionAvx2, kAttentionAvx512,
+    kAttentionAvx512Vnni;
+
+}  // namespace foretoken::kernels
