@@ -173,7 +173,7 @@ HttpClient::HttpClient(ServerUrl url, std::string api_key, double timeout_s,
 HttpClient::~HttpClient() = default;
 
 Result<ClientResponse> HttpClient::call(const std::string& path, const std::string* body,
-                                      const std::function<void(std::string_view)>& on_data) {
+                                        const std::function<void(std::string_view)>& on_data) {
   Impl& c = *impl_;
   const std::string bytes = c.request_bytes(path, body);
   for (int attempt = 0;; ++attempt) {

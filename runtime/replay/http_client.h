@@ -40,7 +40,7 @@ class HttpClient {
   // connection, broken off, silence), kInvalidInput (not HTTP). A connection that the server closed
   // between two calls is opened anew, once.
   Result<ClientResponse> call(const std::string& path, const std::string* body,
-                            const std::function<void(std::string_view)>& on_data);
+                              const std::function<void(std::string_view)>& on_data);
 
  private:
   struct Impl;

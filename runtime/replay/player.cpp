@@ -1,0 +1,249 @@
+#include "runtime/replay/player.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "runtime/replay/thinning.h"
+
+namespace foretoken {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+// A mark or a sample must not wait for a server that hangs.
+constexpr double kStatsTimeoutSeconds = 10;
+constexpr auto kProgressEvery = std::chrono::milliseconds(200);
+
+class Player {
+ public:
+  Player(const std::vector<LoggedRequest>& log, const ReplayOptions& options,
+         const std::function<void(const ReplayProgress&)>& on_progress,
+         const std::atomic<bool>& stop)
+      : log_(log),
+        options_(options),
+        on_progress_(on_progress),
+        stop_(stop),
+        start_(Clock::now()) {}
+
+  ReplayResult run() {
+    phase_ = "replay";
+    expected_ = log_.size();
+    std::thread watcher([this] { watch(); });
+    mark();
+    options_.open_loop ? open_loop() : closed_loop();
+    result_.wall_s = elapsed_s();
+    mark();
+    if (options_.check > 0 && !stop_) check();
+    {
+      std::lock_guard lock(mutex_);
+      done_ = true;
+    }
+    wake_.notify_all();
+    watcher.join();
+    result_.interrupted = stop_;
+    return std::move(result_);
+  }
+
+ private:
+  double elapsed_s() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+  void mark() {
+    HttpClient client(options_.url, options_.api_key, kStatsTimeoutSeconds);
+    result_.marks.push_back(mark_stats(client, elapsed_s()));
+  }
+
+  RequestOutcome send(HttpClient& client, std::size_t index, double due_s, const AskOptions& how) {
+    RequestOutcome outcome;
+    outcome.index = index;
+    outcome.domain = log_[index].domain;
+    outcome.sent_s = elapsed_s();
+    outcome.due_s = options_.open_loop ? due_s : outcome.sent_s;
+    ask(client, log_[index], how, outcome);
+    return outcome;
+  }
+
+  void record(RequestOutcome outcome) {
+    std::lock_guard lock(mutex_);
+    ++completed_;
+    failed_ += !outcome.ok();
+    completion_tokens_ += outcome.completion_tokens;
+    result_.outcomes.push_back(std::move(outcome));
+  }
+
+  void closed_loop() {
+    ClosedPlan plan(log_.size(), options_.limit_s, options_.concurrency);
+    const auto worker = [&] {
+      HttpClient client(options_.url, options_.api_key, options_.timeout_s, &stop_);
+      while (!stop_) {
+        std::size_t index;
+        {
+          std::lock_guard lock(mutex_);
+          const auto next = plan.next(elapsed_s(), completed_);
+          expected_ = plan.expected_total();
+          if (!next) return;
+          index = *next;
+          ++sent_;
+          const int quarter = quarter_of(index, log_.size());
+          for (; quarter_ < quarter; ++quarter_)
+            mark();  // the other workers wait with their next request
+        }
+        record(send(client, index, 0, options_.ask));
+      }
+    };
+    std::vector<std::thread> workers;
+    for (int i = 0; i < std::max(1, options_.concurrency); ++i) workers.emplace_back(worker);
+    for (std::thread& w : workers) w.join();
+  }
+
+  // A thread a request, started at its time. The clients' own limit on threads is the operating
+  // system's.
+  void open_loop() {
+    const std::size_t n = log_.size();
+    const auto time_s = [&](std::size_t i) {
+      return options_.rate > 0 ? static_cast<double>(i) / options_.rate
+                               : log_[i].timestamp_ms.value_or(0) / 1000;
+    };
+    const double duration_s = time_s(n - 1);
+    const bool thin = options_.limit_s > 0 && duration_s > options_.limit_s;
+    // Thinned to a fraction f, the times shrink by f too: requests a second stay what they were.
+    const double fraction = thin ? options_.limit_s / duration_s : 1;
+    const auto chosen = thin_evenly(
+        0, n,
+        std::max<std::size_t>(1, static_cast<std::size_t>(static_cast<double>(n) * fraction)));
+    {
+      std::lock_guard lock(mutex_);
+      expected_ = chosen.size();
+    }
+    std::vector<std::thread> threads;
+    for (const std::size_t index : chosen) {
+      const double due_s = time_s(index) * fraction;
+      std::unique_lock lock(mutex_);
+      while (!stop_ && elapsed_s() < due_s)
+        wake_.wait_for(lock, std::chrono::duration<double>(std::min(0.1, due_s - elapsed_s())));
+      if (stop_) break;
+      ++sent_;
+      for (const int quarter = quarter_of(index, n); quarter_ < quarter; ++quarter_) mark();
+      lock.unlock();
+      threads.emplace_back([this, index, due_s] {
+        HttpClient client(options_.url, options_.api_key, options_.timeout_s, &stop_);
+        record(send(client, index, due_s, options_.ask));
+      });
+    }
+    for (std::thread& t : threads) t.join();
+  }
+
+  // Evenly over what was answered, the long ones first.
+  std::vector<std::size_t> choose_checks() const {
+    std::vector<std::size_t> lengthy, rest;
+    for (std::size_t i = 0; i < result_.outcomes.size(); ++i) {
+      const RequestOutcome& o = result_.outcomes[i];
+      if (!o.ok()) continue;
+      (o.prompt_tokens + o.completion_tokens > options_.check_long_tokens ? lengthy : rest)
+          .push_back(i);
+    }
+    std::vector<std::size_t> chosen;
+    for (const std::size_t i :
+         thin_evenly(0, lengthy.size(), std::min(options_.check_long, options_.check)))
+      chosen.push_back(lengthy[i]);
+    for (const std::size_t i : thin_evenly(0, rest.size(), options_.check - chosen.size()))
+      chosen.push_back(rest[i]);
+    return chosen;
+  }
+
+  void check() {
+    const std::vector<std::size_t> chosen = choose_checks();
+    std::size_t next = 0;
+    {
+      std::lock_guard lock(mutex_);
+      phase_ = "check";
+      sent_ = completed_ = 0;
+      expected_ = chosen.size();
+    }
+    const auto worker = [&] {
+      HttpClient client(options_.url, options_.api_key, options_.timeout_s, &stop_);
+      while (!stop_) {
+        std::unique_lock lock(mutex_);
+        if (next == chosen.size()) return;
+        const RequestOutcome& before = result_.outcomes[chosen[next++]];
+        ++sent_;
+        lock.unlock();
+        AskOptions how = options_.ask;
+        how.speculation = false;
+        how.seed = before.seed;
+        const RequestOutcome after = send(client, before.index, 0, how);
+        CheckedRequest checked{before.index, before.prompt_tokens + before.completion_tokens,
+                               false,        after.error,
+                               "",           ""};
+        checked.equal = after.ok() && after.text == before.text &&
+                        after.completion_tokens == before.completion_tokens &&
+                        after.finish_reason == before.finish_reason;
+        if (!checked.equal) {
+          checked.text = before.text;
+          checked.again = after.text;
+        }
+        lock.lock();
+        ++completed_;
+        if (!stop_ || after.ok()) result_.checks.push_back(std::move(checked));
+      }
+    };
+    std::vector<std::thread> workers;
+    for (int i = 0; i < std::max(1, options_.open_loop ? 1 : options_.concurrency); ++i)
+      workers.emplace_back(worker);
+    for (std::thread& w : workers) w.join();
+  }
+
+  // Progress, and the time series of /stats.
+  void watch() {
+    HttpClient client(options_.url, options_.api_key, kStatsTimeoutSeconds);
+    double sampled_s = -1e9;
+    std::optional<StatsSample> newest;
+    std::unique_lock lock(mutex_);
+    while (!done_) {
+      wake_.wait_for(lock, kProgressEvery, [this] { return done_; });
+      ReplayProgress progress{phase_,   elapsed_s(),        sent_, completed_, failed_, expected_,
+                              quarter_, completion_tokens_, newest};
+      lock.unlock();
+      if (on_progress_) on_progress_(progress);
+      if (options_.stats_every_s > 0 && elapsed_s() - sampled_s >= options_.stats_every_s) {
+        sampled_s = elapsed_s();
+        if (auto sample = read_stats(client, sampled_s)) {
+          newest = sample;
+          result_.samples.push_back(
+              std::move(*sample));  // read by nobody else until this thread is joined
+        }
+      }
+      lock.lock();
+    }
+  }
+
+  const std::vector<LoggedRequest>& log_;
+  const ReplayOptions& options_;
+  const std::function<void(const ReplayProgress&)>& on_progress_;
+  const std::atomic<bool>& stop_;
+  const Clock::time_point start_;
+
+  std::mutex mutex_;  // everything below
+  std::condition_variable wake_;
+  bool done_ = false;
+  const char* phase_ = "";
+  std::size_t sent_ = 0, completed_ = 0, failed_ = 0, expected_ = 0;
+  int quarter_ = 0;
+  std::int64_t completion_tokens_ = 0;
+  ReplayResult result_;
+};
+
+}  // namespace
+
+Result<ReplayResult> play(const std::vector<LoggedRequest>& log, const ReplayOptions& options,
+                          const std::function<void(const ReplayProgress&)>& on_progress,
+                          const std::atomic<bool>& stop) {
+  if (log.empty()) return Error{ErrorCode::kInvalidInput, "the log has no request"};
+  if (options.open_loop && options.rate <= 0 && !log.front().timestamp_ms)
+    return Error{ErrorCode::kInvalidInput,
+                 "an open loop needs a timestamp for every request of the log, or --rate"};
+  return Player(log, options, on_progress, stop).run();
+}
+
+}  // namespace foretoken
