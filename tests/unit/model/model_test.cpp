@@ -1,0 +1,185 @@
+// The forward pass against the oracle, and model files as hostile input.
+#include "runtime/model/model.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "runtime/model/weights.h"
+#include "runtime/text/tokenizer.h"
+#include "tests/support/gguf_writer.h"
+#include "tests/unit/model/reference_forward.h"
+
+namespace foretoken::testing {
+namespace {
+
+// All positions' logits through the runtime: bf16 KV, `chunk` rows at a time.
+std::vector<std::vector<float>> runtime_logits(const Model& model,
+                                               const std::vector<TokenId>& tokens, int chunk) {
+  kernels::ThreadPool pool(2);
+  KvOptions options;
+  options.mode = KvMode::kBf16;
+  options.max_sequences = 1;
+  options.max_rows = chunk;
+  options.max_model_len = 2048;
+  options.memory_bytes = std::size_t(512) << 20;
+  auto kv = KvCache::create(model.kv_geometry(), options, nullptr);
+  EXPECT_TRUE(kv.ok());
+  const KvSequence sequence = (*kv)->open().value();
+  EXPECT_TRUE((*kv)->reserve(sequence, std::int64_t(tokens.size())));
+  auto workspace = model.make_workspace(chunk, chunk);
+  const auto n_vocab = std::size_t(model.config().n_vocab);
+  std::vector<std::vector<float>> out;
+  std::vector<float> logits(std::size_t(chunk) * n_vocab);
+  for (std::size_t at = 0; at < tokens.size(); at += std::size_t(chunk)) {
+    const int n = int(std::min(std::size_t(chunk), tokens.size() - at));
+    std::vector<int> rows;
+    for (int i = 0; i < n; ++i) rows.push_back(i);
+    const KvRows group{sequence, std::int64_t(at), n, 0};
+    ForwardBatch batch;
+    batch.tokens = std::span(tokens).subspan(at, std::size_t(n));
+    batch.sequences = {&group, 1};
+    batch.logit_rows = rows;
+    batch.logits = logits.data();
+    model.forward(batch, **kv, *workspace, pool);
+    (*kv)->commit(sequence, std::int64_t(at) + n);
+    for (int i = 0; i < n; ++i) {
+      out.emplace_back(logits.begin() + long(std::size_t(i) * n_vocab),
+                       logits.begin() + long((std::size_t(i) + 1) * n_vocab));
+    }
+  }
+  return out;
+}
+
+double perplexity(const std::vector<std::vector<float>>& logits,
+                  const std::vector<TokenId>& tokens) {
+  double loss = 0;
+  for (std::size_t i = 0; i + 1 < tokens.size(); ++i) {
+    double best = -1e300, total = 0;
+    for (const float l : logits[i]) best = std::max(best, double(l));
+    for (const float l : logits[i]) total += std::exp(double(l) - best);
+    loss += best + std::log(total) - double(logits[i][std::size_t(tokens[i + 1])]);
+  }
+  return std::exp(loss / double(tokens.size() - 1));
+}
+
+class Tiny : public ::testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(Architectures, Tiny, ::testing::Values(false, true),
+                         [](const auto& info) { return info.param ? "qwen2" : "llama"; });
+
+TEST_P(Tiny, LogitsMatchTheOracle) {
+  TemporaryDirectory directory;
+  TinyModelOptions options;
+  options.qwen2 = GetParam();
+  write_tiny_model(directory.file("m.gguf"), options);
+  auto model = Model::load(directory.file("m.gguf"), {.threads = 2});
+  ASSERT_TRUE(model) << model.error().message;
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < 90; ++i) tokens.push_back((i * 31 + i * i) % 300);
+  const auto wanted = reference_logits((*model)->file(), (*model)->config(), tokens);
+  const auto got = runtime_logits(**model, tokens, 17);
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    double error = 0, norm = 0;
+    for (std::size_t v = 0; v < wanted[i].size(); ++v) {
+      error += std::pow(double(got[i][v]) - wanted[i][v], 2);
+      norm += std::pow(double(wanted[i][v]), 2);
+    }
+    // F32 weights, so what is left is the cache's bf16: 2^-9 a value, a few layers deep.
+    EXPECT_LT(std::sqrt(error / norm), 0.02) << "position " << i;
+  }
+}
+
+TEST_P(Tiny, ChunkingChangesNoBit) {
+  TemporaryDirectory directory;
+  TinyModelOptions options;
+  options.qwen2 = GetParam();
+  write_tiny_model(directory.file("m.gguf"), options);
+  auto model = Model::load(directory.file("m.gguf"), {.threads = 2});
+  ASSERT_TRUE(model) << model.error().message;
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < 200; ++i) tokens.push_back((i * 17 + i * i) % 300);
+  const auto one = runtime_logits(**model, tokens, 1);
+  for (const int chunk : {2, 5, 16, 64, 200})
+    EXPECT_EQ(runtime_logits(**model, tokens, chunk), one) << "chunk " << chunk;
+}
+
+TEST(RealModel, PerplexityWithinHalfAPercentOfFloat) {
+  for (const char* name :
+       {"smollm2-135m-instruct-q4_1.gguf", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"}) {
+    const std::string path = test_model(name);
+    const bool small = std::string(name).starts_with("smollm2");
+    const char* full = std::getenv("FORETOKEN_TEST_FULL");
+    if (path.empty() || (!small && !(full && *full == '1'))) {
+      if (small) GTEST_SKIP() << name << " is not in FORETOKEN_TEST_MODELS";
+      continue;
+    }
+    auto model = Model::load(path, {});
+    ASSERT_TRUE(model) << model.error().message;
+    auto tokenizer = Tokenizer::from_gguf((*model)->file());
+    ASSERT_TRUE(tokenizer) << tokenizer.error().message;
+    const std::string text =
+        "The ferry left the harbour a little after six. On the upper deck a woman was reading a "
+        "newspaper, and two "
+        "children counted the gulls that followed the boat. By the time the sun came over the "
+        "hills, most of the "
+        "passengers had gone inside, where it was warm and where the coffee was better than anyone "
+        "expected.\n\n"
+        "def moving_average(values, window):\n    if window <= 0:\n        raise "
+        "ValueError(\"window must be positive\")\n"
+        "    total = 0.0\n    result = []\n    for i, value in enumerate(values):\n        total "
+        "+= value\n"
+        "        if i >= window:\n            total -= values[i - window]\n        if i + 1 >= "
+        "window:\n"
+        "            result.append(total / window)\n    return result\n";
+    auto tokens = (*tokenizer)->encode(text, false);
+    ASSERT_TRUE(tokens) << tokens.error().message;
+    const double wanted =
+        perplexity(reference_logits((*model)->file(), (*model)->config(), *tokens), *tokens);
+    const double got = perplexity(runtime_logits(**model, *tokens, 64), *tokens);
+    EXPECT_NEAR(got / wanted, 1.0, 0.005) << name << ": " << got << " against " << wanted;
+    RecordProperty(std::string(name) + "_perplexity_ratio", std::to_string(got / wanted));
+  }
+}
+
+std::string load_error(const std::string& path) {
+  auto model = Model::load(path, {.threads = 1});
+  return model ? std::string("loaded") : model.error().message;
+}
+
+TEST(BadModels, AreNamedErrors) {
+  TemporaryDirectory directory;
+  EXPECT_NE(load_error(directory.file("nowhere.gguf")).find("nowhere.gguf"), std::string::npos);
+  std::ofstream(directory.file("text.gguf"))
+      << "this is not a model, it is a text of some length, long enough";
+  EXPECT_NE(load_error(directory.file("text.gguf")).find("magic"), std::string::npos);
+
+  const std::string good = directory.file("good.gguf");
+  write_tiny_model(good, {});
+  std::ifstream in(good, std::ios::binary);
+  const std::string bytes((std::istreambuf_iterator<char>(in)), {});
+  for (const std::size_t length :
+       {std::size_t(3), std::size_t(20), std::size_t(900), bytes.size() / 2, bytes.size() - 40}) {
+    const std::string path = directory.file("truncated.gguf");
+    std::ofstream(path, std::ios::binary).write(bytes.data(), std::streamsize(length));
+    EXPECT_NE(load_error(path), "loaded") << length;
+  }
+  auto edited = [&](const std::string& from, const std::string& to) {
+    std::string copy = bytes;
+    const std::size_t at = copy.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    copy.replace(at, to.size(), to);
+    const std::string path = directory.file("edited.gguf");
+    std::ofstream(path, std::ios::binary).write(copy.data(), std::streamsize(copy.size()));
+    return load_error(path);
+  };
+  EXPECT_NE(edited("blk.1.ffn_up.weight", "blk.1.ffn_up.wrongt").find("blk.1.ffn_up.weight"),
+            std::string::npos);
+  EXPECT_NE(edited("llama.block_count", "llama.block_cOunt").find("block_count"),
+            std::string::npos);
+  EXPECT_NE(edited("general.architecture", "general.architectuRe").find("general.architecture"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace foretoken::testing

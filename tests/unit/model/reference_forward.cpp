@@ -1,0 +1,154 @@
+#include "tests/unit/model/reference_forward.h"
+
+#include <cmath>
+
+#include "foretoken/kernels/linear.h"
+
+namespace foretoken::testing {
+namespace {
+
+using Rows = std::vector<std::vector<float>>;
+
+kernels::WeightType type_of(std::uint32_t ggml) {
+  using W = kernels::WeightType;
+  switch (ggml) {
+    case 0:
+      return W::kF32;
+    case 1:
+      return W::kF16;
+    case 2:
+      return W::kQ4_0;
+    case 3:
+      return W::kQ4_1;
+    case 6:
+      return W::kQ5_0;
+    case 8:
+      return W::kQ8_0;
+    case 12:
+      return W::kQ4_K;
+    case 14:
+      return W::kQ6_K;
+    default:
+      return W::kBF16;
+  }
+}
+
+std::vector<float> row_of(const GgufTensor& t, std::int64_t row) {
+  std::vector<float> out(std::size_t(t.shape[0]));
+  const auto type = type_of(t.ggml_type);
+  kernels::dequantize_file_row(
+      type, t.data.data() + std::size_t(row) * kernels::weight_row_bytes(type, t.shape[0]),
+      t.shape[0], out.data());
+  return out;
+}
+
+// y[r] = W x[r] (+ b): the weight row is dequantised once for all rows.
+Rows apply(const GgufFile& file, const std::string& name, const Rows& x) {
+  const GgufTensor& w = *file.find(name + ".weight");
+  const GgufTensor* b = file.find(name + ".bias");
+  const std::vector<float> bias = b ? row_of(*b, 0) : std::vector<float>();
+  Rows y(x.size(), std::vector<float>(std::size_t(w.shape[1])));
+  for (std::int64_t o = 0; o < w.shape[1]; ++o) {
+    const std::vector<float> weights = row_of(w, o);
+    for (std::size_t r = 0; r < x.size(); ++r) {
+      float sum[8] = {};
+      const float* a = x[r].data();
+      for (std::size_t i = 0; i < weights.size(); i += 8) {
+        for (std::size_t lane = 0; lane < 8; ++lane) sum[lane] += a[i + lane] * weights[i + lane];
+      }
+      float total = 0;
+      for (const float s : sum) total += s;
+      y[r][std::size_t(o)] = total + (b ? bias[std::size_t(o)] : 0.0f);
+    }
+  }
+  return y;
+}
+
+Rows normalised(const GgufFile& file, const std::string& name, const Rows& x, float epsilon) {
+  const std::vector<float> weight = row_of(*file.find(name + ".weight"), 0);
+  Rows y = x;
+  for (auto& row : y) {
+    double square = 0;
+    for (const float v : row) square += double(v) * v;
+    const double scale = 1.0 / std::sqrt(square / double(row.size()) + epsilon);
+    for (std::size_t i = 0; i < row.size(); ++i) row[i] = float(row[i] * scale) * weight[i];
+  }
+  return y;
+}
+
+void rotate(Rows& x, int n_heads, const ModelConfig& c) {
+  for (std::size_t position = 0; position < x.size(); ++position) {
+    for (int h = 0; h < n_heads; ++h) {
+      float* head = &x[position][std::size_t(h * c.head_dim)];
+      for (int i = 0; i < c.rotary_dim / 2; ++i) {
+        const double angle =
+            double(position) * std::pow(double(c.rope_theta), -2.0 * i / c.rotary_dim);
+        const int a = c.rope_interleaved ? 2 * i : i;
+        const int b = c.rope_interleaved ? 2 * i + 1 : i + c.rotary_dim / 2;
+        const double p = head[a], q = head[b];
+        head[a] = float(p * std::cos(angle) - q * std::sin(angle));
+        head[b] = float(p * std::sin(angle) + q * std::cos(angle));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<std::vector<float>> reference_logits(const GgufFile& file, const ModelConfig& c,
+                                                 const std::vector<TokenId>& tokens) {
+  const std::size_t n = tokens.size();
+  Rows x(n);
+  for (std::size_t i = 0; i < n; ++i) x[i] = row_of(*file.find("token_embd.weight"), tokens[i]);
+  const int group = c.n_heads / c.n_kv_heads;
+  for (int l = 0; l < c.n_layers; ++l) {
+    const std::string block = "blk." + std::to_string(l) + ".";
+    const Rows a = normalised(file, block + "attn_norm", x, c.rms_epsilon);
+    Rows q = apply(file, block + "attn_q", a), k = apply(file, block + "attn_k", a);
+    const Rows v = apply(file, block + "attn_v", a);
+    rotate(q, c.n_heads, c);
+    rotate(k, c.n_kv_heads, c);
+    Rows attended(n, std::vector<float>(q[0].size()));
+    for (std::size_t i = 0; i < n; ++i) {
+      for (int h = 0; h < c.n_heads; ++h) {
+        const std::size_t qo = std::size_t(h * c.head_dim),
+                          ko = std::size_t(h / group * c.head_dim);
+        std::vector<double> score(i + 1);
+        double best = -1e300;
+        for (std::size_t j = 0; j <= i; ++j) {
+          double dot = 0;
+          for (int d = 0; d < c.head_dim; ++d)
+            dot += double(q[i][qo + std::size_t(d)]) * k[j][ko + std::size_t(d)];
+          score[j] = dot / std::sqrt(double(c.head_dim));
+          best = std::max(best, score[j]);
+        }
+        double total = 0;
+        for (double& s : score) total += s = std::exp(s - best);
+        for (std::size_t j = 0; j <= i; ++j) {
+          for (int d = 0; d < c.head_dim; ++d) {
+            attended[i][qo + std::size_t(d)] += float(score[j] / total * v[j][ko + std::size_t(d)]);
+          }
+        }
+      }
+    }
+    const Rows o = apply(file, block + "attn_output", attended);
+    for (std::size_t i = 0; i < n; ++i) {
+      for (std::size_t d = 0; d < x[i].size(); ++d) x[i][d] += o[i][d];
+    }
+    const Rows f = normalised(file, block + "ffn_norm", x, c.rms_epsilon);
+    Rows gate = apply(file, block + "ffn_gate", f);
+    const Rows up = apply(file, block + "ffn_up", f);
+    for (std::size_t i = 0; i < n; ++i) {
+      for (std::size_t d = 0; d < gate[i].size(); ++d)
+        gate[i][d] = gate[i][d] / (1.0f + std::exp(-gate[i][d])) * up[i][d];
+    }
+    const Rows down = apply(file, block + "ffn_down", gate);
+    for (std::size_t i = 0; i < n; ++i) {
+      for (std::size_t d = 0; d < x[i].size(); ++d) x[i][d] += down[i][d];
+    }
+  }
+  const Rows h = normalised(file, "output_norm", x, c.rms_epsilon);
+  return apply(file, file.find("output.weight") ? "output" : "token_embd", h);
+}
+
+}  // namespace foretoken::testing
