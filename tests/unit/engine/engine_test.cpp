@@ -81,7 +81,9 @@ TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
           const auto got = run_engine(models_, o, requests);
           EXPECT_EQ(got.outputs, wanted) << "spec " << int(spec) << " fixed " << fixed << " mode "
                                          << int(mode) << " T " << temperature;
-          if (fixed > 0) EXPECT_GT(got.stats.acceptance.drafted, 0);
+          if (fixed > 0) {
+            EXPECT_GT(got.stats.acceptance.drafted, 0);
+          }
         }
       }
     }
