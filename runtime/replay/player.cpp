@@ -171,6 +171,7 @@ class Player {
         lock.unlock();
         AskOptions how = options_.ask;
         how.speculation = false;
+        how.trace = false;
         how.seed = before.seed;
         const RequestOutcome after = send(client, before.index, 0, how);
         CheckedRequest checked{before.index, before.prompt_tokens + before.completion_tokens,
