@@ -101,8 +101,8 @@ std::string error_json(const ApiError& error) {
   return boost::json::serialize(boost::json::object{{"error", std::move(body)}});
 }
 
-HttpResponse error_response(const ApiError& error) {
-  HttpResponse response;
+HttpReply error_response(const ApiError& error) {
+  HttpReply response;
   response.status = error.status;
   if (error.retry_after_s > 0)
     response.headers.emplace_back("Retry-After", std::to_string(error.retry_after_s));

@@ -32,6 +32,6 @@ struct ApiError {
 
 std::string error_type(int status);  // "invalid_request_error", "authentication_error", ...
 std::string error_json(const ApiError& error);
-HttpResponse error_response(const ApiError& error);
+HttpReply error_response(const ApiError& error);
 
 }  // namespace foretoken

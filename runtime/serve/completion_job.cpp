@@ -155,7 +155,7 @@ void CompletionJob::submit_all() {
     choice.submitted = true;
   }
   if (request.stream) {
-    HttpResponse head;
+    HttpReply head;
     head.content_type = "text/event-stream";
     head.headers = {
         {"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}, {"X-Request-Id", identity_.id}};
@@ -307,7 +307,7 @@ void CompletionJob::complete() {
   body["usage"] = usage_json(sums);
   body["timings"] = timings_json(sums);
   body["foretoken"] = foretoken_json(sums);
-  HttpResponse response;
+  HttpReply response;
   response.headers = {{"X-Request-Id", identity_.id}};
   response.body = json::serialize(body);
   exchange_->respond(std::move(response));

@@ -145,8 +145,8 @@ class Session : public std::enable_shared_from_this<Session> {
   void cut() { leave(); }
 
   // The exchange's half; stale serials belong to requests already answered.
-  void respond(std::uint64_t serial, HttpResponse response);
-  void start_stream(std::uint64_t serial, HttpResponse head);
+  void respond(std::uint64_t serial, HttpReply response);
+  void start_stream(std::uint64_t serial, HttpReply head);
   void send(std::uint64_t serial, std::string bytes);
   void finish_stream(std::uint64_t serial);
   void cut(std::uint64_t serial) {
@@ -175,8 +175,8 @@ class Session : public std::enable_shared_from_this<Session> {
   void refuse(int status, std::string message);
   void monitor();
   void begin_answer();
-  void queue_response(HttpResponse response);
-  std::string head(const HttpResponse& response, std::optional<std::size_t> length) const;
+  void queue_response(HttpReply response);
+  std::string head(const HttpReply& response, std::optional<std::size_t> length) const;
   void enqueue(std::string bytes);
   void write_more();
   void on_written(ErrorCodeB error);
@@ -213,12 +213,12 @@ class SessionExchange final : public Exchange {
  public:
   SessionExchange(std::shared_ptr<Session> session, std::uint64_t serial)
       : session_(std::move(session)), serial_(serial) {}
-  void respond(HttpResponse response) override {
+  void respond(HttpReply response) override {
     run([s = session_, n = serial_, r = std::move(response)]() mutable {
       s->respond(n, std::move(r));
     });
   }
-  void start_stream(HttpResponse head) override {
+  void start_stream(HttpReply head) override {
     run([s = session_, n = serial_, h = std::move(head)]() mutable {
       s->start_stream(n, std::move(h));
     });
@@ -421,7 +421,7 @@ void Session::monitor() {
                           });
 }
 
-std::string Session::head(const HttpResponse& response, std::optional<std::size_t> length) const {
+std::string Session::head(const HttpReply& response, std::optional<std::size_t> length) const {
   std::string out =
       fmt::format("HTTP/1.1 {} {}\r\n", response.status,
                   to_std(http::obsolete_reason(static_cast<http::status>(response.status))));
@@ -445,7 +445,7 @@ std::string Session::head(const HttpResponse& response, std::optional<std::size_
   return out;
 }
 
-void Session::queue_response(HttpResponse response) {
+void Session::queue_response(HttpReply response) {
   status_ = response.status;
   last_byte_queued_ = true;
   if (server_.draining_) keep_alive_ = false;
@@ -454,12 +454,12 @@ void Session::queue_response(HttpResponse response) {
   enqueue(std::move(bytes));
 }
 
-void Session::respond(std::uint64_t serial, HttpResponse response) {
+void Session::respond(std::uint64_t serial, HttpReply response) {
   if (serial == serial_ && phase_ == Phase::kAnswering && !last_byte_queued_ && !streaming_)
     queue_response(std::move(response));
 }
 
-void Session::start_stream(std::uint64_t serial, HttpResponse response) {
+void Session::start_stream(std::uint64_t serial, HttpReply response) {
   if (serial != serial_ || phase_ != Phase::kAnswering || last_byte_queued_ || streaming_) return;
   streaming_ = true;
   status_ = response.status;

@@ -40,7 +40,7 @@ class HttpHandler {
   virtual ~HttpHandler() = default;
   // Called with the head alone, before the body is read: an answer ends the request (401, 404, 413,
   // OPTIONS).
-  virtual std::optional<HttpResponse> answer_early(const HttpRequest& head) = 0;
+  virtual std::optional<HttpReply> answer_early(const HttpRequest& head) = 0;
   // On an I/O thread: must not block for long.
   virtual void handle(HttpRequest request, std::shared_ptr<Exchange> exchange) = 0;
   // After the last byte, or when the client left (status 499).

@@ -21,7 +21,7 @@ struct HttpRequest {
   std::string body;
 };
 
-struct HttpResponse {
+struct HttpReply {
   int status = 200;
   std::string content_type = "application/json";
   std::vector<std::pair<std::string, std::string>>
@@ -36,10 +36,10 @@ struct HttpResponse {
 class Exchange {
  public:
   virtual ~Exchange() = default;
-  virtual void respond(HttpResponse response) = 0;
+  virtual void respond(HttpReply response) = 0;
   // A stream of server-sent events: the head goes out at once, and a comment whenever nothing was
   // sent for a while (long prefill), so that proxies keep the connection.
-  virtual void start_stream(HttpResponse head) = 0;
+  virtual void start_stream(HttpReply head) = 0;
   virtual void send(std::string bytes) = 0;
   virtual void finish_stream() = 0;
   virtual void cut() = 0;  // ends a stream that cannot be ended properly

@@ -49,8 +49,8 @@ const Route* find_route(std::string_view path) {
   return nullptr;
 }
 
-HttpResponse json_response(const json::object& body) {
-  HttpResponse response;
+HttpReply json_response(const json::object& body) {
+  HttpReply response;
   response.body = json::serialize(body);
   return response;
 }
@@ -76,13 +76,13 @@ void Service::sample() {
   if (auto served = backend()) history_.add(served->engine->stats());
 }
 
-std::optional<HttpResponse> Service::answer_early(const HttpRequest& head) {
+std::optional<HttpReply> Service::answer_early(const HttpRequest& head) {
   const Route* route = find_route(head.path);
   if (!route)
     return error_response(ApiError::not_found(
         fmt::format("no route {} {}", head.method, head.path.substr(0, 200)), "unknown_route"));
   if (head.method == "OPTIONS") {
-    HttpResponse response;
+    HttpReply response;
     response.status = 204;
     response.headers = {
         {"Allow", fmt::format("{}, OPTIONS", route->method)},
@@ -96,7 +96,7 @@ std::optional<HttpResponse> Service::answer_early(const HttpRequest& head) {
         "", fmt::format("{}: found method {}, wanted {}", head.path, head.method, route->method));
     error.status = 405;
     error.code = "method_not_allowed";
-    HttpResponse response = error_response(error);
+    HttpReply response = error_response(error);
     response.headers.emplace_back("Allow", fmt::format("{}, OPTIONS", route->method));
     return response;
   }
@@ -146,7 +146,7 @@ void Service::handle(HttpRequest request, std::shared_ptr<Exchange> exchange) {
   if (path == "/stats") return exchange->respond(stats(request.query));
   if (path == "/metrics") return exchange->respond(metrics_text());
   if (path == "/dashboard") {
-    HttpResponse page;
+    HttpReply page;
     page.content_type = "text/html; charset=utf-8";
     page.headers = {{"Cache-Control", "no-cache"},
                     {"Content-Security-Policy",
@@ -202,7 +202,7 @@ void Service::run_completion(const HttpRequest& http, std::shared_ptr<Exchange> 
   exchange->post([job] { job->start(); });
 }
 
-std::optional<HttpResponse> Service::not_ready() const {
+std::optional<HttpReply> Service::not_ready() const {
   if (draining_) return error_response(ApiError::unavailable("the server is shutting down", 5));
   if (!backend()) return error_response(ApiError::unavailable("the model is loading", 5));
   return std::nullopt;
@@ -238,11 +238,11 @@ void Service::answered(const std::string& method, const std::string& path, int s
                   seconds);
 }
 
-HttpResponse Service::health(bool live_only) const {
+HttpReply Service::health(bool live_only) const {
   auto served = backend();
   if (live_only) return json_response({{"status", "ok"}, {"live", true}});
   if (!served) {
-    HttpResponse response = error_response(
+    HttpReply response = error_response(
         ApiError::unavailable(fmt::format("Loading model ({:.0f} %)", 100 * loading_.load()), 5));
     return response;
   }
@@ -255,7 +255,7 @@ HttpResponse Service::health(bool live_only) const {
       {{"status", "ok"}, {"live", true}, {"ready", true}, {"engine_heartbeat_age_s", age}});
 }
 
-HttpResponse Service::models(std::string_view only) const {
+HttpReply Service::models(std::string_view only) const {
   auto served = backend();
   if (!served) return *not_ready();
   json::array data;
@@ -284,7 +284,7 @@ HttpResponse Service::models(std::string_view only) const {
   return json_response({{"object", "list"}, {"data", std::move(data)}});
 }
 
-HttpResponse Service::version() const {
+HttpReply Service::version() const {
   json::object body{{"name", "foretoken"},
                     {"version", build_version()},
                     {"git", build_git()},
@@ -293,7 +293,7 @@ HttpResponse Service::version() const {
   return json_response(body);
 }
 
-HttpResponse Service::stats(const std::string& query) const {
+HttpReply Service::stats(const std::string& query) const {
   auto served = backend();
   if (!served) return *not_ready();
   LinkStats link = options_.link_stats ? options_.link_stats() : LinkStats{};
@@ -307,13 +307,13 @@ HttpResponse Service::stats(const std::string& query) const {
                                ? json::value(speedup_sums_to_text(*engine.speedup_sums))
                                : json::value(nullptr);
   if (query.find("history=1") != std::string::npos) body["history"] = history_.json();
-  HttpResponse response = json_response(body);
+  HttpReply response = json_response(body);
   response.headers = {{"Cache-Control", "no-store"}};
   return response;
 }
 
-HttpResponse Service::metrics_text() {
-  HttpResponse response;
+HttpReply Service::metrics_text() {
+  HttpReply response;
   response.content_type = "text/plain; version=0.0.4; charset=utf-8";
   auto served = backend();
   std::optional<EngineStats> engine;
@@ -326,7 +326,7 @@ HttpResponse Service::metrics_text() {
   return response;
 }
 
-HttpResponse Service::tokenize(const HttpRequest& request) const {
+HttpReply Service::tokenize(const HttpRequest& request) const {
   auto served = backend();
   auto parsed = parse_json(request.body);
   if (!parsed) return error_response(invalid_json(parsed.error()));
@@ -379,7 +379,7 @@ HttpResponse Service::tokenize(const HttpRequest& request) const {
       {{"tokens", std::move(out)}, {"count", tokens->size()}, {"max_model_len", served->n_ctx}});
 }
 
-HttpResponse Service::detokenize(const HttpRequest& request) const {
+HttpReply Service::detokenize(const HttpRequest& request) const {
   auto served = backend();
   auto parsed = parse_json(request.body);
   if (!parsed) return error_response(invalid_json(parsed.error()));

@@ -40,7 +40,7 @@ class Service final : public HttpHandler {
   void stop() { worker_.stop(); }  // after the HTTP server has stopped, before the engine goes
   void sample();                   // takes a point of the history; call every few seconds
 
-  std::optional<HttpResponse> answer_early(const HttpRequest& head) override;
+  std::optional<HttpReply> answer_early(const HttpRequest& head) override;
   void handle(HttpRequest request, std::shared_ptr<Exchange> exchange) override;
   void answered(const std::string& method, const std::string& path, int status,
                 double seconds) override;
@@ -52,14 +52,14 @@ class Service final : public HttpHandler {
   void complete(HttpRequest request, std::shared_ptr<Exchange> exchange, bool chat);
   void run_completion(const HttpRequest& request, std::shared_ptr<Exchange> exchange, bool chat,
                       std::chrono::steady_clock::time_point arrived);
-  HttpResponse health(bool live_only) const;
-  HttpResponse models(std::string_view only) const;
-  HttpResponse version() const;
-  HttpResponse stats(const std::string& query) const;
-  HttpResponse metrics_text();
-  HttpResponse tokenize(const HttpRequest& request) const;
-  HttpResponse detokenize(const HttpRequest& request) const;
-  std::optional<HttpResponse> not_ready() const;
+  HttpReply health(bool live_only) const;
+  HttpReply models(std::string_view only) const;
+  HttpReply version() const;
+  HttpReply stats(const std::string& query) const;
+  HttpReply metrics_text();
+  HttpReply tokenize(const HttpRequest& request) const;
+  HttpReply detokenize(const HttpRequest& request) const;
+  std::optional<HttpReply> not_ready() const;
   void warn_ignored(const std::vector<std::string>& fields);
   std::string bounded_domain(const std::string& domain);
 

@@ -1,0 +1,78 @@
+#include "runtime/cli/flags.h"
+
+#include <fmt/format.h>
+
+#include <cstdlib>
+
+namespace foretoken {
+
+Flags::Flags(std::string name, std::string summary) : app_(std::move(summary), std::move(name)) {
+  app_.set_config("--config", "", "a TOML file of flags (a-flag = value)");
+  app_.add_flag("--print-config", print_config_, "print every flag's value as TOML, and exit")->configurable(false);
+  app_.allow_config_extras(false);
+  app_.get_formatter()->column_width(38);
+}
+
+CLI::Option* Flags::named(CLI::Option* option, const std::string& flag) {
+  std::string environment = "FORETOKEN_";
+  for (char c : flag) environment += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  known_.push_back({flag, environment, option->get_items_expected_max() == 0});
+  // The variable is shown in --help; it is read in parse(), because CLI11 would let the file win over it.
+  return option->description(option->get_description() + fmt::format(" [{}]", environment));
+}
+
+CLI::Option* Flags::toggle(const std::string& flag, bool& value, const std::string& help) {
+  return named(app_.add_flag(fmt::format("--{0},!--no-{0}", flag), value, help)->capture_default_str(), flag);
+}
+
+std::optional<int> Flags::parse(int argc, char** argv) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  auto given = [&](const std::string& name) {
+    for (const std::string& a : arguments)
+      if (a == name || a.rfind(name + "=", 0) == 0) return true;
+    return false;
+  };
+  std::vector<std::string> from_environment;
+  for (const Known& known : known_) {
+    const char* value = std::getenv(known.environment.c_str());
+    if (!value || !*value || given("--" + known.flag) || given("--no-" + known.flag)) continue;
+    from_environment.push_back(fmt::format("--{}={}", known.flag, value));
+  }
+  if (const char* config = std::getenv("FORETOKEN_CONFIG"); config && *config && !given("--config"))
+    from_environment.push_back(fmt::format("--config={}", config));
+  arguments.insert(arguments.begin(), from_environment.begin(), from_environment.end());
+  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());   // what CLI11 wants
+  try {
+    app_.parse(reversed);
+  } catch (const CLI::ParseError& error) {
+    int status = app_.exit(error);
+    return status == 0 ? 0 : 2;
+  }
+  if (print_config_) {
+    fmt::print("{}", app_.config_to_str(true, false));
+    return 0;
+  }
+  return std::nullopt;
+}
+
+std::optional<std::size_t> parse_bytes(const std::string& text) {
+  std::size_t end = 0;
+  double value = 0;
+  try {
+    value = std::stod(text, &end);
+  } catch (const std::exception&) {
+    return std::nullopt;
+  }
+  std::string unit = text.substr(end);
+  if (unit.size() > 1 && (unit.substr(1) == "B" || unit.substr(1) == "iB")) unit.resize(1);
+  double factor = 1;
+  if (unit == "K" || unit == "k") factor = 1024;
+  else if (unit == "M") factor = 1024.0 * 1024;
+  else if (unit == "G") factor = 1024.0 * 1024 * 1024;
+  else if (unit == "T") factor = 1024.0 * 1024 * 1024 * 1024;
+  else if (!unit.empty() && unit != "B") return std::nullopt;
+  if (!(value >= 0) || value * factor > 1e15) return std::nullopt;
+  return static_cast<std::size_t>(value * factor);
+}
+
+}  // namespace foretoken

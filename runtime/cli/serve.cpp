@@ -1,0 +1,25 @@
+// foretoken serve: the server alone; a trainer may connect to its endpoints.
+#include <fmt/format.h>
+
+#include "runtime/cli/command.h"
+#include "runtime/cli/server.h"
+
+namespace foretoken {
+namespace {
+
+int serve_main(int argc, char** argv) {
+  Flags flags("foretoken serve", "Serves a model over the OpenAI API, with speculation.");
+  ServeFlags options;
+  options.add_to(flags);
+  if (auto status = flags.parse(argc, argv)) return *status;
+  if (Status status = options.finish(); !status) {
+    fmt::print(stderr, "foretoken serve: {}\n", status.error().message);
+    return 2;
+  }
+  return run_server(options, {});
+}
+
+const Subcommand kServe{"serve", "serve a model over the OpenAI API, with speculation", serve_main, 10};
+
+}  // namespace
+}  // namespace foretoken

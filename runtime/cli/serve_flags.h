@@ -1,0 +1,36 @@
+// The flags of `foretoken serve` (and, handed through, of `up`), checked and typed.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "runtime/cli/flags.h"
+#include "runtime/engine/engine.h"
+#include "runtime/serve/http_server.h"
+
+namespace foretoken {
+
+struct ServeFlags {
+  std::string model, spec_draft_model;
+  std::vector<std::string> served_model_names;
+  std::string api_key_file, state_dir, trace_dir;
+  std::string trace_endpoint, weights_endpoint;      // empty: no trainer
+  std::string device = "cpu", log_level = "info";
+  std::string calibration_text;
+  bool calibration = true, check = false;
+  double shutdown_timeout_s = 30, health_stall_timeout_s = 30;
+  EngineOptions engine;
+  HttpServerOptions http;
+
+  void add_to(Flags& flags);
+  // After parsing: enumerations, sizes and combinations. Errors name the flag, what was found and wanted.
+  Status finish();
+
+ private:
+  std::string kv_cache_dtype_ = "int2", draft_kv_cache_dtype_ = "int2", spec_type_ = "auto", spec_sampling_ = "invariant";
+  std::string kv_cache_memory_ = "0", max_body_ = "8M";
+};
+
+std::string default_state_dir();                     // $XDG_STATE_HOME/foretoken, ~/.local/state/foretoken
+
+}  // namespace foretoken
