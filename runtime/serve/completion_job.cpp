@@ -80,23 +80,23 @@ std::variant<AdmittedRequest, ApiError> admit(const Backend& backend, Completion
   return admitted;
 }
 
-CompletionJob::CompletionJob(const Backend& backend, RequestMetrics& metrics,
+CompletionJob::CompletionJob(std::shared_ptr<const Backend> backend, RequestMetrics& metrics,
                              std::shared_ptr<Exchange> exchange, AdmittedRequest admitted)
-    : backend_(backend),
+    : backend_(std::move(backend)),
       metrics_(metrics),
       exchange_(std::move(exchange)),
       admitted_(std::move(admitted)) {
   const CompletionRequest& request = admitted_.request;
   identity_.chat = request.chat;
   identity_.id = random_id(request.chat ? "chatcmpl-" : "cmpl-");
-  identity_.model = request.model.empty() ? backend_.names.front() : request.model;
-  identity_.system_fingerprint = "fp_" + backend_.fingerprint_hex.substr(0, 12);
+  identity_.model = request.model.empty() ? backend_->names.front() : request.model;
+  identity_.system_fingerprint = "fp_" + backend_->fingerprint_hex.substr(0, 12);
   identity_.created_unix_s = std::chrono::duration_cast<std::chrono::seconds>(
                                  std::chrono::system_clock::now().time_since_epoch())
                                  .count();
   for (int p = 0; p < static_cast<int>(admitted_.prompts.size()); ++p)
     for (int i = 0; i < request.n; ++i)
-      choices_.push_back(Choice{{}, p, ChoiceText(*backend_.tokenizer, request.stop)});
+      choices_.push_back(Choice{{}, p, ChoiceText(*backend_->tokenizer, request.stop)});
   open_choices_ = choices_.size();
 }
 
@@ -111,7 +111,7 @@ void CompletionJob::submit_all() {
   for (std::size_t index = 0; index < choices_.size(); ++index) {
     Choice& choice = choices_[index];
     EngineRequest engine_request;
-    choice.id = engine_request.id = backend_.engine->next_request_id();
+    choice.id = engine_request.id = backend_->engine->next_request_id();
     engine_request.choice = static_cast<int>(index) % request.n;
     engine_request.prompt = admitted_.prompts[static_cast<std::size_t>(choice.prompt)];
     engine_request.sampling = request.sampling;
@@ -120,7 +120,7 @@ void CompletionJob::submit_all() {
         static_cast<int>(admitted_.max_tokens[static_cast<std::size_t>(choice.prompt)]);
     engine_request.stop_tokens = request.stop_tokens;
     if (!request.ignore_eos) {
-      const auto& ends = backend_.tokenizer->end_of_generation();
+      const auto& ends = backend_->tokenizer->end_of_generation();
       engine_request.stop_tokens.insert(engine_request.stop_tokens.end(), ends.begin(), ends.end());
     }
     engine_request.top_logprobs = request.top_logprobs;
@@ -132,7 +132,7 @@ void CompletionJob::submit_all() {
       auto held = std::make_shared<EngineEvent>(std::move(event));
       self->exchange_->post([self, index, held] { self->on_event(index, std::move(*held)); });
     };
-    if (Status status = backend_.engine->submit(std::move(engine_request)); !status) {
+    if (Status status = backend_->engine->submit(std::move(engine_request)); !status) {
       switch (status.error().code) {
         case ErrorCode::kUnavailable:
           return fail(ApiError::overloaded(status.error().message));
@@ -141,7 +141,7 @@ void CompletionJob::submit_all() {
           error.code = "context_length_exceeded";
           error.n_prompt_tokens = static_cast<std::int64_t>(
               admitted_.prompts[static_cast<std::size_t>(choice.prompt)].size());
-          error.n_ctx = backend_.n_ctx;
+          error.n_ctx = backend_->n_ctx;
           return fail(std::move(error));
         }
         case ErrorCode::kInvalidInput:
@@ -190,7 +190,7 @@ void CompletionJob::on_event(std::size_t index, EngineEvent event) {
   emit(index, std::move(output));
   if (done_) return;
   if (choice.text.matched_stop()) {
-    if (!event.finish) backend_.engine->cancel(choice.id);
+    if (!event.finish) backend_->engine->cancel(choice.id);
     end_choice(index, "stop", json::value(*choice.text.matched_stop()));
   } else if (event.finish == FinishReason::kStop) {
     // As vLLM: null for the model's own end of generation, the id for one of stop_token_ids.
@@ -221,7 +221,7 @@ void CompletionJob::emit(std::size_t index, ChoiceText::Output output) {
   if (output.text.empty() && output.logprobs.empty()) return;
   json::value logprobs = nullptr;
   if (request.top_logprobs >= 0)
-    logprobs = logprobs_json(*backend_.tokenizer, output.logprobs, request.chat);
+    logprobs = logprobs_json(*backend_->tokenizer, output.logprobs, request.chat);
   json::object content =
       request.chat ? json::object{{"content", output.text}} : json::object{{"text", output.text}};
   send_chunk(chunk_choice(choice, index, std::move(content), std::move(logprobs)), false);
@@ -297,7 +297,7 @@ void CompletionJob::complete() {
     else
       out["text"] = choice.shown;
     out["logprobs"] = request.top_logprobs >= 0
-                          ? logprobs_json(*backend_.tokenizer, choice.logprobs, request.chat)
+                          ? logprobs_json(*backend_->tokenizer, choice.logprobs, request.chat)
                           : json::value(nullptr);
     out["finish_reason"] = choice.finish_reason;
     out["stop_reason"] = choice.stop_reason;
@@ -335,7 +335,7 @@ void CompletionJob::abandon() {
 
 void CompletionJob::cancel_all() {
   for (Choice& choice : choices_)
-    if (choice.submitted && !choice.ended) backend_.engine->cancel(choice.id);
+    if (choice.submitted && !choice.ended) backend_->engine->cancel(choice.id);
 }
 
 AnswerTotals CompletionJob::totals() const {

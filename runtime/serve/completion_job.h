@@ -32,7 +32,7 @@ std::variant<AdmittedRequest, ApiError> admit(const Backend& backend, Completion
 
 class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
  public:
-  CompletionJob(const Backend& backend, RequestMetrics& metrics, std::shared_ptr<Exchange> exchange,
+  CompletionJob(std::shared_ptr<const Backend> backend, RequestMetrics& metrics, std::shared_ptr<Exchange> exchange,
                 AdmittedRequest admitted);
   void start();  // on the exchange's executor
 
@@ -64,7 +64,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   AnswerTotals totals() const;
   void record(const std::string& reason);
 
-  const Backend& backend_;
+  const std::shared_ptr<const Backend> backend_;
   RequestMetrics& metrics_;
   std::shared_ptr<Exchange> exchange_;
   AdmittedRequest admitted_;

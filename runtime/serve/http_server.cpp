@@ -472,7 +472,7 @@ void Session::send(std::uint64_t serial, std::string bytes) {
       bytes.empty())
     return;
   if (!http_1_0_) bytes = fmt::format("{:x}\r\n{}\r\n", bytes.size(), bytes);
-  if (unsent_bytes_ + bytes.size() > server_.options_.max_unsent_bytes) {
+  if (unsent_bytes_ > 0 && unsent_bytes_ + bytes.size() > server_.options_.max_unsent_bytes) {
     spdlog::info("{} {}: the client reads too slowly, {} bytes are waiting; cancelled",
                  request_.method, request_.path, unsent_bytes_);
     return leave();

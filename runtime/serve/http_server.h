@@ -53,7 +53,9 @@ class HttpServer {
   // Binds and starts serving. The handler must outlive the server's threads (stop()).
   static Result<std::unique_ptr<HttpServer>> start(const HttpServerOptions& options,
                                                    HttpHandler& handler);
-  virtual ~HttpServer() = default;  // stop()s
+  // stop()s. Exchanges keep connections alive and those refer to the server: whoever holds some
+  // (the engine's open requests) must be gone before it.
+  virtual ~HttpServer() = default;
   virtual int port() const = 0;
   virtual int open_connections() const = 0;
   virtual int open_exchanges() const = 0;  // requests being answered

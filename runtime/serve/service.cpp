@@ -197,8 +197,7 @@ void Service::run_completion(const HttpRequest& http, std::shared_ptr<Exchange> 
   if (domain.empty()) domain = admitted.key_id.empty() ? "default" : admitted.key_id;
   admitted.domain = bounded_domain(domain);
   admitted.arrived = arrived;
-  // The job refers to the backend, which outlives the HTTP server's threads.
-  auto job = std::make_shared<CompletionJob>(*served, metrics_, exchange, std::move(admitted));
+  auto job = std::make_shared<CompletionJob>(served, metrics_, exchange, std::move(admitted));
   exchange->post([job] { job->start(); });
 }
 
