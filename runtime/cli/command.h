@@ -17,6 +17,6 @@ struct Subcommand {
   int place;
 };
 
-const std::vector<const Subcommand*>& subcommands();   // sorted by place, then name
+const std::vector<const Subcommand*>& subcommands();  // sorted by place, then name
 
 }  // namespace foretoken

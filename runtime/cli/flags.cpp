@@ -8,21 +8,26 @@ namespace foretoken {
 
 Flags::Flags(std::string name, std::string summary) : app_(std::move(summary), std::move(name)) {
   app_.set_config("--config", "", "a TOML file of flags (a-flag = value)");
-  app_.add_flag("--print-config", print_config_, "print every flag's value as TOML, and exit")->configurable(false);
+  app_.add_flag("--print-config", print_config_, "print every flag's value as TOML, and exit")
+      ->configurable(false);
   app_.allow_config_extras(false);
   app_.get_formatter()->column_width(38);
 }
 
 CLI::Option* Flags::named(CLI::Option* option, const std::string& flag) {
   std::string environment = "FORETOKEN_";
-  for (char c : flag) environment += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  for (char c : flag)
+    environment += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   known_.push_back({flag, environment, option->get_items_expected_max() == 0});
-  // The variable is shown in --help; it is read in parse(), because CLI11 would let the file win over it.
+  // The variable is shown in --help; it is read in parse(), because CLI11 would let the file win
+  // over it.
   return option->description(option->get_description() + fmt::format(" [{}]", environment));
 }
 
 CLI::Option* Flags::toggle(const std::string& flag, bool& value, const std::string& help) {
-  return named(app_.add_flag(fmt::format("--{0},!--no-{0}", flag), value, help)->capture_default_str(), flag);
+  return named(
+      app_.add_flag(fmt::format("--{0},!--no-{0}", flag), value, help)->capture_default_str(),
+      flag);
 }
 
 std::optional<int> Flags::parse(int argc, char** argv) {
@@ -41,7 +46,7 @@ std::optional<int> Flags::parse(int argc, char** argv) {
   if (const char* config = std::getenv("FORETOKEN_CONFIG"); config && *config && !given("--config"))
     from_environment.push_back(fmt::format("--config={}", config));
   arguments.insert(arguments.begin(), from_environment.begin(), from_environment.end());
-  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());   // what CLI11 wants
+  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());  // what CLI11 wants
   try {
     app_.parse(reversed);
   } catch (const CLI::ParseError& error) {
@@ -66,11 +71,16 @@ std::optional<std::size_t> parse_bytes(const std::string& text) {
   std::string unit = text.substr(end);
   if (unit.size() > 1 && (unit.substr(1) == "B" || unit.substr(1) == "iB")) unit.resize(1);
   double factor = 1;
-  if (unit == "K" || unit == "k") factor = 1024;
-  else if (unit == "M") factor = 1024.0 * 1024;
-  else if (unit == "G") factor = 1024.0 * 1024 * 1024;
-  else if (unit == "T") factor = 1024.0 * 1024 * 1024 * 1024;
-  else if (!unit.empty() && unit != "B") return std::nullopt;
+  if (unit == "K" || unit == "k")
+    factor = 1024;
+  else if (unit == "M")
+    factor = 1024.0 * 1024;
+  else if (unit == "G")
+    factor = 1024.0 * 1024 * 1024;
+  else if (unit == "T")
+    factor = 1024.0 * 1024 * 1024 * 1024;
+  else if (!unit.empty() && unit != "B")
+    return std::nullopt;
   if (!(value >= 0) || value * factor > 1e15) return std::nullopt;
   return static_cast<std::size_t>(value * factor);
 }

@@ -1,6 +1,6 @@
-// The flags of one subcommand: CLI11 with the house rules. Every flag --a-name has the environment variable
-// FORETOKEN_A_NAME and the key a-name in a TOML file given by --config; the command line wins, then the
-// environment, then the file. Every command has --config, --print-config and --help.
+// The flags of one subcommand: CLI11 with the house rules. Every flag --a-name has the environment
+// variable FORETOKEN_A_NAME and the key a-name in a TOML file given by --config; the command line
+// wins, then the environment, then the file. Every command has --config, --print-config and --help.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -22,7 +22,8 @@ class Flags {
   CLI::Option* toggle(const std::string& flag, bool& value, const std::string& help);
   CLI::App& app() { return app_; }
 
-  // nullopt: go on. Else the process ends with this status: --help, --print-config, or an error, all printed.
+  // nullopt: go on. Else the process ends with this status: --help, --print-config, or an error,
+  // all printed.
   std::optional<int> parse(int argc, char** argv);
 
  private:

@@ -12,14 +12,14 @@
 namespace foretoken {
 
 struct KvCalibrationChoice {
-  bool calibrate = true;        // false: the data-free recipe
-  std::string text_file;        // empty: the bundled text
+  bool calibrate = true;  // false: the data-free recipe
+  std::string text_file;  // empty: the bundled text
   std::string state_dir;
   int threads = 0;
 };
 
 // Null in bf16 mode, which needs none.
-Result<std::shared_ptr<const KvCalibration>> obtain_kv_calibration(const Model& model, const Tokenizer& tokenizer, KvMode mode,
-                                                                   const KvCalibrationChoice& choice);
+Result<std::shared_ptr<const KvCalibration>> obtain_kv_calibration(
+    const Model& model, const Tokenizer& tokenizer, KvMode mode, const KvCalibrationChoice& choice);
 
 }  // namespace foretoken

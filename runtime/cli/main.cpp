@@ -20,10 +20,14 @@ std::vector<const Subcommand*>& registry() {
 
 void print_help() {
   fmt::print(
-      "foretoken serves a language model with speculative decoding and trains the speculator from the traffic "
+      "foretoken serves a language model with speculative decoding and trains the speculator from "
+      "the traffic "
       "it serves.\n\nusage: foretoken COMMAND [flags]\n\n");
-  for (const Subcommand* command : subcommands()) fmt::print("  {:<10} {}\n", command->name, command->summary);
-  fmt::print("\nforetoken COMMAND --help shows a command's flags; foretoken --version what this binary is.\n");
+  for (const Subcommand* command : subcommands())
+    fmt::print("  {:<10} {}\n", command->name, command->summary);
+  fmt::print(
+      "\nforetoken COMMAND --help shows a command's flags; foretoken --version what this binary "
+      "is.\n");
 }
 
 int run(int argc, char** argv) {
@@ -35,8 +39,11 @@ int run(int argc, char** argv) {
     return 0;
   }
   if (!kernels::isa_environment_is_valid()) {
-    fmt::print(stderr, "foretoken: FORETOKEN_ISA names an instruction set this machine or build has not; it has:");
-    for (kernels::Isa isa : kernels::supported_isas()) fmt::print(stderr, " {}", kernels::isa_name(isa));
+    fmt::print(
+        stderr,
+        "foretoken: FORETOKEN_ISA names an instruction set this machine or build has not; it has:");
+    for (kernels::Isa isa : kernels::supported_isas())
+      fmt::print(stderr, " {}", kernels::isa_name(isa));
     fmt::print(stderr, "\n");
     return 2;
   }
@@ -70,7 +77,8 @@ const std::vector<const Subcommand*>& subcommands() {
 int main(int argc, char** argv) {
   try {
     return foretoken::run(argc, argv);
-  } catch (const std::exception& error) {   // a bug, or no memory: the libraries' own exceptions end earlier
+  } catch (const std::exception&
+               error) {  // a bug, or no memory: the libraries' own exceptions end earlier
     std::fprintf(stderr, "foretoken: %s\n", error.what());
     return 70;
   }

@@ -19,7 +19,8 @@ class Progress {
     if (percent <= shown_) return;
     if (terminal_) {
       int filled = percent * 30 / 100;
-      fmt::print(stderr, "\r{} [{}{}] {:3d} %{}", what_, std::string(filled, '#'), std::string(30 - filled, '.'), percent, percent == 100 ? "\n" : "");
+      fmt::print(stderr, "\r{} [{}{}] {:3d} %{}", what_, std::string(filled, '#'),
+                 std::string(30 - filled, '.'), percent, percent == 100 ? "\n" : "");
     } else if (percent == 100 || percent / 25 > shown_ / 25) {
       fmt::print(stderr, "{} {} %\n", what_, percent);
     }

@@ -19,7 +19,8 @@ int serve_main(int argc, char** argv) {
   return run_server(options, {});
 }
 
-const Subcommand kServe{"serve", "serve a model over the OpenAI API, with speculation", serve_main, 10};
+const Subcommand kServe{"serve", "serve a model over the OpenAI API, with speculation", serve_main,
+                        10};
 
 }  // namespace
 }  // namespace foretoken

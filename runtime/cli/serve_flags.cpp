@@ -7,90 +7,148 @@
 namespace foretoken {
 
 std::string default_state_dir() {
-  if (const char* state = std::getenv("XDG_STATE_HOME"); state && *state) return std::string(state) + "/foretoken";
-  if (const char* home = std::getenv("HOME"); home && *home) return std::string(home) + "/.local/state/foretoken";
+  if (const char* state = std::getenv("XDG_STATE_HOME"); state && *state)
+    return std::string(state) + "/foretoken";
+  if (const char* home = std::getenv("HOME"); home && *home)
+    return std::string(home) + "/.local/state/foretoken";
   return "/var/lib/foretoken";
 }
 
 void ServeFlags::add_to(Flags& flags) {
   state_dir = default_state_dir();
   flags.option("model", model, "the target model, a GGUF file");
-  flags.option("served-model-name", served_model_names, "names clients may ask for; default: the file's name");
+  flags.option("served-model-name", served_model_names,
+               "names clients may ask for; default: the file's name");
   flags.option("host", http.host, "address to listen on");
   flags.option("port", http.port, "port to listen on, 0: any")->check(CLI::Range(0, 65535));
   flags.option("api-key-file", api_key_file, "keys clients must send, one a line, # comments");
-  flags.option("max-model-len", engine.max_model_len, "tokens of prompt and answer together, 0: the model's, at most 8192")->check(CLI::Range(0, 1 << 24));
-  flags.option("max-num-seqs", engine.max_num_seqs, "requests in the batch")->check(CLI::Range(1, 256));
-  flags.option("max-batch-rows", engine.max_batch_rows, "rows of one round: prefill chunks and drafts")->check(CLI::Range(16, 8192));
-  flags.option("max-queue", engine.max_queue, "requests waiting; more are refused with 429")->check(CLI::Range(1, 1 << 20));
+  flags
+      .option("max-model-len", engine.max_model_len,
+              "tokens of prompt and answer together, 0: the model's, at most 8192")
+      ->check(CLI::Range(0, 1 << 24));
+  flags.option("max-num-seqs", engine.max_num_seqs, "requests in the batch")
+      ->check(CLI::Range(1, 256));
+  flags
+      .option("max-batch-rows", engine.max_batch_rows,
+              "rows of one round: prefill chunks and drafts")
+      ->check(CLI::Range(16, 8192));
+  flags.option("max-queue", engine.max_queue, "requests waiting; more are refused with 429")
+      ->check(CLI::Range(1, 1 << 20));
   flags.option("kv-cache-dtype", kv_cache_dtype_, "bf16 or int2");
   flags.option("draft-kv-cache-dtype", draft_kv_cache_dtype_, "of the draft model: bf16 or int2");
-  flags.option("kv-cache-memory", kv_cache_memory_, "bytes of the KV pool (64M, 2G), 0: enough for max-num-seqs");
+  flags.option("kv-cache-memory", kv_cache_memory_,
+               "bytes of the KV pool (64M, 2G), 0: enough for max-num-seqs");
   flags.option("kv-sink", engine.kv_sink, "first tokens kept in 16 bits, a multiple of 64");
-  flags.option("kv-window", engine.kv_window, "last tokens kept in 16 bits, a multiple of 64, at least 64");
+  flags.option("kv-window", engine.kv_window,
+               "last tokens kept in 16 bits, a multiple of 64, at least 64");
   flags.option("spec-type", spec_type_, "auto, head, ngram, model or none");
-  flags.option("spec-draft-model", spec_draft_model, "a GGUF file with the same tokenizer, for model and auto");
-  flags.option("spec-draft-n-max", engine.spec_draft_n_max, "longest draft")->check(CLI::Range(0, kMaxDraft));
-  flags.option("spec-draft-n-fixed", engine.spec_draft_n_fixed, "this draft length always, -1: by measured cost")->check(CLI::Range(-1, kMaxDraft));
-  flags.option("spec-sampling", spec_sampling_, "invariant (same tokens as without speculation) or rejection (same distribution)");
-  flags.option("control-fraction", engine.control_fraction, "share of rounds run without speculation, to measure the speedup")->check(CLI::Range(0.0, 0.5));
+  flags.option("spec-draft-model", spec_draft_model,
+               "a GGUF file with the same tokenizer, for model and auto");
+  flags.option("spec-draft-n-max", engine.spec_draft_n_max, "longest draft")
+      ->check(CLI::Range(0, kMaxDraft));
+  flags
+      .option("spec-draft-n-fixed", engine.spec_draft_n_fixed,
+              "this draft length always, -1: by measured cost")
+      ->check(CLI::Range(-1, kMaxDraft));
+  flags.option("spec-sampling", spec_sampling_,
+               "invariant (same tokens as without speculation) or rejection (same distribution)");
+  flags
+      .option("control-fraction", engine.control_fraction,
+              "share of rounds run without speculation, to measure the speedup")
+      ->check(CLI::Range(0.0, 0.5));
   flags.toggle("share-across-keys", engine.share_across_keys, "API keys share one traffic store");
-  flags.option("threads", engine.threads, "kernel threads, 0: all cores")->check(CLI::Range(0, 1024));
+  flags.option("threads", engine.threads, "kernel threads, 0: all cores")
+      ->check(CLI::Range(0, 1024));
   flags.option("device", device, "cpu");
-  flags.option("state-dir", state_dir, "where calibration and speculator versions are kept, by model");
-  flags.toggle("calibration", calibration, "calibrate the INT2 cache for this model at first start");
-  flags.option("calibration-text", calibration_text, "a text file to calibrate on instead of the bundled one");
-  flags.option("trace-endpoint", trace_endpoint, "where traces go to a trainer: tcp://127.0.0.1:5555 or ipc:///path");
-  flags.option("weights-endpoint", weights_endpoint, "where a trainer's weights come from, likewise");
+  flags.option("state-dir", state_dir,
+               "where calibration and speculator versions are kept, by model");
+  flags.toggle("calibration", calibration,
+               "calibrate the INT2 cache for this model at first start");
+  flags.option("calibration-text", calibration_text,
+               "a text file to calibrate on instead of the bundled one");
+  flags.option("trace-endpoint", trace_endpoint,
+               "where traces go to a trainer: tcp://127.0.0.1:5555 or ipc:///path");
+  flags.option("weights-endpoint", weights_endpoint,
+               "where a trainer's weights come from, likewise");
   flags.option("trace-dir", trace_dir, "also write traces to segments here");
-  flags.option("shutdown-timeout", shutdown_timeout_s, "seconds SIGTERM waits for requests in flight")->check(CLI::Range(0.0, 86400.0));
-  flags.option("health-stall-timeout", health_stall_timeout_s, "seconds without an engine round until /health says 503")->check(CLI::Range(1.0, 3600.0));
+  flags
+      .option("shutdown-timeout", shutdown_timeout_s,
+              "seconds SIGTERM waits for requests in flight")
+      ->check(CLI::Range(0.0, 86400.0));
+  flags
+      .option("health-stall-timeout", health_stall_timeout_s,
+              "seconds without an engine round until /health says 503")
+      ->check(CLI::Range(1.0, 3600.0));
   flags.option("http-threads", http.io_threads, "I/O threads")->check(CLI::Range(1, 64));
-  flags.option("max-connections", http.max_connections, "open connections")->check(CLI::Range(1, 1 << 20));
+  flags.option("max-connections", http.max_connections, "open connections")
+      ->check(CLI::Range(1, 1 << 20));
   flags.option("max-body-bytes", max_body_, "largest request body");
-  flags.option("header-timeout", http.header_timeout_s, "seconds for a request's headers")->check(CLI::Range(0.1, 3600.0));
-  flags.option("body-timeout", http.body_timeout_s, "seconds for a request's body")->check(CLI::Range(0.1, 3600.0));
-  flags.option("idle-timeout", http.idle_timeout_s, "seconds a connection may idle")->check(CLI::Range(0.1, 86400.0));
-  flags.option("sse-ping-interval", http.ping_interval_s, "seconds of silence on a stream until a comment is sent")->check(CLI::Range(0.1, 3600.0));
-  flags.option("cors-origins", http.cors_origins, "origins browsers may call from; none: no CORS headers");
+  flags.option("header-timeout", http.header_timeout_s, "seconds for a request's headers")
+      ->check(CLI::Range(0.1, 3600.0));
+  flags.option("body-timeout", http.body_timeout_s, "seconds for a request's body")
+      ->check(CLI::Range(0.1, 3600.0));
+  flags.option("idle-timeout", http.idle_timeout_s, "seconds a connection may idle")
+      ->check(CLI::Range(0.1, 86400.0));
+  flags
+      .option("sse-ping-interval", http.ping_interval_s,
+              "seconds of silence on a stream until a comment is sent")
+      ->check(CLI::Range(0.1, 3600.0));
+  flags.option("cors-origins", http.cors_origins,
+               "origins browsers may call from; none: no CORS headers");
   flags.option("log-level", log_level, "trace, debug, info, warn, error");
-  flags.app().add_flag("--check", check, "read the model's metadata, say what would run, and exit")->configurable(false);
+  flags.app()
+      .add_flag("--check", check, "read the model's metadata, say what would run, and exit")
+      ->configurable(false);
 }
 
 Status ServeFlags::finish() {
   auto wrong = [](std::string_view flag, std::string_view found, std::string_view wanted) {
-    return Error{ErrorCode::kInvalidInput, fmt::format("--{}: found \"{}\", wanted {}", flag, found, wanted)};
+    return Error{ErrorCode::kInvalidInput,
+                 fmt::format("--{}: found \"{}\", wanted {}", flag, found, wanted)};
   };
   if (model.empty()) return Error{ErrorCode::kInvalidInput, "--model: missing, wanted a GGUF file"};
   if (device != "cpu") return wrong("device", device, "cpu (this build has no other)");
-  for (auto [flag, text, mode] : {std::tuple{"kv-cache-dtype", &kv_cache_dtype_, &engine.kv_cache_dtype},
-                                  std::tuple{"draft-kv-cache-dtype", &draft_kv_cache_dtype_, &engine.draft_kv_cache_dtype}}) {
+  for (auto [flag, text, mode] :
+       {std::tuple{"kv-cache-dtype", &kv_cache_dtype_, &engine.kv_cache_dtype},
+        std::tuple{"draft-kv-cache-dtype", &draft_kv_cache_dtype_, &engine.draft_kv_cache_dtype}}) {
     auto parsed = parse_kv_mode(*text);
     if (!parsed) return wrong(flag, *text, "bf16 or int2");
     *mode = *parsed;
   }
-  if (spec_type_ == "none") engine.spec_type = SpecType::kNone;
-  else if (spec_type_ == "ngram") engine.spec_type = SpecType::kNgram;
-  else if (spec_type_ == "model") engine.spec_type = SpecType::kModel;
-  else if (spec_type_ == "head") engine.spec_type = SpecType::kHead;
-  else if (spec_type_ == "auto") engine.spec_type = SpecType::kAuto;
-  else return wrong("spec-type", spec_type_, "auto, head, ngram, model or none");
+  if (spec_type_ == "none")
+    engine.spec_type = SpecType::kNone;
+  else if (spec_type_ == "ngram")
+    engine.spec_type = SpecType::kNgram;
+  else if (spec_type_ == "model")
+    engine.spec_type = SpecType::kModel;
+  else if (spec_type_ == "head")
+    engine.spec_type = SpecType::kHead;
+  else if (spec_type_ == "auto")
+    engine.spec_type = SpecType::kAuto;
+  else
+    return wrong("spec-type", spec_type_, "auto, head, ngram, model or none");
   if (engine.spec_type == SpecType::kModel && spec_draft_model.empty())
     return Error{ErrorCode::kInvalidInput, "--spec-type model: wanted --spec-draft-model too"};
-  if (spec_sampling_ == "invariant") engine.spec_sampling = SpecSampling::kInvariant;
-  else if (spec_sampling_ == "rejection") engine.spec_sampling = SpecSampling::kRejection;
-  else return wrong("spec-sampling", spec_sampling_, "invariant or rejection");
-  if (engine.kv_sink < 0 || engine.kv_sink % 64 != 0) return wrong("kv-sink", std::to_string(engine.kv_sink), "a multiple of 64");
+  if (spec_sampling_ == "invariant")
+    engine.spec_sampling = SpecSampling::kInvariant;
+  else if (spec_sampling_ == "rejection")
+    engine.spec_sampling = SpecSampling::kRejection;
+  else
+    return wrong("spec-sampling", spec_sampling_, "invariant or rejection");
+  if (engine.kv_sink < 0 || engine.kv_sink % 64 != 0)
+    return wrong("kv-sink", std::to_string(engine.kv_sink), "a multiple of 64");
   if (engine.kv_window < 64 || engine.kv_window % 64 != 0)
     return wrong("kv-window", std::to_string(engine.kv_window), "a multiple of 64, at least 64");
   auto memory = parse_bytes(kv_cache_memory_);
   if (!memory) return wrong("kv-cache-memory", kv_cache_memory_, "a size like 512M");
   engine.kv_cache_memory = *memory;
   auto body = parse_bytes(max_body_);
-  if (!body || *body < 1024 || *body > (std::size_t{1} << 30)) return wrong("max-body-bytes", max_body_, "a size from 1K to 1G");
+  if (!body || *body < 1024 || *body > (std::size_t{1} << 30))
+    return wrong("max-body-bytes", max_body_, "a size from 1K to 1G");
   http.max_body_bytes = *body;
   if (trace_endpoint.empty() != weights_endpoint.empty())
-    return Error{ErrorCode::kInvalidInput, "--trace-endpoint and --weights-endpoint: wanted both or neither"};
+    return Error{ErrorCode::kInvalidInput,
+                 "--trace-endpoint and --weights-endpoint: wanted both or neither"};
   if (served_model_names.empty()) {
     std::string name = model.substr(model.find_last_of('/') + 1);
     if (name.ends_with(".gguf")) name.resize(name.size() - 5);

@@ -14,7 +14,7 @@ struct ServeFlags {
   std::string model, spec_draft_model;
   std::vector<std::string> served_model_names;
   std::string api_key_file, state_dir, trace_dir;
-  std::string trace_endpoint, weights_endpoint;      // empty: no trainer
+  std::string trace_endpoint, weights_endpoint;  // empty: no trainer
   std::string device = "cpu", log_level = "info";
   std::string calibration_text;
   bool calibration = true, check = false;
@@ -23,14 +23,16 @@ struct ServeFlags {
   HttpServerOptions http;
 
   void add_to(Flags& flags);
-  // After parsing: enumerations, sizes and combinations. Errors name the flag, what was found and wanted.
+  // After parsing: enumerations, sizes and combinations. Errors name the flag, what was found and
+  // wanted.
   Status finish();
 
  private:
-  std::string kv_cache_dtype_ = "int2", draft_kv_cache_dtype_ = "int2", spec_type_ = "auto", spec_sampling_ = "invariant";
+  std::string kv_cache_dtype_ = "int2", draft_kv_cache_dtype_ = "int2", spec_type_ = "auto",
+              spec_sampling_ = "invariant";
   std::string kv_cache_memory_ = "0", max_body_ = "8M";
 };
 
-std::string default_state_dir();                     // $XDG_STATE_HOME/foretoken, ~/.local/state/foretoken
+std::string default_state_dir();  // $XDG_STATE_HOME/foretoken, ~/.local/state/foretoken
 
 }  // namespace foretoken

@@ -43,16 +43,24 @@ bool wait_for_stop(std::chrono::milliseconds at_most) {
 
 int fail(const Error& error) {
   spdlog::error("{}", error.message);
-  return error.code == ErrorCode::kInvalidInput || error.code == ErrorCode::kNotFound || error.code == ErrorCode::kUnsupported ? 2 : 1;
+  return error.code == ErrorCode::kInvalidInput || error.code == ErrorCode::kNotFound ||
+                 error.code == ErrorCode::kUnsupported
+             ? 2
+             : 1;
 }
 
 std::string_view spec_name(SpecType type) {
   switch (type) {
-    case SpecType::kNone: return "none";
-    case SpecType::kNgram: return "ngram";
-    case SpecType::kModel: return "model";
-    case SpecType::kHead: return "head";
-    case SpecType::kAuto: return "auto";
+    case SpecType::kNone:
+      return "none";
+    case SpecType::kNgram:
+      return "ngram";
+    case SpecType::kModel:
+      return "model";
+    case SpecType::kHead:
+      return "head";
+    case SpecType::kAuto:
+      return "auto";
   }
   return "?";
 }
@@ -68,17 +76,20 @@ struct Loaded {
   std::unique_ptr<Engine> engine;
 };
 
-Result<std::unique_ptr<ChatTemplate>> load_chat_template(const GgufFile& file, const Tokenizer& tokenizer) {
+Result<std::unique_ptr<ChatTemplate>> load_chat_template(const GgufFile& file,
+                                                         const Tokenizer& tokenizer) {
   auto source = file.get_string("tokenizer.chat_template");
   if (!source) return std::unique_ptr<ChatTemplate>();
   std::string bos, eos;
   if (auto id = tokenizer.bos()) bos = std::string(tokenizer.bytes(*id, true));
-  if (auto id = file.get_uint("tokenizer.ggml.eos_token_id"); id && *id < static_cast<std::uint64_t>(tokenizer.vocabulary_size()))
+  if (auto id = file.get_uint("tokenizer.ggml.eos_token_id");
+      id && *id < static_cast<std::uint64_t>(tokenizer.vocabulary_size()))
     eos = std::string(tokenizer.bytes(static_cast<TokenId>(*id), true));
   return ChatTemplate::parse(*source, bos, eos);
 }
 
-Result<std::shared_ptr<const Model>> load_model(const std::string& path, int threads, const char* what, Service* service) {
+Result<std::shared_ptr<const Model>> load_model(const std::string& path, int threads,
+                                                const char* what, Service* service) {
   Progress progress(fmt::format("loading {}", what));
   ModelLoadOptions options;
   options.threads = threads;
@@ -97,19 +108,25 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
   if (!tokenizer) return tokenizer.error();
   loaded.tokenizer = std::move(*tokenizer);
   auto chat_template = load_chat_template(loaded.model->file(), *loaded.tokenizer);
-  if (chat_template) loaded.chat_template = std::move(*chat_template);
-  else spdlog::warn("the model's chat template cannot be used, /v1/chat/completions is off: {}", chat_template.error().message);
+  if (chat_template)
+    loaded.chat_template = std::move(*chat_template);
+  else
+    spdlog::warn("the model's chat template cannot be used, /v1/chat/completions is off: {}",
+                 chat_template.error().message);
   if (!flags.spec_draft_model.empty()) {
     auto draft = load_model(flags.spec_draft_model, flags.engine.threads, "draft model", nullptr);
     if (!draft) return draft.error();
     loaded.draft_model = *draft;
   }
-  KvCalibrationChoice choice{flags.calibration, flags.calibration_text, flags.state_dir, flags.engine.threads};
-  auto calibration = obtain_kv_calibration(*loaded.model, *loaded.tokenizer, flags.engine.kv_cache_dtype, choice);
+  KvCalibrationChoice choice{flags.calibration, flags.calibration_text, flags.state_dir,
+                             flags.engine.threads};
+  auto calibration =
+      obtain_kv_calibration(*loaded.model, *loaded.tokenizer, flags.engine.kv_cache_dtype, choice);
   if (!calibration) return calibration.error();
   std::shared_ptr<const KvCalibration> draft_calibration;
   if (loaded.draft_model) {
-    auto made = obtain_kv_calibration(*loaded.draft_model, *loaded.tokenizer, flags.engine.draft_kv_cache_dtype, choice);
+    auto made = obtain_kv_calibration(*loaded.draft_model, *loaded.tokenizer,
+                                      flags.engine.draft_kv_cache_dtype, choice);
     if (!made) return made.error();
     draft_calibration = *made;
   }
@@ -125,13 +142,15 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
   auto opened = ServerLink::create(link);
   if (!opened) return opened.error();
   loaded.link = std::move(*opened);
-  auto engine = Engine::create(loaded.model, *calibration, loaded.draft_model, draft_calibration, flags.engine, loaded.link->sink());
+  auto engine = Engine::create(loaded.model, *calibration, loaded.draft_model, draft_calibration,
+                               flags.engine, loaded.link->sink());
   if (!engine) return engine.error();
   loaded.engine = std::move(*engine);
   Engine* running = loaded.engine.get();
-  loaded.link->start([running](std::shared_ptr<const FusionTable> table, SpeculatorVersion version) {
-    running->swap_fusion(std::move(table), version);
-  });
+  loaded.link->start(
+      [running](std::shared_ptr<const FusionTable> table, SpeculatorVersion version) {
+        running->swap_fusion(std::move(table), version);
+      });
   return Ok{};
 }
 
@@ -155,31 +174,41 @@ std::shared_ptr<Backend> describe(const ServeFlags& flags, const Loaded& loaded)
     for (std::int64_t extent : tensor.shape) n *= extent;
     backend->n_params += n;
   }
-  backend->created_unix_s = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  backend->created_unix_s = std::chrono::duration_cast<std::chrono::seconds>(
+                                std::chrono::system_clock::now().time_since_epoch())
+                                .count();
   return backend;
 }
 
-void print_summary(const ServeFlags& flags, const Loaded& loaded, const Backend& backend, int port) {
+void print_summary(const ServeFlags& flags, const Loaded& loaded, const Backend& backend,
+                   int port) {
   const EngineOptions& o = loaded.engine->options();
   const KvStats kv = loaded.engine->stats().kv;
   const ModelConfig& config = loaded.model->config();
-  fmt::print(stderr,
-             "foretoken {} ({})\n"
-             "  model       {} ({}, {:.0f}M parameters, {} in memory, fingerprint {})\n"
-             "  kernels     {}, {} threads\n"
-             "  context     {} tokens, up to {} requests at once\n"
-             "  KV cache    {}: {:.0f} bytes a token{}, pool {}\n"
-             "  speculator  {}{}, drafts up to {}, {} sampling\n"
-             "  trainer     {}\n"
-             "  listening   http://{}:{} (dashboard: http://{}:{}/dashboard)\n",
-             build_version(), build_git(), backend.names.front(), config.architecture, static_cast<double>(backend.n_params) / 1e6,
-             mebibytes(static_cast<double>(backend.weight_bytes)), backend.fingerprint_hex.substr(0, 12), backend.isa, o.threads, o.max_model_len,
-             o.max_num_seqs, backend.kv_mode, o.kv_cache_dtype == KvMode::kBf16 ? kv.bytes_per_token_bf16 : kv.bytes_per_token_sealed,
-             o.kv_cache_dtype == KvMode::kBf16 ? std::string() : fmt::format(" (bf16 would be {:.0f})", kv.bytes_per_token_bf16),
-             mebibytes(static_cast<double>(kv.pool_bytes)), spec_name(o.spec_type),
-             loaded.draft_model ? " with draft model " + loaded.draft_model->config().name : std::string(), o.spec_draft_n_max,
-             o.spec_sampling == SpecSampling::kInvariant ? "drafter-invariant" : "rejection",
-             flags.trace_endpoint.empty() ? std::string("none") : flags.trace_endpoint, flags.http.host, port, flags.http.host, port);
+  fmt::print(
+      stderr,
+      "foretoken {} ({})\n"
+      "  model       {} ({}, {:.0f}M parameters, {} in memory, fingerprint {})\n"
+      "  kernels     {}, {} threads\n"
+      "  context     {} tokens, up to {} requests at once\n"
+      "  KV cache    {}: {:.0f} bytes a token{}, pool {}\n"
+      "  speculator  {}{}, drafts up to {}, {} sampling\n"
+      "  trainer     {}\n"
+      "  listening   http://{}:{} (dashboard: http://{}:{}/dashboard)\n",
+      build_version(), build_git(), backend.names.front(), config.architecture,
+      static_cast<double>(backend.n_params) / 1e6,
+      mebibytes(static_cast<double>(backend.weight_bytes)), backend.fingerprint_hex.substr(0, 12),
+      backend.isa, o.threads, o.max_model_len, o.max_num_seqs, backend.kv_mode,
+      o.kv_cache_dtype == KvMode::kBf16 ? kv.bytes_per_token_bf16 : kv.bytes_per_token_sealed,
+      o.kv_cache_dtype == KvMode::kBf16
+          ? std::string()
+          : fmt::format(" (bf16 would be {:.0f})", kv.bytes_per_token_bf16),
+      mebibytes(static_cast<double>(kv.pool_bytes)), spec_name(o.spec_type),
+      loaded.draft_model ? " with draft model " + loaded.draft_model->config().name : std::string(),
+      o.spec_draft_n_max,
+      o.spec_sampling == SpecSampling::kInvariant ? "drafter-invariant" : "rejection",
+      flags.trace_endpoint.empty() ? std::string("none") : flags.trace_endpoint, flags.http.host,
+      port, flags.http.host, port);
 }
 
 void set_up_logging(const std::string& level) {
@@ -197,20 +226,27 @@ int check(const ServeFlags& flags) {
   if (!tokenizer) return fail(tokenizer.error());
   auto chat_template = load_chat_template(**file, **tokenizer);
   fmt::print(
-      "model          {}\narchitecture   {}\ntensors        {}\nfile           {}\nvocabulary     {}\nchat template  {}\n"
-      "kernels        {}\nKV cache       {}\nspeculator     {}\nwould listen   http://{}:{}\nstate folder   {}\n",
-      flags.model, (*file)->get_string("general.architecture").value_or("?"), (*file)->tensors().size(),
-      mebibytes(static_cast<double>((*file)->file_bytes())), (*tokenizer)->vocabulary_size(),
-      !chat_template ? "unusable: " + chat_template.error().message : *chat_template ? "yes" : "none",
-      kernels::isa_name(kernels::active_isa()), kv_mode_name(flags.engine.kv_cache_dtype), spec_name(flags.engine.spec_type), flags.http.host,
-      flags.http.port, flags.state_dir);
+      "model          {}\narchitecture   {}\ntensors        {}\nfile           {}\nvocabulary     "
+      "{}\nchat template  {}\n"
+      "kernels        {}\nKV cache       {}\nspeculator     {}\nwould listen   http://{}:{}\nstate "
+      "folder   {}\n",
+      flags.model, (*file)->get_string("general.architecture").value_or("?"),
+      (*file)->tensors().size(), mebibytes(static_cast<double>((*file)->file_bytes())),
+      (*tokenizer)->vocabulary_size(),
+      !chat_template   ? "unusable: " + chat_template.error().message
+      : *chat_template ? "yes"
+                       : "none",
+      kernels::isa_name(kernels::active_isa()), kv_mode_name(flags.engine.kv_cache_dtype),
+      spec_name(flags.engine.spec_type), flags.http.host, flags.http.port, flags.state_dir);
   return 0;
 }
 
 // New requests are refused, open ones finish until the time is over or a second signal comes.
 void drain(const ServeFlags& flags, Service& service, HttpServer& server, Engine& engine) {
-  spdlog::info("stopping: refusing new requests, finishing {} in flight (at most {} s; a second signal stops at once)", server.open_exchanges(),
-               flags.shutdown_timeout_s);
+  spdlog::info(
+      "stopping: refusing new requests, finishing {} in flight (at most {} s; a second signal "
+      "stops at once)",
+      server.open_exchanges(), flags.shutdown_timeout_s);
   service.drain();
   server.drain();
   engine.drain();
@@ -236,7 +272,8 @@ int run_server(const ServeFlags& flags, const ServerHooks& hooks) {
   block_stop_signals();
   signal(SIGPIPE, SIG_IGN);
   std::error_code ignored;
-  std::filesystem::create_directories(flags.state_dir, ignored);   // its use says what is wrong with it
+  std::filesystem::create_directories(flags.state_dir,
+                                      ignored);  // its use says what is wrong with it
 
   Loaded loaded;
   ServiceOptions options;
@@ -247,8 +284,10 @@ int run_server(const ServeFlags& flags, const ServerHooks& hooks) {
     auto keys = ApiKeys::from_file(flags.api_key_file);
     if (!keys) return fail(keys.error());
     options.api_keys = std::move(*keys);
-  } else if (flags.http.host != "127.0.0.1" && flags.http.host != "::1" && flags.http.host != "localhost") {
-    spdlog::warn("--host {} without --api-key-file: anybody who can reach it may use this server", flags.http.host);
+  } else if (flags.http.host != "127.0.0.1" && flags.http.host != "::1" &&
+             flags.http.host != "localhost") {
+    spdlog::warn("--host {} without --api-key-file: anybody who can reach it may use this server",
+                 flags.http.host);
   }
   std::atomic<ServerLink*> link{nullptr};
   options.link_stats = [&link] {

@@ -1,4 +1,5 @@
-// foretoken train ...: becomes foretoken-trainer, which has the flags (this binary has no LibTorch).
+// foretoken train ...: becomes foretoken-trainer, which has the flags (this binary has no
+// LibTorch).
 #include <fmt/format.h>
 #include <unistd.h>
 

@@ -28,13 +28,13 @@ pid_t spawn(const std::vector<std::string>& command) {
   sigset_t none;
   sigemptyset(&none);
   pid_t parent = getpid();
-  pid_t child = vfork();   // not fork: it would copy the page tables of a large model while serving
+  pid_t child = vfork();  // not fork: it would copy the page tables of a large model while serving
   if (child != 0) return child;
   sigprocmask(SIG_SETMASK, &none, nullptr);
   signal(SIGPIPE, SIG_DFL);
-  setpgid(0, 0);                        // the terminal's Ctrl-C goes to the parent, which ends the child in order
+  setpgid(0, 0);  // the terminal's Ctrl-C goes to the parent, which ends the child in order
   prctl(PR_SET_PDEATHSIG, SIGTERM);
-  if (getppid() != parent) _exit(0);    // the parent died in between
+  if (getppid() != parent) _exit(0);  // the parent died in between
   execv(argv[0], argv.data());
   _exit(127);
 }
@@ -50,8 +50,9 @@ Result<std::string> find_trainer() {
   namespace fs = std::filesystem;
   std::error_code error;
   fs::path self = fs::read_symlink("/proc/self/exe", error);
-  std::vector<fs::path> places = {self.parent_path() / "foretoken-trainer",
-                                  self.parent_path().parent_path() / "trainer" / "foretoken-trainer"};
+  std::vector<fs::path> places = {
+      self.parent_path() / "foretoken-trainer",
+      self.parent_path().parent_path() / "trainer" / "foretoken-trainer"};
   if (const char* path = std::getenv("PATH")) {
     std::istringstream folders(path);
     for (std::string folder; std::getline(folders, folder, ':');)
@@ -59,18 +60,22 @@ Result<std::string> find_trainer() {
   }
   for (const fs::path& place : places)
     if (access(place.c_str(), X_OK) == 0) return place.string();
-  return Error{ErrorCode::kNotFound, fmt::format("foretoken-trainer is neither beside {} nor on PATH; it is built with -DFORETOKEN_TRAINER=ON",
+  return Error{ErrorCode::kNotFound, fmt::format("foretoken-trainer is neither beside {} nor on "
+                                                 "PATH; it is built with -DFORETOKEN_TRAINER=ON",
                                                  self.string())};
 }
 
-void TrainerProcess::start() { thread_ = std::thread([this] { supervise(); }); }
+void TrainerProcess::start() {
+  thread_ = std::thread([this] { supervise(); });
+}
 
 void TrainerProcess::stop() {
   stopping_ = true;
   if (thread_.joinable()) thread_.join();
 }
 
-// One thread starts, watches and ends the child: the death signal is bound to the thread that forked.
+// One thread starts, watches and ends the child: the death signal is bound to the thread that
+// forked.
 void TrainerProcess::supervise() {
   constexpr auto kTick = std::chrono::milliseconds(50);
   double wait_s = 1;
@@ -83,11 +88,13 @@ void TrainerProcess::supervise() {
       spdlog::info("trainer started (process {})", child);
       int status = 0;
       pid_t ended = 0;
-      while (!stopping_ && (ended = waitpid(child, &status, WNOHANG)) == 0) std::this_thread::sleep_for(kTick);
+      while (!stopping_ && (ended = waitpid(child, &status, WNOHANG)) == 0)
+        std::this_thread::sleep_for(kTick);
       if (ended == 0) {
         kill(child, SIGTERM);
         auto deadline = SteadyClock::now() + std::chrono::seconds(10);
-        while ((ended = waitpid(child, &status, WNOHANG)) == 0 && SteadyClock::now() < deadline) std::this_thread::sleep_for(kTick);
+        while ((ended = waitpid(child, &status, WNOHANG)) == 0 && SteadyClock::now() < deadline)
+          std::this_thread::sleep_for(kTick);
         if (ended == 0) {
           spdlog::warn("the trainer does not end; killing it");
           kill(child, SIGKILL);
@@ -95,7 +102,8 @@ void TrainerProcess::supervise() {
         }
         return;
       }
-      spdlog::warn("the trainer {}; serving goes on, starting it again in {} s", how_it_ended(status), wait_s);
+      spdlog::warn("the trainer {}; serving goes on, starting it again in {} s",
+                   how_it_ended(status), wait_s);
       ++restarts_;
     }
     // A trainer that keeps dying is tried ever more rarely, one that ran well for a while at once.

@@ -1,5 +1,6 @@
-// foretoken-trainer as a child process: found beside this binary, started, restarted with back-off when it
-// dies, ended with this process whatever happens to it (the kernel signals the child when its parent goes).
+// foretoken-trainer as a child process: found beside this binary, started, restarted with back-off
+// when it dies, ended with this process whatever happens to it (the kernel signals the child when
+// its parent goes).
 #pragma once
 
 #include <sys/types.h>
@@ -13,7 +14,8 @@
 
 namespace foretoken {
 
-// The trainer's path: beside this binary, else in the build tree's trainer folder, else found on PATH.
+// The trainer's path: beside this binary, else in the build tree's trainer folder, else found on
+// PATH.
 Result<std::string> find_trainer();
 
 class TrainerProcess {
@@ -21,7 +23,7 @@ class TrainerProcess {
   explicit TrainerProcess(std::vector<std::string> command) : command_(std::move(command)) {}
   ~TrainerProcess() { stop(); }
   void start();
-  void stop();                 // SIGTERM, after ten seconds SIGKILL; returns when it is gone; idempotent
+  void stop();  // SIGTERM, after ten seconds SIGKILL; returns when it is gone; idempotent
   int restarts() const { return restarts_; }
 
  private:

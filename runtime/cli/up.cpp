@@ -1,5 +1,6 @@
-// foretoken up: server and trainer on one machine. The server runs in this process, the trainer as a child
-// that is restarted when it dies; they meet in sockets in a private folder of the state directory.
+// foretoken up: server and trainer on one machine. The server runs in this process, the trainer as
+// a child that is restarted when it dies; they meet in sockets in a private folder of the state
+// directory.
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 #include <stdlib.h>
@@ -15,17 +16,18 @@
 namespace foretoken {
 namespace {
 
-// A folder only this user can enter, for the two sockets. Their paths must fit into a socket address
-// (107 bytes); with a longer state directory they go below /tmp.
+// A folder only this user can enter, for the two sockets. Their paths must fit into a socket
+// address (107 bytes); with a longer state directory they go below /tmp.
 class SocketFolder {
  public:
   explicit SocketFolder(const std::string& state_dir) {
     std::error_code ignored;
     std::filesystem::create_directories(state_dir, ignored);
-    for (const std::string& parent : {std::filesystem::absolute(state_dir, ignored).string(), std::string("/tmp")}) {
+    for (const std::string& parent :
+         {std::filesystem::absolute(state_dir, ignored).string(), std::string("/tmp")}) {
       std::string name = parent + "/up-XXXXXX";
       if (name.size() + 10 > 107) continue;
-      if (mkdtemp(name.data())) {          // mode 0700
+      if (mkdtemp(name.data())) {  // mode 0700
         path_ = name;
         return;
       }
@@ -42,11 +44,15 @@ class SocketFolder {
 };
 
 int up_main(int argc, char** argv) {
-  Flags flags("foretoken up", "Server and trainer on one machine. Takes the flags of serve; the trainer's own after --trainer-flags.");
+  Flags flags("foretoken up",
+              "Server and trainer on one machine. Takes the flags of serve; the trainer's own "
+              "after --trainer-flags.");
   ServeFlags options;
   options.add_to(flags);
   std::vector<std::string> trainer_flags;
-  flags.option("trainer-flags", trainer_flags, "a flag handed to foretoken-trainer, e.g. --trainer-flags=--threads=1; may be repeated");
+  flags.option(
+      "trainer-flags", trainer_flags,
+      "a flag handed to foretoken-trainer, e.g. --trainer-flags=--threads=1; may be repeated");
   if (auto status = flags.parse(argc, argv)) return *status;
   auto complain = [](const Error& error) {
     fmt::print(stderr, "foretoken up: {}\n", error.message);
@@ -58,14 +64,23 @@ int up_main(int argc, char** argv) {
   if (!trainer) return complain(trainer.error());
   SocketFolder sockets(options.state_dir);
   if (options.trace_endpoint.empty()) {
-    if (sockets.path().empty()) return complain({ErrorCode::kIo, fmt::format("--state-dir {}: no folder for sockets could be made there or in /tmp", options.state_dir)});
+    if (sockets.path().empty())
+      return complain(
+          {ErrorCode::kIo,
+           fmt::format("--state-dir {}: no folder for sockets could be made there or in /tmp",
+                       options.state_dir)});
     options.trace_endpoint = fmt::format("ipc://{}/traces", sockets.path());
     options.weights_endpoint = fmt::format("ipc://{}/weights", sockets.path());
   }
-  std::vector<std::string> command = {*trainer, "--trace-endpoint", options.trace_endpoint, "--weights-endpoint", options.weights_endpoint,
-                                      "--state-dir", options.state_dir};
+  std::vector<std::string> command = {*trainer,
+                                      "--trace-endpoint",
+                                      options.trace_endpoint,
+                                      "--weights-endpoint",
+                                      options.weights_endpoint,
+                                      "--state-dir",
+                                      options.state_dir};
   command.insert(command.end(), trainer_flags.begin(), trainer_flags.end());
-  block_stop_signals();                     // before any thread
+  block_stop_signals();  // before any thread
   TrainerProcess process(std::move(command));
   ServerHooks hooks;
   hooks.ready = [&] { process.start(); };

@@ -1,5 +1,5 @@
-// The line a server logs every few seconds while it works: throughput, requests, KV use, acceptance. Silent
-// when idle. Pure: figures in, text out.
+// The line a server logs every few seconds while it works: throughput, requests, KV use,
+// acceptance. Silent when idle. Pure: figures in, text out.
 #pragma once
 
 #include <optional>

@@ -32,8 +32,8 @@ std::variant<AdmittedRequest, ApiError> admit(const Backend& backend, Completion
 
 class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
  public:
-  CompletionJob(std::shared_ptr<const Backend> backend, RequestMetrics& metrics, std::shared_ptr<Exchange> exchange,
-                AdmittedRequest admitted);
+  CompletionJob(std::shared_ptr<const Backend> backend, RequestMetrics& metrics,
+                std::shared_ptr<Exchange> exchange, AdmittedRequest admitted);
   void start();  // on the exchange's executor
 
  private:

@@ -300,7 +300,8 @@ HttpReply Service::stats(const std::string& query) const {
                        served->isa,           served->n_ctx,           draining_.load()};
   const EngineStats engine = served->engine->stats();
   json::object body = stats_json(engine, link, context);
-  // Sums a client can keep: the speedup since then is the estimate from the difference to a later copy.
+  // Sums a client can keep: the speedup since then is the estimate from the difference to a later
+  // copy.
   if (query.find("sums=1") != std::string::npos)
     body["speedup_sums"] = engine.speedup_sums
                                ? json::value(speedup_sums_to_text(*engine.speedup_sums))

@@ -77,8 +77,8 @@ TEST(ChoiceText, OffsetsCountCharacters) {
 // Published values: clients rely on choice i of seed s being a fixed seed.
 TEST(ChoiceSeed, IsFixed) {
   EXPECT_EQ(choice_seed(42, 0), 42u);
-  EXPECT_EQ(choice_seed(0, 1), 0xE220A8397B1DCDAFull);   // splitmix64's first output for state 0
-  EXPECT_EQ(choice_seed(0, 2), 0x6E789E6AA1B965F4ull);   // and its second
+  EXPECT_EQ(choice_seed(0, 1), 0xE220A8397B1DCDAFull);  // splitmix64's first output for state 0
+  EXPECT_EQ(choice_seed(0, 2), 0x6E789E6AA1B965F4ull);  // and its second
   EXPECT_NE(choice_seed(42, 1), choice_seed(42, 2));
 }
 

@@ -1,5 +1,5 @@
-// Stand-ins that can be told to misbehave: an engine that is slow, full, failing or silent, and a tokenizer
-// whose tokens are bytes. The HTTP layer above them, sockets included, is the real one.
+// Stand-ins that can be told to misbehave: an engine that is slow, full, failing or silent, and a
+// tokenizer whose tokens are bytes. The HTTP layer above them, sockets included, is the real one.
 #pragma once
 
 #include <chrono>
@@ -50,10 +50,12 @@ class ByteTokenizer final : public Tokenizer {
 
 class PlainTemplate final : public ChatTemplate {
  public:
-  Result<std::string> render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const override {
+  Result<std::string> render(const std::vector<ChatMessage>& messages,
+                             bool add_generation_prompt) const override {
     std::string out;
     for (const auto& m : messages) {
-      if (m.content == "refuse me") return Error{ErrorCode::kInvalidInput, "the template raised: no"};
+      if (m.content == "refuse me")
+        return Error{ErrorCode::kInvalidInput, "the template raised: no"};
       out += m.role + ": " + m.content + "\n";
     }
     return out + (add_generation_prompt ? "assistant:" : "");
@@ -76,8 +78,8 @@ class FakeEngine final : public Engine {
   std::size_t tokens_per_round = 3;
   std::chrono::milliseconds round_time{1};
   std::size_t max_open = 100;
-  std::atomic<bool> hold{false};           // no events while set: a long prefill
-  std::atomic<bool> fail{false};           // the next event is an error
+  std::atomic<bool> hold{false};  // no events while set: a long prefill
+  std::atomic<bool> fail{false};  // the next event is an error
   std::atomic<double> heartbeat{0.01};
 
   RequestId next_request_id() override { return {++next_id_}; }
@@ -85,7 +87,7 @@ class FakeEngine final : public Engine {
     std::lock_guard lock(mutex_);
     if (open_.size() >= max_open) return Error{ErrorCode::kUnavailable, "the queue is full"};
     submitted_.push_back(request);
-    submitted_.back().sink = nullptr;      // it keeps the connection alive
+    submitted_.back().sink = nullptr;  // it keeps the connection alive
     auto id = request.id;
     open_.emplace(id.value, Open{std::move(request), 0});
     return Ok{};
@@ -139,7 +141,8 @@ class FakeEngine final : public Engine {
         return;
       }
       for (auto it = open_.begin(); it != open_.end();) {
-        bool ended = cancelled_.count(it->first) ? finish(it->second, FinishReason::kAborted) : !hold && step(it->second);
+        bool ended = cancelled_.count(it->first) ? finish(it->second, FinishReason::kAborted)
+                                                 : !hold && step(it->second);
         it = ended ? open_.erase(it) : std::next(it);
       }
     }
@@ -156,7 +159,8 @@ class FakeEngine final : public Engine {
     event.choice = open.request.choice;
     event.timings.prompt_n = static_cast<std::int64_t>(open.request.prompt.size());
     event.timings.predicted_n = static_cast<std::int64_t>(open.at);
-    event.timings.rounds = event.timings.drafting_rounds = static_cast<std::int64_t>((open.at + tokens_per_round - 1) / tokens_per_round);
+    event.timings.rounds = event.timings.drafting_rounds =
+        static_cast<std::int64_t>((open.at + tokens_per_round - 1) / tokens_per_round);
     event.timings.draft_n = event.timings.rounds * 4;
     event.timings.draft_n_accepted = static_cast<std::int64_t>(open.at) - event.timings.rounds;
     event.timings.prompt_ms = 2;
@@ -170,15 +174,18 @@ class FakeEngine final : public Engine {
       event.error = "it broke";
     }
     for (std::size_t i = 0; i < tokens_per_round && !event.finish; ++i) {
-      if (open.at >= static_cast<std::size_t>(open.request.max_tokens)) event.finish = FinishReason::kLength;
-      else if (open.at >= answer.size() && !open.request.stop_tokens.empty()) event.finish = FinishReason::kStop, event.stop_token = kEnd;
+      if (open.at >= static_cast<std::size_t>(open.request.max_tokens))
+        event.finish = FinishReason::kLength;
+      else if (open.at >= answer.size() && !open.request.stop_tokens.empty())
+        event.finish = FinishReason::kStop, event.stop_token = kEnd;
       else {
         TokenId token = static_cast<unsigned char>(answer[open.at++ % answer.size()]);
         event.tokens.push_back(token);
         ++emitted_;
         if (open.request.top_logprobs >= 0) {
           TokenLogprob logprob{token, -0.5f, {}};
-          for (int k = 0; k < open.request.top_logprobs; ++k) logprob.top.emplace_back('a' + k, -0.5f - static_cast<float>(k));
+          for (int k = 0; k < open.request.top_logprobs; ++k)
+            logprob.top.emplace_back('a' + k, -0.5f - static_cast<float>(k));
           event.logprobs.push_back(logprob);
         }
       }

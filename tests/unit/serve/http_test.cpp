@@ -1,4 +1,5 @@
-// The HTTP server and the service over real sockets; only the engine is a fake that can be told to misbehave.
+// The HTTP server and the service over real sockets; only the engine is a fake that can be told to
+// misbehave.
 #include <gtest/gtest.h>
 
 #include <boost/json.hpp>
@@ -47,7 +48,8 @@ class Http : public ::testing::Test {
     if (server_) server_->stop();
     if (service_) service_->stop();
   }
-  RawResponse ask(std::string_view method, std::string_view path, std::string_view body = "", std::string_view headers = "") {
+  RawResponse ask(std::string_view method, std::string_view path, std::string_view body = "",
+                  std::string_view headers = "") {
     SocketClient client(server_->port());
     client.request(method, path, body, headers);
     return read_response(client);
@@ -96,21 +98,24 @@ TEST_F(Http, CompletionWithoutStream) {
 
 TEST_F(Http, ChatStreamFollowsTheContract) {
   serve();
-  auto response = ask("POST", "/v1/chat/completions",
-                      R"({"messages": [{"role": "user", "content": "hi"}], "stream": true, "stream_options": {"include_usage": true}})");
+  auto response = ask(
+      "POST", "/v1/chat/completions",
+      R"({"messages": [{"role": "user", "content": "hi"}], "stream": true, "stream_options": {"include_usage": true}})");
   EXPECT_EQ(response.status, 200);
   EXPECT_NE(response.head.find("text/event-stream"), std::string::npos);
   EXPECT_NE(response.head.find("X-Accel-Buffering: no"), std::string::npos);
   auto chunks = events(response.body);
   ASSERT_GE(chunks.size(), 4u);
-  EXPECT_EQ(json::serialize(chunks[0]["choices"].as_array().at(0).as_object()["delta"]), R"({"role":"assistant","content":""})");
+  EXPECT_EQ(json::serialize(chunks[0]["choices"].as_array().at(0).as_object()["delta"]),
+            R"({"role":"assistant","content":""})");
   std::string text;
   int finished = 0;
   for (std::size_t i = 0; i + 1 < chunks.size(); ++i) {
     EXPECT_EQ(chunks[i]["object"], "chat.completion.chunk");
     EXPECT_TRUE(chunks[i]["usage"].is_null());
     auto& choice = chunks[i]["choices"].as_array().at(0).as_object();
-    if (auto* content = choice["delta"].as_object().if_contains("content")) text += std::string(content->as_string());
+    if (auto* content = choice["delta"].as_object().if_contains("content"))
+      text += std::string(content->as_string());
     finished += !choice["finish_reason"].is_null();
   }
   EXPECT_EQ(text, "Hello, world");
@@ -124,7 +129,9 @@ TEST_F(Http, ChatStreamFollowsTheContract) {
 
 TEST_F(Http, StreamWithoutUsageHasNone) {
   serve();
-  auto chunks = events(ask("POST", "/v1/completions", R"({"prompt": "a", "stream": true, "stream_options": {}})").body);
+  auto chunks = events(
+      ask("POST", "/v1/completions", R"({"prompt": "a", "stream": true, "stream_options": {}})")
+          .body);
   ASSERT_FALSE(chunks.empty());
   for (auto& chunk : chunks) EXPECT_FALSE(chunk.contains("usage"));
 }
@@ -134,14 +141,18 @@ TEST_F(Http, StopStringAcrossRoundsCancelsTheEngine) {
   serve();
   for (const char* stream : {"false", "true"}) {
     std::size_t before = engine_.cancelled();
-    auto response = ask("POST", "/v1/completions", std::string(R"({"prompt": "a", "stop": ["o th", "zzz"], "max_tokens": 90, "stream": )") + stream + "}");
+    auto response = ask(
+        "POST", "/v1/completions",
+        std::string(R"({"prompt": "a", "stop": ["o th", "zzz"], "max_tokens": 90, "stream": )") +
+            stream + "}");
     std::string text;
     json::value reason, matched;
     if (std::string(stream) == "true") {
       for (auto& chunk : events(response.body)) {
         auto& choice = chunk["choices"].as_array().at(0).as_object();
         text += std::string(choice["text"].as_string());
-        if (!choice["finish_reason"].is_null()) reason = choice["finish_reason"], matched = choice["stop_reason"];
+        if (!choice["finish_reason"].is_null())
+          reason = choice["finish_reason"], matched = choice["stop_reason"];
       }
     } else {
       auto body = parse(response);
@@ -153,15 +164,18 @@ TEST_F(Http, StopStringAcrossRoundsCancelsTheEngine) {
     EXPECT_EQ(text, "one tw");
     EXPECT_EQ(reason, "stop");
     EXPECT_EQ(matched, "o th");
-    EXPECT_TRUE(eventually([&] { return engine_.cancelled() == before + 1 && engine_.open() == 0; }));
+    EXPECT_TRUE(
+        eventually([&] { return engine_.cancelled() == before + 1 && engine_.open() == 0; }));
   }
 }
 
 TEST_F(Http, SeveralChoicesAndPromptsHaveTheirSeeds) {
   serve();
-  auto body = parse(ask("POST", "/v1/completions", R"({"prompt": ["a", "bc"], "n": 2, "seed": 5, "max_tokens": 4})"));
+  auto body = parse(ask("POST", "/v1/completions",
+                        R"({"prompt": ["a", "bc"], "n": 2, "seed": 5, "max_tokens": 4})"));
   ASSERT_EQ(body["choices"].as_array().size(), 4u);
-  for (std::size_t i = 0; i < 4; ++i) EXPECT_EQ(body["choices"].as_array()[i].as_object()["index"], i);
+  for (std::size_t i = 0; i < 4; ++i)
+    EXPECT_EQ(body["choices"].as_array()[i].as_object()["index"], i);
   EXPECT_EQ(body["choices"].as_array()[0].as_object()["finish_reason"], "length");
   EXPECT_EQ(body["usage"].as_object()["prompt_tokens"], 3);
   auto submitted = engine_.submitted();
@@ -189,23 +203,32 @@ TEST_F(Http, ErrorsHaveTheirStatusAndForm) {
     int status;
     const char* code;
   };
-  for (const Case& c : {Case{"POST", "/v1/completions", "{", 400, "invalid_json"}, Case{"POST", "/v1/nothing", "{}", 404, "unknown_route"},
-                        Case{"GET", "/v1/completions", "", 405, "method_not_allowed"}, Case{"POST", "/health", "{}", 405, "method_not_allowed"},
-                        Case{"POST", "/v1/completions", R"({"prompt": "a", "model": "other"})", 404, "model_not_found"},
-                        Case{"POST", "/v1/chat/completions", R"({"messages": [{"role": "user", "content": "refuse me"}]})", 400, nullptr},
-                        Case{"POST", "/v1/completions", R"({"prompt": "a", "tools": [1]})", 501, "unsupported_field"},
-                        Case{"GET", "/v1/models/none", "", 404, "model_not_found"}}) {
+  for (const Case& c :
+       {Case{"POST", "/v1/completions", "{", 400, "invalid_json"},
+        Case{"POST", "/v1/nothing", "{}", 404, "unknown_route"},
+        Case{"GET", "/v1/completions", "", 405, "method_not_allowed"},
+        Case{"POST", "/health", "{}", 405, "method_not_allowed"},
+        Case{"POST", "/v1/completions", R"({"prompt": "a", "model": "other"})", 404,
+             "model_not_found"},
+        Case{"POST", "/v1/chat/completions",
+             R"({"messages": [{"role": "user", "content": "refuse me"}]})", 400, nullptr},
+        Case{"POST", "/v1/completions", R"({"prompt": "a", "tools": [1]})", 501,
+             "unsupported_field"},
+        Case{"GET", "/v1/models/none", "", 404, "model_not_found"}}) {
     auto response = ask(c.method, c.path, c.body);
     EXPECT_EQ(response.status, c.status) << c.path << c.body;
     auto body = parse(response);
     auto& error = body["error"].as_object();
-    EXPECT_TRUE(error["message"].is_string() && error["type"].is_string() && error.contains("param"));
+    EXPECT_TRUE(error["message"].is_string() && error["type"].is_string() &&
+                error.contains("param"));
     if (c.code) {
       EXPECT_EQ(error["code"], c.code) << response.body;
     }
   }
   SocketClient form(server_->port());
-  form.send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}");
+  form.send(
+      "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: "
+      "2\r\n\r\n{}");
   EXPECT_EQ(read_response(form).status, 415);
 }
 
@@ -218,7 +241,10 @@ TEST_F(Http, AnOverlongPromptIsRefusedWithBothLengths) {
   EXPECT_EQ(error["code"], "context_length_exceeded");
   EXPECT_EQ(error["n_prompt_tokens"], 150);
   EXPECT_EQ(error["n_ctx"], 100);
-  EXPECT_EQ(parse(ask("POST", "/v1/completions", R"({"prompt": "abcd", "max_tokens": 97})"))["error"].as_object()["code"], "context_length_exceeded");
+  EXPECT_EQ(
+      parse(ask("POST", "/v1/completions", R"({"prompt": "abcd", "max_tokens": 97})"))["error"]
+          .as_object()["code"],
+      "context_length_exceeded");
   EXPECT_EQ(ask("POST", "/v1/completions", R"({"prompt": "abcd", "max_tokens": 96})").status, 200);
 }
 
@@ -241,25 +267,28 @@ TEST_F(Http, AFullQueueIs429WithRetryAfter) {
 }
 
 TEST_F(Http, AVanishedClientIsCancelledWhereverItsRequestIs) {
-  engine_.hold = true;                       // queued or mid-prefill
+  engine_.hold = true;  // queued or mid-prefill
   serve();
   std::size_t expected = 0;
   for (const char* stream : {"false", "true"}) {
     SocketClient client(server_->port());
-    client.request("POST", "/v1/completions", std::string(R"({"prompt": "a", "n": 2, "stream": )") + stream + "}");
+    client.request("POST", "/v1/completions",
+                   std::string(R"({"prompt": "a", "n": 2, "stream": )") + stream + "}");
     ASSERT_TRUE(eventually([&] { return engine_.open() == 2; }));
     client.close();
     expected += 2;
-    EXPECT_TRUE(eventually([&] { return engine_.cancelled() == expected && engine_.open() == 0; })) << stream;
+    EXPECT_TRUE(eventually([&] { return engine_.cancelled() == expected && engine_.open() == 0; }))
+        << stream;
   }
-  engine_.hold = false;                      // mid-stream
+  engine_.hold = false;  // mid-stream
   engine_.answer = std::string(90, 'x');
   engine_.round_time = std::chrono::milliseconds(20);
   SocketClient client(server_->port());
   client.request("POST", "/v1/completions", R"({"prompt": "a", "stream": true})");
   EXPECT_NE(client.read("data: {").find("data: {"), std::string::npos);
   client.close();
-  EXPECT_TRUE(eventually([&] { return engine_.cancelled() == expected + 1 && engine_.open() == 0; }));
+  EXPECT_TRUE(
+      eventually([&] { return engine_.cancelled() == expected + 1 && engine_.open() == 0; }));
   EXPECT_TRUE(eventually([&] { return server_->open_exchanges() == 0; }));
 }
 
@@ -277,9 +306,12 @@ TEST_F(Http, ASlowReaderIsCancelledNotBuffered) {
   backend->n_ctx = 100 << 20;
   service_->publish(backend);
   SocketClient client(server_->port(), 4096);
-  client.request("POST", "/v1/completions", R"({"prompt": "a", "stream": true, "ignore_eos": true, "max_tokens": 90000000, "logprobs": 5})");
+  client.request(
+      "POST", "/v1/completions",
+      R"({"prompt": "a", "stream": true, "ignore_eos": true, "max_tokens": 90000000, "logprobs": 5})");
   EXPECT_TRUE(eventually([&] { return engine_.cancelled() == 1 && engine_.open() == 0; }));
-  EXPECT_LT(engine_.emitted(), 1 << 20);     // the kernel's socket buffers and ours, not the whole answer
+  EXPECT_LT(engine_.emitted(),
+            1 << 20);  // the kernel's socket buffers and ours, not the whole answer
 }
 
 TEST_F(Http, EngineErrorsEndTheAnswer) {
@@ -370,7 +402,10 @@ TEST_F(Http, ApiKeys) {
   EXPECT_EQ(ask("GET", "/v1/models", "", "Authorization: Bearer secret-\r\n").status, 401);
   EXPECT_EQ(ask("GET", "/v1/models", "", "Authorization: Basic secret-1\r\n").status, 401);
   EXPECT_EQ(ask("GET", "/v1/models", "", "Authorization: Bearer secret-2\r\n").status, 200);
-  EXPECT_EQ(ask("POST", "/v1/completions", R"({"prompt": "a"})", "Authorization: bearer secret-1\r\n").status, 200);
+  EXPECT_EQ(
+      ask("POST", "/v1/completions", R"({"prompt": "a"})", "Authorization: bearer secret-1\r\n")
+          .status,
+      200);
   auto submitted = engine_.submitted();
   ASSERT_EQ(submitted.size(), 1u);
   EXPECT_TRUE(submitted[0].key_id.starts_with("key-"));
@@ -386,7 +421,7 @@ TEST_F(Http, LimitsOnWhatIsRead) {
   http.idle_timeout_s = 0.3;
   serve(http);
   {
-    SocketClient big(server_->port());       // refused by its length alone
+    SocketClient big(server_->port());  // refused by its length alone
     big.send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 104857600\r\n\r\n");
     EXPECT_EQ(read_response(big).status, 413);
   }
@@ -400,11 +435,12 @@ TEST_F(Http, LimitsOnWhatIsRead) {
   {
     SocketClient flood(server_->port());
     flood.send("GET /health HTTP/1.1\r\nHost: x\r\n");
-    for (int i = 0; i < 100; ++i) flood.send("X-" + std::to_string(i) + ": " + std::string(50, 'y') + "\r\n");
+    for (int i = 0; i < 100; ++i)
+      flood.send("X-" + std::to_string(i) + ": " + std::string(50, 'y') + "\r\n");
     EXPECT_EQ(read_response(flood).status, 431);
   }
   {
-    SocketClient slow(server_->port());      // slowloris
+    SocketClient slow(server_->port());  // slowloris
     slow.send("GET /health HTTP/1.1\r\nHo");
     EXPECT_EQ(read_response(slow).status, 408);
   }
@@ -446,11 +482,15 @@ TEST_F(Http, PipelinedRequestsAreAnsweredInOrder) {
   serve();
   SocketClient client(server_->port());
   std::string body = R"({"prompt": "a", "max_tokens": 5})";
-  std::string post = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
-  client.send(post + "GET /version HTTP/1.1\r\nHost: x\r\n\r\n" + post + "GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  std::string post =
+      "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: " + std::to_string(body.size()) +
+      "\r\n\r\n" + body;
+  client.send(post + "GET /version HTTP/1.1\r\nHost: x\r\n\r\n" + post +
+              "GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
   std::string all = client.read();
   EXPECT_TRUE(client.closed_by_peer());
-  auto first = all.find("\"Hello\""), second = all.find("\"version\""), third = all.find("\"Hello\"", second), last = all.find("unknown_route");
+  auto first = all.find("\"Hello\""), second = all.find("\"version\""),
+       third = all.find("\"Hello\"", second), last = all.find("unknown_route");
   EXPECT_TRUE(first < second && second < third && third < last && last != std::string::npos) << all;
 }
 
@@ -458,7 +498,8 @@ TEST_F(Http, KeepAliveServesManyRequests) {
   serve();
   SocketClient client(server_->port());
   for (int i = 0; i < 20; ++i) {
-    client.request("POST", "/v1/completions", R"({"prompt": "a", "max_tokens": 2, "stream": true})");
+    client.request("POST", "/v1/completions",
+                   R"({"prompt": "a", "max_tokens": 2, "stream": true})");
     ASSERT_NE(client.read("0\r\n\r\n").find("[DONE]"), std::string::npos) << i;
   }
   EXPECT_EQ(server_->open_connections(), 1);
@@ -468,7 +509,8 @@ TEST_F(Http, Http10GetsNoChunks) {
   serve();
   SocketClient client(server_->port());
   std::string body = R"({"prompt": "a", "stream": true})";
-  client.send("POST /v1/completions HTTP/1.0\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body);
+  client.send("POST /v1/completions HTTP/1.0\r\nContent-Length: " + std::to_string(body.size()) +
+              "\r\n\r\n" + body);
   std::string all = client.read();
   EXPECT_TRUE(client.closed_by_peer());
   EXPECT_EQ(all.find("chunked"), std::string::npos);
@@ -479,7 +521,9 @@ TEST_F(Http, ExpectContinue) {
   serve();
   SocketClient client(server_->port());
   std::string body = R"({"prompt": "a"})";
-  client.send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n");
+  client.send(
+      "POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: " +
+      std::to_string(body.size()) + "\r\n\r\n");
   EXPECT_EQ(client.read("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
   client.send(body);
   EXPECT_EQ(read_response(client).status, 200);
@@ -487,7 +531,8 @@ TEST_F(Http, ExpectContinue) {
 
 TEST_F(Http, Cors) {
   serve();
-  auto preflight = ask("OPTIONS", "/v1/chat/completions", "", "Origin: http://a\r\nAccess-Control-Request-Method: POST\r\n");
+  auto preflight = ask("OPTIONS", "/v1/chat/completions", "",
+                       "Origin: http://a\r\nAccess-Control-Request-Method: POST\r\n");
   EXPECT_EQ(preflight.status, 204);
   EXPECT_NE(preflight.head.find("Access-Control-Allow-Origin: *"), std::string::npos);
   EXPECT_NE(preflight.head.find("Access-Control-Allow-Headers: Authorization"), std::string::npos);
@@ -495,10 +540,15 @@ TEST_F(Http, Cors) {
 
 TEST_F(Http, TokenizeAndBack) {
   serve();
-  EXPECT_EQ(json::serialize(parse(ask("POST", "/tokenize", R"({"content": "ab"})"))["tokens"]), "[97,98]");
+  EXPECT_EQ(json::serialize(parse(ask("POST", "/tokenize", R"({"content": "ab"})"))["tokens"]),
+            "[97,98]");
   EXPECT_EQ(parse(ask("POST", "/tokenize", R"({"prompt": "ab"})"))["count"], 2);
-  EXPECT_EQ(parse(ask("POST", "/tokenize", R"({"messages": [{"role": "user", "content": "x"}]})"))["count"], 18);
-  EXPECT_EQ(json::serialize(parse(ask("POST", "/tokenize", R"({"content": "a", "with_pieces": true})"))["tokens"]), R"([{"id":97,"piece":"a"}])");
+  EXPECT_EQ(parse(ask("POST", "/tokenize",
+                      R"({"messages": [{"role": "user", "content": "x"}]})"))["count"],
+            18);
+  EXPECT_EQ(json::serialize(parse(
+                ask("POST", "/tokenize", R"({"content": "a", "with_pieces": true})"))["tokens"]),
+            R"([{"id":97,"piece":"a"}])");
   EXPECT_EQ(parse(ask("POST", "/detokenize", R"({"tokens": [104, 105]})"))["content"], "hi");
   EXPECT_EQ(ask("POST", "/detokenize", R"({"tokens": [999]})").status, 400);
   EXPECT_EQ(ask("POST", "/tokenize", R"({"content": 5})").status, 400);
@@ -520,15 +570,24 @@ TEST_F(Http, MetricsAndStatsCarryTheEnginesFigures) {
   engine_.set_stats(stats);
   ask("POST", "/v1/completions", R"({"prompt": "a"})");
   std::string text = ask("GET", "/metrics").body;
-  for (const char* line : {"foretoken:spec_decode_num_drafts_total{model_name=\"model\",engine=\"0\"} 10", "foretoken:spec_decode_num_accepted_tokens_total{model_name=\"model\",engine=\"0\"} 20",
-                           "foretoken:spec_decode_num_accepted_tokens_per_pos_total{model_name=\"model\",engine=\"0\",position=\"1\"} 6",
-                           "foretoken:time_to_first_token_seconds_count{model_name=\"model\"} 1", "foretoken:e2e_request_latency_seconds_count{model_name=\"model\"} 1",
-                           "finished_reason=\"stop\"", "foretoken:build_info"})
+  for (const char* line :
+       {"foretoken:spec_decode_num_drafts_total{model_name=\"model\",engine=\"0\"} 10",
+        "foretoken:spec_decode_num_accepted_tokens_total{model_name=\"model\",engine=\"0\"} 20",
+        "foretoken:spec_decode_num_accepted_tokens_per_pos_total{model_name=\"model\",engine=\"0\","
+        "position=\"1\"} 6",
+        "foretoken:time_to_first_token_seconds_count{model_name=\"model\"} 1",
+        "foretoken:e2e_request_latency_seconds_count{model_name=\"model\"} 1",
+        "finished_reason=\"stop\"", "foretoken:build_info"})
     EXPECT_NE(text.find(line), std::string::npos) << line << "\n" << text.substr(0, 3000);
   auto body = parse(ask("GET", "/stats?history=1"));
   EXPECT_EQ(body["schema"], "foretoken.stats/1");
-  EXPECT_EQ(body["acceptance"].as_object()["overall"].as_object()["acceptance_length"].to_number<double>(), 3.0);
-  EXPECT_EQ(json::serialize(body["speedup"].as_object()["overall"].as_object()["ci95"]), json::serialize(json::array{1.4, 1.6}));
+  EXPECT_EQ(body["acceptance"]
+                .as_object()["overall"]
+                .as_object()["acceptance_length"]
+                .to_number<double>(),
+            3.0);
+  EXPECT_EQ(json::serialize(body["speedup"].as_object()["overall"].as_object()["ci95"]),
+            json::serialize(json::array{1.4, 1.6}));
   EXPECT_TRUE(body["history"].is_array());
   EXPECT_TRUE(body["speedup"].as_object()["last_minute"].is_null());
 }
@@ -541,7 +600,8 @@ TEST_F(Http, TheDashboardIsSelfContained) {
   for (const char* external : {"http://", "https://", "src=\"//"}) {
     auto at = page.body.find(external);
     // the SVG name space is a name, not a resource
-    while (at != std::string::npos && page.body.compare(at, 18, "http://www.w3.org/") == 0) at = page.body.find(external, at + 1);
+    while (at != std::string::npos && page.body.compare(at, 18, "http://www.w3.org/") == 0)
+      at = page.body.find(external, at + 1);
     EXPECT_EQ(at, std::string::npos);
   }
 }
@@ -551,7 +611,10 @@ TEST_F(Http, DomainsAreBounded) {
   serve();
   SocketClient client(server_->port());
   for (int i = 0; i < 300; ++i) {
-    client.request("POST", "/v1/completions", "{\"prompt\": \"a\", \"max_tokens\": 1, \"stream\": true, \"metadata\": {\"domain\": \"d" + std::to_string(i) + "\"}}");
+    client.request(
+        "POST", "/v1/completions",
+        "{\"prompt\": \"a\", \"max_tokens\": 1, \"stream\": true, \"metadata\": {\"domain\": \"d" +
+            std::to_string(i) + "\"}}");
     client.read("0\r\n\r\n");
   }
   std::set<std::string> domains;

@@ -15,7 +15,8 @@ namespace foretoken {
 class SocketClient {
  public:
   explicit SocketClient(int port, int receive_buffer = 0) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
-    if (receive_buffer > 0) setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
+    if (receive_buffer > 0)
+      setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<std::uint16_t>(port));
@@ -59,9 +60,13 @@ class SocketClient {
   }
   bool closed_by_peer() const { return closed_; }
   bool timed_out() const { return timed_out_; }
-  void request(std::string_view method, std::string_view path, std::string_view body = "", std::string_view headers = "") {
-    std::string head = std::string(method) + " " + std::string(path) + " HTTP/1.1\r\nHost: x\r\n" + std::string(headers);
-    if (!body.empty()) head += "Content-Type: application/json\r\nContent-Length: " + std::to_string(body.size()) + "\r\n";
+  void request(std::string_view method, std::string_view path, std::string_view body = "",
+               std::string_view headers = "") {
+    std::string head = std::string(method) + " " + std::string(path) + " HTTP/1.1\r\nHost: x\r\n" +
+                       std::string(headers);
+    if (!body.empty())
+      head += "Content-Type: application/json\r\nContent-Length: " + std::to_string(body.size()) +
+              "\r\n";
     send(head + "\r\n" + std::string(body));
   }
 
@@ -94,7 +99,9 @@ inline RawResponse read_response(SocketClient& client) {
     }
     response.body = rest.substr(0, n);
   } else if (response.head.find("chunked") != std::string::npos) {
-    while (rest.find("0\r\n\r\n") == std::string::npos && !client.closed_by_peer() && !client.timed_out()) rest += client.read("0\r\n\r\n");
+    while (rest.find("0\r\n\r\n") == std::string::npos && !client.closed_by_peer() &&
+           !client.timed_out())
+      rest += client.read("0\r\n\r\n");
     std::size_t at = 0;
     while (at < rest.size()) {
       std::size_t line = rest.find("\r\n", at);
