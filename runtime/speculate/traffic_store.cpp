@@ -6,6 +6,8 @@
 #include <cassert>
 #include <cstring>
 #include <limits>
+#include <new>
+#include <type_traits>
 
 namespace foretoken {
 namespace {
@@ -35,15 +37,27 @@ constexpr std::size_t kPlaceBytes = sizeof(std::uint64_t);
 
 }  // namespace
 
+std::unique_ptr<void, TrafficStore::Free> TrafficStore::allocate(std::size_t n_buckets,
+                                                                 Bucket** buckets) {
+  static_assert(std::is_trivially_copyable_v<Bucket>, "all zero bytes is an empty bucket");
+  std::unique_ptr<void, Free> block(std::calloc(n_buckets * sizeof(Bucket) + alignof(Bucket), 1));
+  if (!block) throw std::bad_alloc();
+  void* aligned = block.get();
+  std::size_t space = n_buckets * sizeof(Bucket) + alignof(Bucket);
+  std::align(alignof(Bucket), n_buckets * sizeof(Bucket), aligned, space);
+  *buckets = static_cast<Bucket*>(aligned);
+  return block;
+}
+
 TrafficStore::TrafficStore(std::size_t max_bytes) {
-  std::size_t buckets = 1;
-  while (2 * buckets * sizeof(Bucket) <= max_bytes) buckets *= 2;
-  buckets_.resize(buckets);
-  mask_ = buckets - 1;
+  n_buckets_ = 1;
+  while (2 * n_buckets_ * sizeof(Bucket) <= max_bytes) n_buckets_ *= 2;
+  mask_ = n_buckets_ - 1;
+  block_ = allocate(n_buckets_, &buckets_);
 }
 
 void TrafficStore::clear() {
-  std::fill(buckets_.begin(), buckets_.end(), Bucket{});
+  block_ = allocate(n_buckets_, &buckets_);
   entries_ = requests_ = tokens_ = 0;
 }
 
@@ -143,7 +157,7 @@ std::vector<std::byte> TrafficStore::save() const {
   std::vector<std::byte> out(sizeof(Header) +
                              static_cast<std::size_t>(entries_) * (kPlaceBytes + sizeof(Entry)) +
                              sizeof(std::uint64_t));
-  const Header header{kMagic,    kVersion, buckets_.size(), static_cast<std::uint64_t>(entries_),
+  const Header header{kMagic,    kVersion, n_buckets_, static_cast<std::uint64_t>(entries_),
                       requests_, tokens_};
   std::byte* at = out.data();
   const auto put = [&at](const void* from, std::size_t n) {
@@ -151,7 +165,7 @@ std::vector<std::byte> TrafficStore::save() const {
     at += n;
   };
   put(&header, sizeof header);
-  for (std::uint64_t b = 0; b < buckets_.size(); ++b) {
+  for (std::uint64_t b = 0; b < n_buckets_; ++b) {
     for (std::uint64_t w = 0; w < kWays; ++w) {
       const Entry& entry = buckets_[b].ways[w];
       if (entry.total == 0) continue;
@@ -181,14 +195,14 @@ Status TrafficStore::restore(std::span<const std::byte> bytes, std::int64_t n_vo
     return bad("version: found " + std::to_string(header.version) + ", wanted " +
                std::to_string(kVersion));
   }
-  if (header.buckets != buckets_.size()) {
+  if (header.buckets != n_buckets_) {
     return Error{ErrorCode::kUnsupported,
                  "traffic store: size: saved with " + std::to_string(header.buckets) +
-                     " buckets, this one has " + std::to_string(buckets_.size())};
+                     " buckets, this one has " + std::to_string(n_buckets_)};
   }
   const std::uint64_t payload = bytes.size() - sizeof header - sizeof(std::uint64_t);
   constexpr std::uint64_t kItem = kPlaceBytes + sizeof(Entry);
-  if (header.entries > buckets_.size() * kWays || payload != header.entries * kItem) {
+  if (header.entries > n_buckets_ * kWays || payload != header.entries * kItem) {
     return bad("truncated: " + std::to_string(payload) + " bytes for " +
                std::to_string(header.entries) + " entries");
   }
@@ -198,14 +212,15 @@ Status TrafficStore::restore(std::span<const std::byte> bytes, std::int64_t n_vo
   if (checksum != XXH64(bytes.data(), bytes.size() - sizeof checksum, 0))
     return bad("checksum: differs");
 
-  std::vector<Bucket> restored(buckets_.size());
+  Bucket* restored = nullptr;
+  auto block = allocate(n_buckets_, &restored);
   const std::byte* at = bytes.data() + sizeof header;
   for (std::uint64_t i = 0; i < header.entries; ++i, at += kItem) {
     std::uint64_t place;
     Entry entry;
     std::memcpy(&place, at, sizeof place);
     std::memcpy(&entry, at + kPlaceBytes, sizeof entry);
-    if (place / kWays >= restored.size())
+    if (place / kWays >= n_buckets_)
       return bad("entry " + std::to_string(i) + ": place out of range");
     Entry& target = restored[place / kWays].ways[place % kWays];
     if (target.total != 0) return bad("entry " + std::to_string(i) + ": place taken twice");
@@ -213,7 +228,8 @@ Status TrafficStore::restore(std::span<const std::byte> bytes, std::int64_t n_vo
       return bad("entry " + std::to_string(i) + ": counts or tokens out of range");
     target = entry;
   }
-  buckets_ = std::move(restored);
+  block_ = std::move(block);
+  buckets_ = restored;
   entries_ = static_cast<std::int64_t>(header.entries);
   requests_ = header.requests;
   tokens_ = header.tokens;

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <span>
 #include <string>
@@ -36,6 +37,8 @@ class TrafficStore {
   };
 
   explicit TrafficStore(std::size_t max_bytes);
+  TrafficStore(TrafficStore&&) = default;
+  TrafficStore& operator=(TrafficStore&&) = default;
 
   void add(std::span<const TokenId> tokens);  // one finished request: prompt and output
   void clear();
@@ -46,7 +49,7 @@ class TrafficStore {
   std::int64_t entries() const { return entries_; }
   std::int64_t requests() const { return requests_; }
   std::int64_t tokens() const { return tokens_; }
-  std::size_t bytes() const { return buckets_.size() * sizeof(Bucket); }
+  std::size_t bytes() const { return n_buckets_ * sizeof(Bucket); }
 
   // For the state directory. restore() takes bytes as hostile: magic, version, sizes, checksum,
   // every index, count and token (0 <= token < n_vocab) are checked, and on error the store is left
@@ -77,7 +80,15 @@ class TrafficStore {
   static void halve(Entry& entry);
   static bool valid(const Entry& entry, std::int64_t n_vocab);
 
-  std::vector<Bucket> buckets_;
+  // Zero pages from the system, touched as traffic fills them: opening a store for a new key costs
+  // the engine thread no memset.
+  struct Free {
+    void operator()(void* block) const { std::free(block); }
+  };
+  static std::unique_ptr<void, Free> allocate(std::size_t n_buckets, Bucket** buckets);
+  std::unique_ptr<void, Free> block_;
+  Bucket* buckets_ = nullptr;  // [n_buckets_], inside block_
+  std::size_t n_buckets_ = 0;
   std::uint64_t mask_ = 0;
   std::int64_t entries_ = 0, requests_ = 0, tokens_ = 0;
 };
