@@ -1,0 +1,107 @@
+// foretoken bench --model M: what the machine can do at most, and how near a model comes to it.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+
+#include "runtime/cli/command.h"
+#include "runtime/cli/flags.h"
+#include "runtime/evaluate/benchmark.h"
+
+namespace foretoken {
+namespace {
+
+namespace json = boost::json;
+
+double number(const json::value& v) { return v.to_number<double>(); }
+double median(const json::value& v) { return number(v.at("ms").at("median")); }
+
+void print_table(const json::object& b) {
+  const json::value &machine = b.at("machine"), &model = b.at("model"), &decode = b.at("decode"),
+                    &prefill = b.at("prefill");
+  fmt::print("machine        {}, {} threads: reads {:.1f} GB/s, {:.0f} int8 GMAC/s\n",
+             machine.at("isa").get_string().c_str(), machine.at("threads").to_number<int>(),
+             number(machine.at("read_gb_per_s")), number(machine.at("int8_gmac_per_s")));
+  fmt::print("model          {}: a step reads {:.0f} MB and does {:.2f} GMAC\n",
+             model.at("name").get_string().c_str(), number(model.at("step_bytes")) / 1e6,
+             number(model.at("step_macs")) / 1e9);
+  fmt::print("load           {:.2f} s, peak memory {:.0f} MB\n", number(b.at("load").at("seconds")),
+             number(b.at("memory").at("peak_bytes")) / 1e6);
+  fmt::print("decode         {:.1f} tokens/s, {:.0f} % of the {:.1f} the machine allows\n",
+             number(decode.at("tokens_per_s")), 100 * number(decode.at("share_of_bound")),
+             number(decode.at("bound_tokens_per_s")));
+  fmt::print("prefill        {:.0f} tokens/s over {}\n", number(prefill.at("tokens_per_s")),
+             prefill.at("tokens").to_number<int>());
+  fmt::print("\n{:>6} {:>10} {:>10} {:>10} {:>10} {:>10}\n", "rows", "ms", "min", "max",
+             "x one row", "of bound");
+  for (const json::value& r : b.at("rows").get_array())
+    fmt::print("{:>6} {:>10.2f} {:>10.2f} {:>10.2f} {:>10.2f} {:>9.0f}%\n",
+               r.at("rows").to_number<int>(), median(r), number(r.at("ms").at("min")),
+               number(r.at("ms").at("max")), number(r.at("times_one_row")),
+               100 * number(r.at("share_of_bound")));
+  fmt::print("\n");
+  if (const json::value* depth = b.if_contains("depth"))
+    for (const auto& [mode, d] : depth->get_object())
+      fmt::print(
+          "depth {}, {:<5} {:.1f} tokens/s ({:.2f} ms, {:.2f} x a short context), KV {:.1f} MB\n",
+          d.at("tokens").to_number<int>(), std::string_view(mode), number(d.at("tokens_per_s")),
+          median(d), number(d.at("times_short_context")), number(d.at("kv_used_bytes")) / 1e6);
+  if (const json::value* draft = b.if_contains("draft")) {
+    fmt::print("\ndraft          {}\n", draft->at("model").at("name").get_string().c_str());
+    for (const json::value& s : draft->at("steps").get_array())
+      fmt::print("  {} rows       {:.2f} ms, {:.2f} of a step of the target\n",
+                 s.at("rows").to_number<int>(), median(s), number(s.at("times_target_row")));
+  }
+}
+
+int bench_main(int argc, char** argv) {
+  BenchmarkOptions options;
+  bool as_json = false;
+  std::string output;
+  Flags flags(argv[0], "Measures the machine's bounds and what a model costs on it.");
+  flags.option("model", options.model, "the target model, a GGUF file")->required();
+  flags.option("draft-model", options.draft_model, "a draft model to time beside it");
+  flags.option("threads", options.threads, "kernel threads, 0: all cores")
+      ->check(CLI::Range(0, 1024));
+  flags.option("repeats", options.repeats, "of every figure; medians are reported")
+      ->check(CLI::Range(1, 1000));
+  flags.option("max-rows", options.max_rows, "the most rows of a round")->check(CLI::Range(1, 64));
+  flags.option("prefill-tokens", options.prefill_tokens, "length of the timed prompt")
+      ->check(CLI::Range(1, 1 << 20));
+  flags.option("depth", options.depth, "context at which decoding is timed too, 0: leave out")
+      ->check(CLI::Range(0, 1 << 20));
+  flags.app().add_flag("--json", as_json, "print JSON instead of the table");
+  flags.option("output", output, "also write the JSON to this file");
+  if (const auto status = flags.parse(argc, argv)) return *status;
+  const bool terminal = ::isatty(STDERR_FILENO);
+  options.progress = [&](const std::string& what) {
+    fmt::print(stderr, "{}{}{}", terminal ? "\r\x1b[K" : "bench: ", what, terminal ? " ..." : "\n");
+    std::fflush(stderr);
+  };
+  const auto result = run_benchmark(options);
+  if (terminal) fmt::print(stderr, "\r\x1b[K");
+  if (!result) {
+    fmt::print(stderr, "foretoken bench: {}\n", result.error().message);
+    return 1;
+  }
+  const std::string text = json::serialize(*result) + "\n";
+  if (as_json)
+    fmt::print("{}", text);
+  else
+    print_table(*result);
+  if (!output.empty()) {
+    std::ofstream file(output);
+    file << text;
+    if (!file.flush()) {
+      fmt::print(stderr, "foretoken bench: cannot write {}\n", output);
+      return 1;
+    }
+  }
+  return 0;
+}
+
+const Subcommand kBench{"bench", "measure the machine and a model on it", bench_main, 40};
+
+}  // namespace
+}  // namespace foretoken

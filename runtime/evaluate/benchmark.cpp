@@ -1,0 +1,379 @@
+#include "runtime/evaluate/benchmark.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <memory>
+#include <new>
+#include <thread>
+
+#include "foretoken/kernels/isa.h"
+#include "foretoken/kernels/peak.h"
+#include "runtime/kv/kv_cache.h"
+#include "runtime/model/model.h"
+
+namespace foretoken {
+namespace {
+
+namespace json = boost::json;
+using Clock = std::chrono::steady_clock;
+
+// Larger than any cache that a socket shares, so that a pass comes from memory.
+constexpr std::size_t kBandwidthBytes = std::size_t{1} << 30;
+// 12 instructions an iteration, at two a cycle: a few milliseconds a pass.
+constexpr std::int64_t kSpinIterations = 1 << 20;
+// Where plain decoding and rounds of several rows are timed: a short chat's context.
+constexpr std::int64_t kShortContext = 128;
+constexpr int kWarmup = 2;
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+struct Times {
+  std::vector<double> ms;
+  double median() const {
+    std::vector<double> sorted = ms;
+    std::sort(sorted.begin(), sorted.end());
+    const std::size_t n = sorted.size();
+    return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+  }
+  double best() const { return *std::min_element(ms.begin(), ms.end()); }
+  json::object json() const {
+    return {{"median", median()},
+            {"min", best()},
+            {"max", *std::max_element(ms.begin(), ms.end())},
+            {"repeats", ms.size()}};
+  }
+};
+
+template <class F>
+Times repeat(int n, F work) {
+  Times times;
+  for (int i = 0; i < n; ++i) {
+    const auto start = Clock::now();
+    work();
+    times.ms.push_back(ms_since(start));
+  }
+  return times;
+}
+
+struct Machine {
+  double read_bytes_per_s = 0, int8_macs_per_s = 0;  // 0: not measured
+};
+
+Machine measure_machine(kernels::ThreadPool& pool, int repeats) {
+  Machine machine;
+  if (std::unique_ptr<std::byte[]> buffer(new (std::nothrow) std::byte[kBandwidthBytes]); buffer) {
+    // Touched by the threads that will read it.
+    pool.ranges(static_cast<std::int64_t>(kBandwidthBytes), 4096,
+                [&](std::int64_t begin, std::int64_t end, int) {
+                  std::fill(buffer.get() + begin, buffer.get() + end, std::byte{1});
+                });
+    volatile std::uint64_t sum = 0;
+    const Times times = repeat(
+        repeats, [&] { sum = sum + kernels::stream_sum(buffer.get(), kBandwidthBytes, pool); });
+    machine.read_bytes_per_s = static_cast<double>(kBandwidthBytes) / times.best() * 1000;
+  }
+  std::int64_t done = 0;
+  volatile std::int32_t sink = 0;
+  const Times times = repeat(repeats, [&] {
+    std::int32_t value = 0;
+    done = kernels::int8_multiply_adds(kSpinIterations, pool, &value);
+    sink = sink + value;
+  });
+  machine.int8_macs_per_s = static_cast<double>(done) / times.best() * 1000;
+  return machine;
+}
+
+// One model with one sequence at some depth. A round that is not committed is repeated at the same
+// positions, as a verify round whose draft was rejected.
+class Bench {
+ public:
+  static Result<std::unique_ptr<Bench>> open(std::shared_ptr<const Model> model, KvMode mode,
+                                             std::int64_t max_tokens, int max_rows,
+                                             kernels::ThreadPool& pool) {
+    KvOptions kv;
+    kv.mode = mode;
+    kv.max_sequences = 1;
+    kv.max_rows = max_rows;
+    kv.max_model_len = max_tokens;
+    const KvGeometry g = model->kv_geometry();
+    const std::size_t token_bytes =
+        std::size_t{4} * static_cast<std::size_t>(g.n_layers * g.n_kv_heads * g.head_dim);
+    // 16-bit copies of all tokens, codes beside them, and room for the pages a prefill chunk holds
+    // twice.
+    kv.memory_bytes = token_bytes * static_cast<std::size_t>(max_tokens + max_rows + 1024) * 2;
+    // The recipe without calibration costs what a calibrated one costs.
+    auto cache =
+        KvCache::create(g, kv, mode == KvMode::kInt2 ? KvCalibration::data_free(g) : nullptr);
+    if (!cache) return cache.error();
+    return std::unique_ptr<Bench>(new Bench(std::move(model), std::move(*cache), max_rows, pool));
+  }
+
+  // Rows after the committed length; logits of all of them (verify), or of the last (prefill).
+  // False: no room.
+  bool forward(std::int64_t n_rows, bool all_logits, bool commit) {
+    if (!kv_->reserve(sequence_, length_ + n_rows)) return false;
+    // Which tokens makes no difference to the time.
+    tokens_.resize(static_cast<std::size_t>(n_rows));
+    for (std::int64_t i = 0; i < n_rows; ++i)
+      tokens_[static_cast<std::size_t>(i)] =
+          static_cast<TokenId>((length_ + i) * 7919 % model_->config().n_vocab);
+    logit_rows_.clear();
+    for (int i = all_logits ? 0 : static_cast<int>(n_rows) - 1; i < n_rows; ++i)
+      logit_rows_.push_back(i);
+    logits_.resize(logit_rows_.size() * static_cast<std::size_t>(model_->config().n_vocab));
+    const KvRows rows[1] = {{sequence_, length_, static_cast<int>(n_rows), 0}};
+    ForwardBatch batch;
+    batch.tokens = tokens_;
+    batch.sequences = rows;
+    batch.logit_rows = logit_rows_;
+    batch.logits = logits_.data();
+    model_->forward(batch, *kv_, *workspace_, pool_);
+    if (commit) kv_->commit(sequence_, length_ += n_rows);
+    return true;
+  }
+  bool fill_to(std::int64_t length) {
+    while (length_ < length)
+      if (!forward(std::min<std::int64_t>(max_rows_, length - length_), false, true)) return false;
+    return true;
+  }
+  void restart() {
+    kv_->close(sequence_);
+    sequence_ = kv_->open().value();
+    length_ = 0;
+  }
+  KvStats kv_stats() const { return kv_->stats(); }
+
+ private:
+  Bench(std::shared_ptr<const Model> model, std::unique_ptr<KvCache> kv, int max_rows,
+        kernels::ThreadPool& pool)
+      : model_(std::move(model)),
+        kv_(std::move(kv)),
+        workspace_(model_->make_workspace(max_rows, max_rows)),
+        pool_(pool),
+        max_rows_(max_rows),
+        sequence_(kv_->open().value()) {}
+
+  std::shared_ptr<const Model> model_;
+  std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<ForwardWorkspace> workspace_;
+  kernels::ThreadPool& pool_;
+  int max_rows_;
+  KvSequence sequence_;
+  std::int64_t length_ = 0;
+  std::vector<TokenId> tokens_;
+  std::vector<int> logit_rows_;
+  std::vector<float> logits_;
+};
+
+double peak_memory_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) * 1024;
+  return 0;
+}
+
+// A step of r rows takes at least this long.
+double bound_ms(const Model& model, const Machine& machine, int rows) {
+  const double reading = machine.read_bytes_per_s > 0
+                             ? static_cast<double>(model.step_bytes()) / machine.read_bytes_per_s
+                             : 0;
+  const double arithmetic = rows * static_cast<double>(model.step_macs()) / machine.int8_macs_per_s;
+  return std::max(reading, arithmetic) * 1000;
+}
+
+json::object describe(const Model& model) {
+  const ModelConfig& c = model.config();
+  return {{"name", c.name},
+          {"architecture", c.architecture},
+          {"layers", c.n_layers},
+          {"hidden", c.hidden},
+          {"vocabulary", c.n_vocab},
+          {"context_length", c.context_length},
+          {"file_bytes", model.file().file_bytes()},
+          {"weight_bytes", model.weight_bytes()},
+          {"step_bytes", model.step_bytes()},
+          {"step_macs", model.step_macs()}};
+}
+
+class Benchmark {
+ public:
+  Benchmark(const BenchmarkOptions& options, int threads)
+      : options_(options),
+        pool_(threads),
+        chunk_(static_cast<int>(std::max<std::int64_t>(options.chunk, options.max_rows))) {}
+
+  Result<json::object> run() {
+    json::object out{{"schema", "foretoken.bench/1"}};
+    say("loading");
+    if (Status s = load(options_.model, model_, out["load"]); !s) return s.error();
+    if (Status s = measure_prefill(out["prefill"]); !s) return s.error();
+    if (Status s = measure_rows(); !s) return s.error();
+    const std::int64_t depth = std::min(options_.depth, model_->config().context_length - 64);
+    if (depth > 0) {
+      json::object depths;
+      for (const KvMode mode : {KvMode::kBf16, KvMode::kInt2})
+        if (Status s = measure_depth(mode, depth, depths[kv_mode_name(mode)]); !s) return s.error();
+      out["depth"] = std::move(depths);
+    }
+    if (!options_.draft_model.empty())
+      if (Status s = measure_draft(out["draft"]); !s) return s.error();
+    out["memory"] = json::object{{"peak_bytes", peak_memory_bytes()},
+                                 {"definition", "VmHWM, before the bandwidth buffer"}};
+    say("the machine: reading and int8 arithmetic");
+    const Machine machine = measure_machine(pool_, options_.repeats);
+    out["machine"] = json::object{{"isa", kernels::isa_name(kernels::active_isa())},
+                                  {"threads", pool_.size()},
+                                  {"read_gb_per_s", machine.read_bytes_per_s / 1e9},
+                                  {"int8_gmac_per_s", machine.int8_macs_per_s / 1e9}};
+    out["model"] = describe(*model_);
+    report_rows(machine, out);
+    return out;
+  }
+
+ private:
+  void say(const std::string& what) const {
+    if (options_.progress) options_.progress(what);
+  }
+  static Error no_room() {
+    return {ErrorCode::kInternal, "bench: the KV pool is too small for what is measured"};
+  }
+
+  Status load(const std::string& path, std::shared_ptr<const Model>& into, json::value& out) {
+    ModelLoadOptions load;
+    load.threads = pool_.size();
+    const auto start = Clock::now();
+    auto model = Model::load(path, load);
+    if (!model) return model.error();
+    into = std::move(*model);
+    out = json::object{{"seconds", ms_since(start) / 1000}};
+    return Ok{};
+  }
+
+  Status measure_prefill(json::value& out) {
+    say(fmt::format("prefill of {} tokens", options_.prefill_tokens));
+    auto opened = Bench::open(model_, KvMode::kInt2, options_.prefill_tokens + 64, chunk_, pool_);
+    if (!opened) return opened.error();
+    Bench& bench = **opened;
+    bool room = bench.fill_to(std::min(kShortContext, options_.prefill_tokens));
+    const Times times = repeat(std::max(3, options_.repeats / 2), [&] {
+      bench.restart();
+      room = room && bench.fill_to(options_.prefill_tokens);
+    });
+    if (!room) return no_room();
+    out = json::object{
+        {"tokens", options_.prefill_tokens},
+        {"chunk", chunk_},
+        {"ms", times.json()},
+        {"tokens_per_s", static_cast<double>(options_.prefill_tokens) / times.median() * 1000}};
+    return Ok{};
+  }
+
+  Status measure_rows() {
+    say(fmt::format("rounds of 1 to {} rows", options_.max_rows));
+    auto opened = Bench::open(model_, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
+    if (!opened) return opened.error();
+    Bench& bench = **opened;
+    bool room = bench.fill_to(kShortContext);
+    by_rows_.resize(static_cast<std::size_t>(options_.max_rows));
+    // Interleaved, so that a machine that slows down slows all of them.
+    for (int i = -kWarmup; i < options_.repeats * 3; ++i)
+      for (int rows = 1; rows <= options_.max_rows; ++rows) {
+        const auto start = Clock::now();
+        room = room && bench.forward(rows, true, false);
+        if (i >= 0) by_rows_[static_cast<std::size_t>(rows - 1)].ms.push_back(ms_since(start));
+      }
+    if (!room) return no_room();
+    return Ok{};
+  }
+
+  void report_rows(const Machine& machine, json::object& out) const {
+    const double one = by_rows_[0].median();
+    json::array rows_json;
+    for (int rows = 1; rows <= options_.max_rows; ++rows) {
+      const Times& times = by_rows_[static_cast<std::size_t>(rows - 1)];
+      const double bound = bound_ms(*model_, machine, rows);
+      rows_json.push_back(json::object{{"rows", rows},
+                                       {"ms", times.json()},
+                                       {"times_one_row", times.median() / one},
+                                       {"bound_ms", bound},
+                                       {"share_of_bound", bound / times.median()}});
+    }
+    const double bound = bound_ms(*model_, machine, 1);
+    out["rows"] = std::move(rows_json);
+    out["decode"] = json::object{
+        {"context", kShortContext},
+        {"ms", by_rows_[0].json()},
+        {"tokens_per_s", 1000 / one},
+        {"bound_tokens_per_s", 1000 / bound},
+        {"share_of_bound", bound / one},
+        {"definition",
+         "bound: the longer of step_bytes / read bandwidth and step_macs / int8 peak"}};
+  }
+
+  Status measure_depth(KvMode mode, std::int64_t depth, json::value& out) {
+    say(fmt::format("decode at depth {}, KV in {}", depth, kv_mode_name(mode)));
+    auto opened = Bench::open(model_, mode, depth + 64, chunk_, pool_);
+    if (!opened) return opened.error();
+    Bench& bench = **opened;
+    const auto start = Clock::now();
+    bool room = bench.fill_to(depth);
+    const double fill_ms = ms_since(start);
+    for (int i = 0; i < kWarmup; ++i) room = room && bench.forward(1, true, false);
+    const Times times =
+        repeat(options_.repeats, [&] { room = room && bench.forward(1, true, false); });
+    if (!room) return no_room();
+    out = json::object{{"tokens", depth},
+                       {"ms", times.json()},
+                       {"tokens_per_s", 1000 / times.median()},
+                       {"times_short_context", times.median() / by_rows_[0].median()},
+                       {"kv_used_bytes", bench.kv_stats().used_bytes},
+                       {"prefill_tokens_per_s", static_cast<double>(depth) / fill_ms * 1000}};
+    return Ok{};
+  }
+
+  Status measure_draft(json::value& out) {
+    say("the draft model's steps");
+    std::shared_ptr<const Model> draft;
+    json::value loading;
+    if (Status s = load(options_.draft_model, draft, loading); !s) return s.error();
+    auto opened = Bench::open(draft, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
+    if (!opened) return opened.error();
+    Bench& bench = **opened;
+    bool room = bench.fill_to(kShortContext);
+    json::array steps;
+    for (const int rows : {1, 2, 4}) {  // rows: sequences drafting at once
+      for (int i = 0; i < kWarmup; ++i) room = room && bench.forward(rows, true, false);
+      const Times times =
+          repeat(options_.repeats, [&] { room = room && bench.forward(rows, true, false); });
+      steps.push_back(json::object{{"rows", rows},
+                                   {"ms", times.json()},
+                                   {"times_target_row", times.median() / by_rows_[0].median()}});
+    }
+    if (!room) return no_room();
+    out = json::object{
+        {"model", describe(*draft)}, {"load", std::move(loading)}, {"steps", std::move(steps)}};
+    return Ok{};
+  }
+
+  const BenchmarkOptions& options_;
+  kernels::ThreadPool pool_;
+  int chunk_;
+  std::shared_ptr<const Model> model_;
+  std::vector<Times> by_rows_;  // [max_rows]
+};
+
+}  // namespace
+
+Result<json::object> run_benchmark(const BenchmarkOptions& options) {
+  const int threads = options.threads > 0
+                          ? options.threads
+                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return Benchmark(options, threads).run();
+}
+
+}  // namespace foretoken
