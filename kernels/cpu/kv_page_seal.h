@@ -69,14 +69,21 @@ inline void centred_codes(const float* x, const float* low, const float* high, f
 
 // One row: the least-squares scale (fp16) and the digits [d], 0..3.
 inline std::uint16_t quantise_row(const float* x, const float* weight, const float* low,
-                                  const float* high, float expected, int n4, int d,
+                                  const float* high, float expected, int n4, int d, bool max_scale,
                                   std::uint8_t* digits) {
   float centred[kMaxHeadDim];
   const int n_coded = d - n4;
   alignas(64) float part[16] = {}, part2[16] = {};
   for (int i = 0; i < n_coded; ++i) part[i & 15] += weight[i] * (x[i] * x[i]);
   float scale = std::sqrt(sum_lanes(part) / expected);
-  for (int round = 0; round < kScaleRounds && scale > 0; ++round) {
+  if (max_scale) {
+    scale = 0;
+    for (int i = 0; i < n_coded; ++i) {
+      const float reach = std::fabs(x[i]) / (high[i] + 0.5f);
+      scale = reach > scale ? reach : scale;
+    }
+  }
+  for (int round = 0; !max_scale && round < kScaleRounds && scale > 0; ++round) {
     centred_codes(x, low, high, 1.0f / scale, n_coded, centred);
     for (int l = 0; l < 16; ++l) part[l] = part2[l] = 0;
     for (int i = 0; i < n_coded; ++i) {
@@ -99,8 +106,8 @@ inline std::uint16_t quantise_row(const float* x, const float* weight, const flo
   return half;
 }
 
-inline void quantise_rows(const float* x, const float* weight, int n4, int d, std::uint16_t* scales,
-                          std::uint8_t* digits) {
+inline void quantise_rows(const float* x, const float* weight, int n4, int d, bool max_scale,
+                          std::uint16_t* scales, std::uint8_t* digits) {
   float low[kMaxHeadDim], high[kMaxHeadDim];
   float expected = 0;
   for (int i = 0; i < d - n4; ++i) {
@@ -112,7 +119,7 @@ inline void quantise_rows(const float* x, const float* weight, int n4, int d, st
   for (int t = 0; t < kPageTokens; ++t) {
     scales[t] = expected > 0
                     ? quantise_row(x + static_cast<std::size_t>(t) * d, weight, low, high, expected,
-                                   n4, d, digits + static_cast<std::size_t>(t) * d)
+                                   n4, d, max_scale, digits + static_cast<std::size_t>(t) * d)
                     : 0;
   }
 }
@@ -137,7 +144,9 @@ inline void seal_page_impl(const std::byte* hot, const Int2Transform& transform,
     }
   }
   for (int c = 0; c < d; ++c) {
-    const std::uint16_t h = float_to_bf16_finite(mean[c] * (1.0f / kPageTokens));
+    const std::uint16_t h = transform.k_page_mean
+                                ? float_to_bf16_finite(mean[c] * (1.0f / kPageTokens))
+                                : std::uint16_t{0};
     std::memcpy(sealed + sealed_k_mean(d) + 2 * c, &h, 2);
     mean[c] = bf16_to_float(h);
   }
@@ -145,7 +154,7 @@ inline void seal_page_impl(const std::byte* hot, const Int2Transform& transform,
     for (int c = 0; c < d; ++c) x[t * d + c] -= mean[c];
   }
   encode(x, transform.k_encode, d, y);
-  quantise_rows(y, transform.k_weight, transform.k_n4, d, scales, digits);
+  quantise_rows(y, transform.k_weight, transform.k_n4, d, transform.max_scale, scales, digits);
   std::memcpy(sealed + sealed_k_scales(d), scales, sizeof scales);
   for (int t = 0; t < kPageTokens; ++t) {
     for (int i = 0; i < d; ++i) {
@@ -164,7 +173,7 @@ inline void seal_page_impl(const std::byte* hot, const Int2Transform& transform,
     }
   }
   encode(x, transform.v_encode, d, y);
-  quantise_rows(y, transform.v_weight, transform.v_n4, d, scales, digits);
+  quantise_rows(y, transform.v_weight, transform.v_n4, d, transform.max_scale, scales, digits);
   std::memcpy(sealed + sealed_v_scales(d), scales, sizeof scales);
   for (int t = 0; t < kPageTokens; ++t) {
     for (int i = 0; i < d; ++i) {

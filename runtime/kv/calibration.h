@@ -1,5 +1,18 @@
-// The paired transform of every (layer, KV head): made once a model from a calibration text, kept in the
-// state directory by fingerprint, immutable afterwards. Recipe: notes "pt2", described in runtime/README.md.
+// The paired transform of every (layer, KV head): made once a model from a calibration text, kept
+// in the state directory by fingerprint, immutable afterwards.
+//
+// Keys. With Sq = E[q q^T] over the queries of the group and Sk = E[k k^T] of keys less their
+// page's mean (both after rotary), the symmetric R = M^1/2, M = Sk^-1/2 (Sk^1/2 Sq Sk^1/2)^1/2
+// Sk^-1/2 (the geometric mean of Sq and Sk^-1) gives k' = R k and q' = R^-1 q one and the same
+// second moment C, while q'.k' = q.k. In C's eigenbasis, where channels are uncorrelated, a
+// channel's energy is also its importance, so bits go where they buy most: the n4 largest get 4
+// bits, the n4 smallest none, the rest 2, n4 by least predicted loss. Inside each class a Hartley
+// rotation spreads the energy evenly, so that one static step a class fits all its channels.
+// Values. The same with Sk the values' covariance and Sq the sum over the group's heads of G_h
+// Wo_h^T Wo_h: what an error in a value costs in the layer's output, G_h being the head's mean sum
+// of squared attention weights. An orthogonal rotation (QuaRot, arXiv 2404.00456; OSCAR, arXiv
+// 2605.17757) cannot do this: with the key biases of Qwen2.5, hundreds of times the rms, it spreads
+// a few channels' energy over all of them.
 #pragma once
 
 #include <array>
@@ -19,13 +32,23 @@ struct KvGeometry;
 class KvCalibration {
  public:
   virtual ~KvCalibration() = default;
-  virtual const kernels::Int2Transform* layer(int layer) const = 0;   // [n_kv_heads]
-  virtual Status save(const std::string& path, const std::array<std::uint8_t, 32>& fingerprint) const = 0;
-  // A file of another model (fingerprint) or geometry is refused by name.
-  static Result<std::shared_ptr<const KvCalibration>> load(const std::string& path, const KvGeometry& geometry,
-                                                           const std::array<std::uint8_t, 32>& fingerprint);
-  // Without calibration data: steps for unit-variance Hadamard-rotated channels, per-head scales a row.
+  virtual const kernels::Int2Transform* layer(int layer) const = 0;  // [n_kv_heads]
+  virtual Status save(const std::string& path,
+                      const std::array<std::uint8_t, 32>& fingerprint) const = 0;
+  // A file of another model (fingerprint) or geometry is refused by name; so is one that is cut or
+  // changed.
+  static Result<std::shared_ptr<const KvCalibration>> load(
+      const std::string& path, const KvGeometry& geometry,
+      const std::array<std::uint8_t, 32>& fingerprint);
+  // Without calibration data: Hartley-rotated channels of one step, the page mean of K removed, a
+  // least-squares scale a row. Usable where keys have no large bias (Llama family); on Qwen2.5 it
+  // costs most of the quality.
   static std::shared_ptr<const KvCalibration> data_free(const KvGeometry& geometry);
+  // Negative controls and comparisons: token-wise INT2 as it is (largest value on the outermost
+  // code), and after a Hadamard-like (Hartley) rotation with least-squares scales; neither removes
+  // any mean.
+  static std::shared_ptr<const KvCalibration> naive(const KvGeometry& geometry);
+  static std::shared_ptr<const KvCalibration> hadamard(const KvGeometry& geometry);
 };
 
 // Collects second moments from a forward pass over calibration text and solves for the transforms.
@@ -33,11 +56,13 @@ class KvCalibrator {
  public:
   static std::unique_ptr<KvCalibrator> create(const KvGeometry& geometry);
   virtual ~KvCalibrator() = default;
-  // One window of text at a time, all layers in order. Rows are consecutive positions; q [n_rows, n_heads, d]
-  // and k, v [n_rows, n_kv_heads, d] with rotary applied (positions at random offsets: see the notes).
+  // One window of text at a time, all layers in order. Rows are consecutive positions, the first at
+  // a page border; q [n_rows, n_heads, d] and k, v [n_rows, n_kv_heads, d] with rotary applied.
   virtual void observe(int layer, int n_rows, const float* q, const float* k, const float* v) = 0;
-  // wo: the layer's attention output matrix, dequantised, [hidden, n_heads * d]; used for V's importance.
+  // wo: the layer's attention output matrix, dequantised, [hidden, n_heads * d]; used for V's
+  // importance.
   virtual void observe_output_matrix(int layer, const float* wo, std::int64_t hidden) = 0;
+  // progress may be null; called with 0..1.
   virtual std::shared_ptr<const KvCalibration> solve(std::function<void(double)> progress) = 0;
 };
 

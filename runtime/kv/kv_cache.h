@@ -1,9 +1,9 @@
-// The KV cache of one model: every sequence's pages, from one pool. Owned and called by the engine thread
-// (attend() fans out over the kernel pool).
-// A page is 64 tokens of all layers and KV heads: a hot slab (16-bit) and, once sealed, an INT2 slab.
-// Invariants: a page is sealed only from committed tokens, when a row first needs its codes, at a border
-// fixed by absolute position; a sealed page is immutable; a rejected token is only ever overwritten in a
-// hot page; a page's hot copy is released when no future row (position >= committed length) can read it.
+// The KV cache of one model: every sequence's pages, from one pool. Owned and called by the engine
+// thread (attend() fans out over the kernel pool). A page is 64 tokens of all layers and KV heads:
+// a hot slab (16-bit) and, once sealed, an INT2 slab. Invariants: a page is sealed only from
+// committed tokens, when a row first needs its codes, at a border fixed by absolute position; a
+// sealed page is immutable; a rejected token is only ever overwritten in a hot page; a page's hot
+// copy is released when no future row (position >= committed length) can read it.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@
 namespace foretoken {
 
 enum class KvMode { kBf16, kInt2 };
-std::string_view kv_mode_name(KvMode mode);                     // "bf16", "int2"
+std::string_view kv_mode_name(KvMode mode);  // "bf16", "int2"
 std::optional<KvMode> parse_kv_mode(std::string_view name);
 
 struct KvGeometry {
@@ -30,17 +30,18 @@ struct KvGeometry {
 
 struct KvOptions {
   KvMode mode = KvMode::kInt2;
-  int sink_tokens = 64;           // multiples of 64
-  int window_tokens = 256;        // at least 64
-  std::size_t memory_bytes = 0;   // of the pool, hot and sealed slabs together
+  int sink_tokens = 64;          // multiples of 64
+  int window_tokens = 256;       // at least 64
+  std::size_t memory_bytes = 0;  // of the pool, hot and sealed slabs together
   int max_sequences = 8;
-  int max_rows = 512;             // of one forward pass
+  int max_rows = 512;  // of one forward pass
   std::int64_t max_model_len = 0;
 };
 
-using KvSequence = int;           // a handle from open()
+using KvSequence = int;  // a handle from open()
 
-// n_rows consecutive positions of one sequence; its rows are first_row .. first_row + n_rows - 1 of the batch.
+// n_rows consecutive positions of one sequence; its rows are first_row .. first_row + n_rows - 1 of
+// the batch.
 struct KvRows {
   KvSequence sequence;
   std::int64_t first_position;
@@ -51,44 +52,53 @@ struct KvRows {
 struct KvStats {
   std::size_t pool_bytes = 0, used_bytes = 0;
   std::int64_t hot_pages = 0, sealed_pages = 0;
-  std::int64_t sealed_pages_total = 0;          // ever
-  std::int64_t int2_page_reads_total = 0;       // (row group, page) pairs attended to as INT2, layer 0, head 0
-  double bytes_per_token_bf16 = 0, bytes_per_token_sealed = 0;   // all layers and heads
+  std::int64_t sealed_pages_total = 0;  // ever
+  std::int64_t int2_page_reads_total =
+      0;  // (row group, page) pairs attended to as INT2, layer 0, head 0
+  double bytes_per_token_bf16 = 0, bytes_per_token_sealed = 0;  // all layers and heads
 };
 
 class KvCache {
  public:
-  static Result<std::unique_ptr<KvCache>> create(const KvGeometry& geometry, const KvOptions& options,
+  static Result<std::unique_ptr<KvCache>> create(const KvGeometry& geometry,
+                                                 const KvOptions& options,
                                                  std::shared_ptr<const KvCalibration> calibration);
   virtual ~KvCache() = default;
 
-  virtual std::optional<KvSequence> open() = 0;                           // nullopt: max_sequences are open
-  virtual void close(KvSequence sequence) = 0;                            // frees its pages at once
-  // Makes room for positions below `length`. False: the pool is full; nothing changed. Some room is always
-  // kept so that an admitted sequence's pages can be sealed.
+  virtual std::optional<KvSequence> open() = 0;  // nullopt: max_sequences are open
+  virtual void close(KvSequence sequence) = 0;   // frees its pages at once
+  // Makes room for positions below `length`. False: the pool is full; nothing changed. Some room is
+  // always kept so that an admitted sequence's pages can be sealed.
   virtual bool reserve(KvSequence sequence, std::int64_t length) = 0;
-  // Positions below `length` are final. Monotone; rows may not start past it (a prefill commits each chunk). Releases hot copies nobody will read.
+  // Positions below `length` are final. Monotone; rows may not start past it (a prefill commits
+  // each chunk). Releases hot copies nobody will read.
   virtual void commit(KvSequence sequence, std::int64_t length) = 0;
   virtual std::int64_t committed(KvSequence sequence) const = 0;
 
-  // Inside a forward pass, layer by layer: store() all rows' K and V (rotary applied), then attend().
-  // k, v: [n_rows, n_kv_heads * head_dim]; q, out: [n_rows, n_heads * head_dim]; strides in floats.
+  // Inside a forward pass, layer by layer: store() all rows' K and V (rotary applied), then
+  // attend(). k, v: [n_rows, n_kv_heads * head_dim]; q, out: [n_rows, n_heads * head_dim]; strides
+  // in floats.
   virtual void store(int layer, std::span<const KvRows> rows, const float* k, std::int64_t k_stride,
                      const float* v, std::int64_t v_stride) = 0;
-  // Seals, in this layer, the pages that these rows read as INT2 and that are not sealed yet; then attends.
-  virtual void attend(int layer, std::span<const KvRows> rows, const float* q, std::int64_t q_stride, float* out,
-                      std::int64_t out_stride, float scale, kernels::ThreadPool& pool) = 0;
+  // Seals, in this layer, the pages that these rows read as INT2 and that are not sealed yet; then
+  // attends.
+  virtual void attend(int layer, std::span<const KvRows> rows, const float* q,
+                      std::int64_t q_stride, float* out, std::int64_t out_stride, float scale,
+                      kernels::ThreadPool& pool) = 0;
 
   // The largest total of tokens one sequence could hold if it had the pool alone.
   virtual std::int64_t capacity_tokens() const = 0;
   virtual KvStats stats() const = 0;
   virtual const KvOptions& options() const = 0;
 
-  // For tests: empty if every chunk of the pool is free or held exactly once and every page has the copies
-  // it should have (debug builds check it after every call); and the bytes of a page, empty if there are none.
+  // For tests: empty if every chunk of the pool is free or held exactly once and every page has the
+  // copies it should have (debug builds check it after every call); and the bytes of a page, empty
+  // if there are none.
   virtual std::string validate() const = 0;
-  virtual std::span<const std::byte> sealed_bytes(KvSequence sequence, int page, int layer, int kv_head) const = 0;
-  virtual std::span<const std::byte> hot_bytes(KvSequence sequence, int page, int layer, int kv_head) const = 0;
+  virtual std::span<const std::byte> sealed_bytes(KvSequence sequence, int page, int layer,
+                                                  int kv_head) const = 0;
+  virtual std::span<const std::byte> hot_bytes(KvSequence sequence, int page, int layer,
+                                               int kv_head) const = 0;
 };
 
 }  // namespace foretoken

@@ -41,6 +41,9 @@ struct Int2Transform {
   const float* v_weight = nullptr;  // [d]
   const float* v_mean = nullptr;    // [d]
   int k_n4 = 0, v_n4 = 0;           // 0 <= n4 <= d/2
+  // The published baselines that tests and measurements set it against:
+  bool k_page_mean = true;  // false: the stored mean is 0
+  bool max_scale = false;   // true: the scale puts a row's largest channel on the outermost code
 };
 // Quantises a full hot page. Codes and scales are bit-equal on every ISA: one summation order, no
 // FMA.
