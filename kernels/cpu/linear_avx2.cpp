@@ -11,6 +11,7 @@ struct Avx2 {
   using I = __m256i;
   static constexpr int kLanes = 8;
   static constexpr int kRows = 2;
+  static constexpr int kDotRows = 1;
 
   FORETOKEN_INLINE F zero() { return _mm256_setzero_ps(); }
   FORETOKEN_INLINE I zero_int() { return _mm256_setzero_si256(); }
@@ -62,35 +63,34 @@ struct Avx2 {
 
   // One vpmaddubsw adds two products of at most kMax * 127: as many of them as fit 16 bits are
   // added up before they are widened.
-  template <int kMax, int N>
-  FORETOKEN_INLINE I dot(I sum, const I* w, const std::int8_t* x) {
+  template <int kMax, int N, int G>
+  FORETOKEN_INLINE void dot(I (&sum)[G], const I* w, const std::int8_t* x, int stride) {
     constexpr int kFit = 32767 / (kMax * 127 * 2);
     constexpr int kStep = kFit >= 8 ? 8 : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
-    static_assert(N % kStep == 0 || kStep > N);
     const I ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 16
+    for (int g = 0; g < G; ++g) {
+      const std::int8_t* row = x + g * stride;
 #pragma GCC unroll 8
-    for (int j = 0; j < N; j += kStep) {
-      I words = _mm256_maddubs_epi16(w[j], broadcast_pair(x + 4 * j));
-      for (int i = 1; i < kStep && j + i < N; ++i)
-        words = _mm256_add_epi16(words,
-                                 _mm256_maddubs_epi16(w[j + i], broadcast_pair(x + 4 * (j + i))));
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(words, ones));
+      for (int j = 0; j < N; ++j) {
+        if constexpr (kMax == 255) {
+          sum[g] =
+              _mm256_add_epi32(sum[g], _mm256_madd_epi16(signed_products(w[j], row + 4 * j), ones));
+        } else if (j % kStep == 0) {
+          I words = _mm256_maddubs_epi16(w[j], broadcast_pair(row + 4 * j));
+          for (int i = j + 1; i < j + kStep && i < N; ++i)
+            words =
+                _mm256_add_epi16(words, _mm256_maddubs_epi16(w[i], broadcast_pair(row + 4 * i)));
+          sum[g] = _mm256_add_epi32(sum[g], _mm256_madd_epi16(words, ones));
+        }
+      }
     }
-    return sum;
   }
-
   // vpmaddubsw would saturate at codes up to 255: take |w| <= 128 and give x the sign of w instead.
   FORETOKEN_INLINE I load_q8(const void* p) { return _mm256_xor_si256(load(p), splat_byte(0x80)); }
-  FORETOKEN_INLINE I dot_q8(const I (&w)[8], const Record32& x) {
-    const I ones = _mm256_set1_epi16(1);
-    I sum = zero_int();
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
-      const I words = _mm256_maddubs_epi16(_mm256_abs_epi8(w[j]),
-                                           _mm256_sign_epi8(broadcast_pair(x.q + 4 * j), w[j]));
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(words, ones));
-    }
-    return sum;
+  FORETOKEN_INLINE I initial_q8(const Record32&) { return zero_int(); }
+  FORETOKEN_INLINE I signed_products(I w, const std::int8_t* x) {
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(broadcast_pair(x), w));
   }
 };
 

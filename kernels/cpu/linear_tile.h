@@ -18,19 +18,36 @@ namespace foretoken::kernels {
 namespace {
 
 #define FORETOKEN_INLINE [[gnu::always_inline]] static inline
+#define FORETOKEN_LAMBDA_INLINE __attribute__((always_inline))
 
-// The row's sum over one block of 32: V::dot<largest code>(initial, weights, activations).
-template <class V, WeightType T>
-FORETOKEN_INLINE typename V::I block_dot(const typename V::I (&w)[8], const Record32& x) {
-  if constexpr (T == WeightType::kQ8_0) {
-    return V::dot_q8(w, x);
-  } else if constexpr (T == WeightType::kQ4_0) {
-    return V::template dot<15, 8>(V::broadcast(&x.minus8_sum), w, x.q);
-  } else if constexpr (T == WeightType::kQ5_0) {
-    return V::template dot<31, 8>(V::template shift_left<1>(V::broadcast(&x.minus8_sum)), w, x.q);
-  } else {
-    return V::template dot<15, 8>(V::zero_int(), w, x.q);
+// fn<first, count>() over [0, N) in groups of at most G.
+template <int N, int G, int First = 0, class Fn>
+FORETOKEN_INLINE void in_groups(Fn&& fn) {
+  if constexpr (First < N) {
+    fn.template operator()<First, (N - First < G ? N - First : G)>();
+    in_groups<N, G, First + G>(fn);
   }
+}
+
+// Sums of G rows over one block of 32. V::dot<largest code, n, G> adds n lane vectors' products to
+// each row's sum; x of row g is at x + g * stride bytes.
+template <class V, WeightType T, int G>
+FORETOKEN_INLINE void block_dots(const typename V::I (&w)[8], const Record32* x,
+                                 typename V::I (&sum)[G]) {
+  constexpr int kMax = T == WeightType::kQ8_0 ? 255 : T == WeightType::kQ5_0 ? 31 : 15;
+#pragma GCC unroll 16
+  for (int g = 0; g < G; ++g) {
+    if constexpr (T == WeightType::kQ8_0) {
+      sum[g] = V::initial_q8(x[g]);
+    } else if constexpr (T == WeightType::kQ4_0) {
+      sum[g] = V::broadcast(&x[g].minus8_sum);
+    } else if constexpr (T == WeightType::kQ5_0) {
+      sum[g] = V::template shift_left<1>(V::broadcast(&x[g].minus8_sum));
+    } else {
+      sum[g] = V::zero_int();
+    }
+  }
+  V::template dot<kMax, 8, G>(sum, w, x[0].q, static_cast<int>(sizeof(Record32)));
 }
 
 template <class V>
@@ -92,6 +109,13 @@ FORETOKEN_INLINE void store_outputs(typename V::F sum, const float* bias, float*
   for (int i = 0; i < lanes; ++i) y[i] = bias != nullptr ? lane[i] + bias[i] : lane[i];
 }
 
+// How far ahead of its use the first tile over a group fetches weights. The hardware's own
+// prefetcher starts anew at every page and falls behind when several rows lengthen the loop. A core
+// that reads 15 GB/s with 150 ns of latency has 2.3 KB in flight; 4 KB leaves room. Measured on
+// Sapphire Rapids: one row 1.1 to 1.25 times as fast as without, eight rows 1.4 to 1.7 times; 2 and
+// 8 KB alike.
+constexpr std::size_t kPrefetchBytes = 4096;
+
 // Pointers of one tile: lanes [lane, lane + V::kLanes) of a group, R rows.
 struct Tile {
   const std::uint8_t* records;
@@ -102,9 +126,16 @@ struct Tile {
   const float* bias;      // of the first lane, or null
   float* y;               // of the first lane and row
   std::int64_t y_stride;
-  int lanes;  // outputs that exist from the first lane on
-  int lane;   // 0, or 8 for the upper half where V has 8 lanes
+  int lanes;      // outputs that exist from the first lane on
+  int lane;       // 0, or 8 for the upper half where V has 8 lanes
+  bool prefetch;  // the first tile over its group
 };
+
+template <std::size_t Bytes>
+FORETOKEN_INLINE void prefetch_ahead(const std::uint8_t* p) {
+#pragma GCC unroll 64
+  for (std::size_t i = 0; i < Bytes; i += 64) __builtin_prefetch(p + kPrefetchBytes + i);
+}
 
 template <class V, WeightType T, int R>
 void tile_block32(const Tile& t) {
@@ -117,6 +148,7 @@ void tile_block32(const Tile& t) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) sum[r] = V::zero();
   for (std::int64_t b = 0; b < t.n_blocks; ++b) {
+    if (t.prefetch) prefetch_ahead<record_bytes(T)>(record);
     I w[8];
     if constexpr (T == WeightType::kQ8_0) {
 #pragma GCC unroll 8
@@ -132,13 +164,17 @@ void tile_block32(const Tile& t) {
     } else {
       d = V::load_half(scales);
     }
+    in_groups<R, V::kDotRows>([&]<int kFirst, int kCount>() FORETOKEN_LAMBDA_INLINE {
+      I dot[kCount];
+      block_dots<V, T, kCount>(w, x + kFirst, dot);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const I dot = block_dot<V, T>(w, x[r]);
-      sum[r] = V::fma(V::to_float(dot), V::mul(d, V::broadcast(&x[r].scale)), sum[r]);
-      if constexpr (T == WeightType::kQ4_1)
-        sum[r] = V::fma(m, V::broadcast(&x[r].scaled_sum), sum[r]);
-    }
+      for (int g = 0; g < kCount; ++g) {
+        const int r = kFirst + g;
+        sum[r] = V::fma(V::to_float(dot[g]), V::mul(d, V::broadcast(&x[r].scale)), sum[r]);
+        if constexpr (T == WeightType::kQ4_1)
+          sum[r] = V::fma(m, V::broadcast(&x[r].scaled_sum), sum[r]);
+      }
+    });
     record += record_bytes(T);
     scales += tail_bytes(T);
     x += t.x_stride;
@@ -178,14 +214,20 @@ void tile_q4_k(const Tile& t) {
     }
 #pragma GCC unroll 1
     for (int j = 0; j < 8; ++j) {
+      if (t.prefetch) prefetch_ahead<record_bytes(T) / 8>(record + record_bytes(T) / 8 * j);
       I w[8];
       unpack_nibbles<V>(record + 256 * j + 4 * t.lane, w);
       const F scale = V::mul(d, V::load_u8(record + kQ4KScales + 16 * j + t.lane));
+      in_groups<R, V::kDotRows>([&]<int kFirst, int kCount>() FORETOKEN_LAMBDA_INLINE {
+        I dot[kCount];
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const I dot = V::template dot<15, 8>(V::zero_int(), w, x[r].q + 32 * j);
-        block_sum[r] = V::fma(V::to_float(dot), scale, block_sum[r]);
-      }
+        for (int g = 0; g < kCount; ++g) dot[g] = V::zero_int();
+        V::template dot<15, 8, kCount>(dot, w, x[kFirst].q + 32 * j,
+                                       static_cast<int>(sizeof(Record256)));
+#pragma GCC unroll 16
+        for (int g = 0; g < kCount; ++g)
+          block_sum[kFirst + g] = V::fma(V::to_float(dot[g]), scale, block_sum[kFirst + g]);
+      });
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) sum[r] = V::fma(block_sum[r], V::broadcast(&x[r].scale), sum[r]);
@@ -213,6 +255,7 @@ void tile_q6_k(const Tile& t) {
     for (int r = 0; r < R; ++r) block_sum[r] = V::zero();
 #pragma GCC unroll 1
     for (int j = 0; j < 8; ++j) {
+      if (t.prefetch) prefetch_ahead<record_bytes(T) / 8>(record + record_bytes(T) / 8 * j);
       I w[8];
       unpack_nibbles<V>(record + 256 * j + 4 * t.lane, w);
       const std::uint8_t* pairs = record + kQ6KPairs + 128 * j + 4 * t.lane;
@@ -222,12 +265,16 @@ void tile_q6_k(const Tile& t) {
       for (int half = 0; half < 2; ++half) {
         const int sub = 2 * j + half;
         const F scale = V::mul(d, V::load_s8(record + kQ6KScales + 16 * sub + t.lane));
+        in_groups<R, V::kDotRows>([&]<int kFirst, int kCount>() FORETOKEN_LAMBDA_INLINE {
+          I dot[kCount];
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          const I dot = V::template dot<63, 4>(V::broadcast(&x[r].minus32_sum[sub]), w + 4 * half,
-                                               x[r].q + 16 * sub);
-          block_sum[r] = V::fma(V::to_float(dot), scale, block_sum[r]);
-        }
+          for (int g = 0; g < kCount; ++g) dot[g] = V::broadcast(&x[kFirst + g].minus32_sum[sub]);
+          V::template dot<63, 4, kCount>(dot, w + 4 * half, x[kFirst].q + 16 * sub,
+                                         static_cast<int>(sizeof(Record256)));
+#pragma GCC unroll 16
+          for (int g = 0; g < kCount; ++g)
+            block_sum[kFirst + g] = V::fma(V::to_float(dot[g]), scale, block_sum[kFirst + g]);
+        });
       }
     }
 #pragma GCC unroll 16
@@ -250,6 +297,7 @@ void tile_float(const Tile& t) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) sum[r] = V::zero();
   for (std::int64_t k = 0; k < t.n_blocks; ++k) {
+    if (t.prefetch) __builtin_prefetch(record + kPrefetchBytes);
     F w;
     if constexpr (T == WeightType::kF32) w = V::load_float(reinterpret_cast<const float*>(record));
     if constexpr (T == WeightType::kF16) w = V::load_half(record);
@@ -345,6 +393,7 @@ void groups_of(const LinearTask& task, std::int64_t first_group, std::int64_t la
             t.x = x.tile32(row) + sub;
             t.x_stride = width;
           }
+          t.prefetch = row == chunk_row && sub == 0;
           for (t.lane = 0; t.lane < kPackRows; t.lane += V::kLanes) {
             const std::int64_t o = g * kPackRows + t.lane;
             if (o >= w.n_out) break;
