@@ -1,7 +1,7 @@
 // Linear layers against the machine's own limits: bytes of packed weights a second beside the read
 // bandwidth, multiply-adds a second beside the int8 peak. Every shape is held in as many copies as
-// outgrow the last-level cache, and read in turn, as a model's layers are. Times are the least of the
-// repeats, because other work on the machine only ever adds to them.
+// outgrow the last-level cache, and read in turn, as a model's layers are. Times are the least of
+// the repeats, because other work on the machine only ever adds to them.
 //
 //   linear_bench [--threads 2] [--megabytes 512] [--type Q4_K] [--isa avx2]
 #include <algorithm>
@@ -45,8 +45,8 @@ double least(int repeats, const std::function<void()>& fn) {
 
 struct Buffer {
   explicit Buffer(std::size_t n)
-      : bytes(n), data(static_cast<std::byte*>(::operator new(n, std::align_val_t{64}))) {}
-  ~Buffer() { ::operator delete(data, std::align_val_t{64}); }
+      : bytes(n), data(static_cast<std::byte*>(::operator new (n, std::align_val_t{64}))) {}
+  ~Buffer() { ::operator delete (data, std::align_val_t{64}); }
   std::size_t bytes;
   std::byte* data;
 };
@@ -109,10 +109,11 @@ void bench_linear(WeightType type, std::int64_t n_out, std::int64_t n_in, std::s
     if (rows == 1) one_row = time;
     const double gigabytes = static_cast<double>(m.w.bytes) / time / 1e9;
     const double gmacs = static_cast<double>(n_out * n_in * rows) / time / 1e9;
-    std::printf("%-5s %5ldx%-5ld rows %3ld  %9.1f us  %6.2f GB/s (%3.0f%%)  %8.1f GMAC/s  %5.2fx one row\n",
-                weight_type_name(type), static_cast<long>(n_out), static_cast<long>(n_in),
-                static_cast<long>(rows), time * 1e6, gigabytes, 100 * gigabytes / bandwidth, gmacs,
-                time / one_row);
+    std::printf(
+        "%-5s %5ldx%-5ld rows %3ld  %9.1f us  %6.2f GB/s (%3.0f%%)  %8.1f GMAC/s  %5.2fx one row\n",
+        weight_type_name(type), static_cast<long>(n_out), static_cast<long>(n_in),
+        static_cast<long>(rows), time * 1e6, gigabytes, 100 * gigabytes / bandwidth, gmacs,
+        time / one_row);
   }
 }
 
@@ -132,7 +133,9 @@ void bench_sampling(std::int64_t n_vocab) {
   report("sample_full T=1", [&] { sink = sample_full(x.data(), n_vocab, 1.0f, 3, ++position); });
   report("sample_full T=0.5", [&] { sink = sample_full(x.data(), n_vocab, 2.0f, 3, ++position); });
   report("log_sum_exp", [&] { sink = log_sum_exp(x.data(), n_vocab, 1.25f); });
-  report("top_k 64", [&] { sink = static_cast<double>(top_k(x.data(), n_vocab, 64, ids.data(), values.data())); });
+  report("top_k 64", [&] {
+    sink = static_cast<double>(top_k(x.data(), n_vocab, 64, ids.data(), values.data()));
+  });
 }
 
 int run(int argc, char** argv) {
@@ -152,7 +155,8 @@ int run(int argc, char** argv) {
       budget = std::atof(argv[i + 1]);
     } else if (flag == "--isa" && set_isa(argv[i + 1])) {
     } else {
-      std::fprintf(stderr, "linear_bench: %s %s: unknown flag or unsupported value\n", argv[i], argv[i + 1]);
+      std::fprintf(stderr, "linear_bench: %s %s: unknown flag or unsupported value\n", argv[i],
+                   argv[i + 1]);
       return 1;
     }
   }
@@ -164,11 +168,12 @@ int run(int argc, char** argv) {
     std::memset(buffer.data, 1, buffer.bytes);
     bandwidth = read_bandwidth(buffer, pool);
   }
-  std::printf("%s, %d threads, read bandwidth %.2f GB/s\n", std::string(isa_name(active_isa())).c_str(),
-              threads, bandwidth);
+  std::printf("%s, %d threads, read bandwidth %.2f GB/s\n",
+              std::string(isa_name(active_isa())).c_str(), threads, bandwidth);
   for (WeightType type : kAllTypes) {
     if (!only.empty() && only != weight_type_name(type)) continue;
-    for (auto [n_out, n_in] : {std::pair<std::int64_t, std::int64_t>{1536, 8960}, {8960, 1536}, {1536, 576}}) {
+    for (auto [n_out, n_in] :
+         {std::pair<std::int64_t, std::int64_t>{1536, 8960}, {8960, 1536}, {1536, 576}}) {
       if (n_in % weight_block_values(type) == 0)
         bench_linear(type, n_out, n_in, megabytes << 20, bandwidth, budget, pool);
     }
