@@ -15,25 +15,38 @@ std::uint64_t hash_gram(const TokenId* gram, int length) {
   return h;
 }
 
+std::size_t slots_for(std::size_t n_tokens) {
+  std::size_t slots = 128;
+  while (slots < 2 * n_tokens) slots *= 2;
+  return slots;
+}
+
 }  // namespace
 
 void NgramIndex::reserve(std::int64_t n_tokens) {
-  tokens_.reserve(static_cast<std::size_t>(n_tokens));
-  if (static_cast<std::size_t>(n_tokens) > limit_) rehash(static_cast<std::size_t>(n_tokens));
+  reserved_ = std::max(reserved_, static_cast<std::size_t>(n_tokens));
+  tokens_.reserve(reserved_);
+  for (auto& table : slots_) table.reserve(slots_for(reserved_));
 }
 
 void NgramIndex::clear() {
   tokens_.clear();
-  for (auto& table : slots_) std::fill(table.begin(), table.end(), 0u);
+  for (auto& table : slots_) table.clear();
+  limit_ = 0;
 }
 
 void NgramIndex::rehash(std::size_t capacity) {
-  std::size_t slots = 64;
-  while (slots < 2 * capacity) slots *= 2;
+  const std::size_t slots = slots_for(capacity);
   for (auto& table : slots_) table.assign(slots, 0u);
   mask_ = slots - 1;
   limit_ = slots / 2;
   for (std::int64_t p = 1; p < size(); ++p) index_continuation(p);
+}
+
+void NgramIndex::make_room(std::size_t n_tokens) {
+  if (n_tokens <= limit_) return;
+  // By doubling, but not past what was reserved for.
+  rehash(n_tokens <= reserved_ ? std::min(2 * n_tokens, reserved_) : 2 * n_tokens);
 }
 
 std::size_t NgramIndex::find_slot(int length, const TokenId* gram) const {
@@ -56,12 +69,13 @@ void NgramIndex::index_continuation(std::int64_t position) {
 }
 
 void NgramIndex::append(TokenId token) {
-  if (tokens_.size() + 1 > limit_) rehash(std::max<std::size_t>(64, 2 * (tokens_.size() + 1)));
+  make_room(tokens_.size() + 1);
   tokens_.push_back(token);
   index_continuation(size() - 1);
 }
 
 void NgramIndex::append(std::span<const TokenId> tokens) {
+  make_room(tokens_.size() + tokens.size());
   for (TokenId token : tokens) append(token);
 }
 

@@ -31,8 +31,8 @@ class NgramIndex {
     std::int64_t position = 0;  // index of `next` in tokens()
   };
 
-  void reserve(std::int64_t n_tokens);
-  void clear();  // keeps the memory
+  void reserve(std::int64_t n_tokens);  // memory only: a short context touches little of it
+  void clear();                         // keeps the memory
   void append(TokenId token);
   void append(std::span<const TokenId> tokens);
 
@@ -49,6 +49,7 @@ class NgramIndex {
 
  private:
   std::size_t find_slot(int length, const TokenId* gram) const;
+  void make_room(std::size_t n_tokens);
   void rehash(std::size_t capacity);
   void index_continuation(std::int64_t position);
 
@@ -57,7 +58,8 @@ class NgramIndex {
   // it).
   std::array<std::vector<std::uint32_t>, kMaxMatch> slots_;
   std::size_t mask_ = 0;
-  std::size_t limit_ = 0;  // tokens the tables hold at a load of at most one half
+  std::size_t limit_ = 0;     // tokens the tables hold at a load of at most one half
+  std::size_t reserved_ = 0;  // tokens they may grow to without allocating
 };
 
 }  // namespace foretoken
