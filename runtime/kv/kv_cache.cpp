@@ -200,7 +200,7 @@ class PagedKvCache final : public KvCache {
         const int page = static_cast<int>(position / kPageTokens);
         check(page < s.n_pages && s.hot_chunk[page] != kNone,
               "a row is stored where nothing is reserved", position);
-        check(s.sealed_layers[page] == 0, "a row is stored into a sealed page", position);
+        check(s.sealed_layers[page] <= layer, "a row is stored into a sealed page", position);
         std::byte* slab = pool_.at(s.hot_chunk[page]) + hot_stride_ * layer * geometry_.n_kv_heads;
         for (int h = 0; h < geometry_.n_kv_heads; ++h) {
           kernels::store_kv(slab + hot_stride_ * h, d, static_cast<int>(position % kPageTokens),

@@ -17,10 +17,10 @@ constexpr KvGeometry kGeometry{.n_layers = 2, .n_heads = 4, .n_kv_heads = 2, .he
 
 // Queries and keys of very unequal directions, the keys with a bias hundreds of times their spread.
 struct Source {
+  int d = kGeometry.head_dim;
+  std::mt19937_64 random{9};
   std::vector<double> q_basis, k_basis;
   std::vector<float> bias;
-  std::mt19937_64 random{9};
-  int d = kGeometry.head_dim;
 
   Source()
       : q_basis(random_orthogonal(d, random)),
@@ -113,8 +113,12 @@ TEST(KvCalibration, EncodingAndDecodingAreInverse) {
         }
         // Without dropped channels the product is the identity; with them, a projection: its trace
         // tells.
-        if (t.k_n4 == 0) EXPECT_NEAR(k, i == j, 1e-3);
-        if (t.v_n4 == 0) EXPECT_NEAR(v, i == j, 1e-3);
+        if (t.k_n4 == 0) {
+          EXPECT_NEAR(k, i == j, 1e-3);
+        }
+        if (t.v_n4 == 0) {
+          EXPECT_NEAR(v, i == j, 1e-3);
+        }
       }
     }
     double trace = 0;
