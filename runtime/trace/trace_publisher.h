@@ -3,8 +3,7 @@
 // or stored is dropped and counted by reason:
 //   ring_full   the link thread fell behind        no_trainer  nobody is connected
 //   hwm         the trainer does not keep up       disk        the trace folder refused a record
-//   opted_out   the request or its key asked not to be traced (counted by whoever knows:
-//   count_opted_out)
+//   opted_out   the request or its key asked not to be traced (by count_opted_out)
 #pragma once
 
 #include <array>

@@ -23,10 +23,6 @@ namespace foretoken {
 // Called on the link thread (at start, on the thread that calls ServerLink::start).
 using OnTable = std::function<void(std::shared_ptr<const FusionTable>, SpeculatorVersion)>;
 
-// The fusion table of a bundle; errors "kind: ..." and "shape: ...".
-Result<FusionTable> fusion_table_of(const Bundle& bundle);
-Bundle bundle_of(const FusionTable& table);  // tensors and kind only
-
 class WeightsReceiver {
  public:
   WeightsReceiver(const ModelFingerprint& fingerprint, std::optional<StateDir> state,

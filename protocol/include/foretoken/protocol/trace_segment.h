@@ -1,7 +1,8 @@
 // Traces on disk: append-only segment files of the very messages that cross the wire.
-//   file    20 digits and ".seg": 32-byte file header (magic "FTKSEGMT", format, first sequence
-//   number), records record  32-byte header (magic "FTRC", payload bytes, xxh3 of the payload, xxh3
-//   of the header), payload payload u32 frames, u64 length of each, the frames
+// - File: named by 20 digits and ".seg"; a 32-byte header (magic "FTKSEGMT", format, first sequence
+//   number, hash), then records.
+// - Record: a 32-byte header (magic "FTRC", payload bytes, xxh3 of the payload, xxh3 of the
+//   header), then the payload: u32 frames, u64 length of each, the frames.
 // Sequence numbers count records from 0, are never reused, and survive restarts and the deletion of
 // old files. Crash-safe at every instant: a record is there whole or, as a torn tail, dropped on
 // reading; a damaged record in the middle is skipped and counted. A restarted writer opens a new

@@ -1,0 +1,53 @@
+#include "runtime/evaluate/fusion_bundle.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+namespace foretoken {
+namespace {
+
+Error refusal(const char* reason, std::string text) {
+  return Error{ErrorCode::kInvalidInput, fmt::format("{}: bundle: {}", reason, text)};
+}
+
+Result<const BundleTensor*> tensor_of(const Bundle& bundle, const char* name, std::int64_t extent) {
+  const auto found = bundle.tensors.find(name);
+  if (found == bundle.tensors.end()) return refusal("shape", fmt::format("{} is missing", name));
+  const BundleTensor& tensor = found->second;
+  if (tensor.shape != std::vector<std::int64_t>{extent} ||
+      tensor.values.size() != std::size_t(extent)) {
+    return refusal("shape", fmt::format("{}: found [{}], wanted [{}]", name,
+                                        fmt::join(tensor.shape, ", "), extent));
+  }
+  return &tensor;
+}
+
+}  // namespace
+
+Result<FusionTable> fusion_table_of(const Bundle& bundle) {
+  if (bundle.kind != "fusion") {
+    return refusal("kind",
+                   fmt::format("found \"{}\", wanted \"fusion\"", bundle.kind.substr(0, 64)));
+  }
+  auto bias = tensor_of(bundle, "fusion.bias", kFusionClasses);
+  if (!bias) return bias.error();
+  auto other = tensor_of(bundle, "fusion.other", 1);
+  if (!other) return other.error();
+  FusionTable table;
+  std::copy((*bias)->values.begin(), (*bias)->values.end(), table.bias.begin());
+  table.other = (*other)->values[0];
+  if (!table.finite()) return refusal("non-finite", "fusion table");
+  return table;
+}
+
+Bundle bundle_of(const FusionTable& table) {
+  Bundle bundle;
+  bundle.kind = "fusion";
+  bundle.tensors["fusion.bias"] = {{kFusionClasses}, {table.bias.begin(), table.bias.end()}};
+  bundle.tensors["fusion.other"] = {{1}, {table.other}};
+  return bundle;
+}
+
+}  // namespace foretoken

@@ -1,0 +1,64 @@
+// A small request trace with something in every field, for the tests of the wire format.
+#pragma once
+
+#include "foretoken/protocol/control.h"
+#include "foretoken/protocol/trace_record.h"
+
+namespace foretoken {
+
+inline ModelFingerprint sample_fingerprint() {
+  ModelFingerprint fingerprint{};
+  for (std::size_t i = 0; i < fingerprint.size(); ++i) {
+    fingerprint[i] = static_cast<std::uint8_t>(7 * i + 1);
+  }
+  return fingerprint;
+}
+
+inline RequestTrace sample_trace(std::uint64_t request = 42, int n_generated = 5) {
+  RequestTrace trace;
+  trace.server_run = 0x1234567890abcdef;
+  trace.request = {request};
+  trace.domain = "math";
+  trace.key_id = "team-a";
+  trace.model_fingerprint = sample_fingerprint();
+  trace.sampling = {0.8f, 40, 0.95f, 0.05f, 0xfeedface};
+  trace.unix_ms = 1'790'000'000'123;
+  trace.n_prompt = 3;
+  trace.tokens = {5, 0, 49151};
+  for (int i = 0; i < n_generated; ++i) {
+    trace.tokens.push_back(100 + i);
+    GeneratedTokenTrace& generated = trace.generated.emplace_back();
+    for (int c = 0; c < i % 4; ++c) {
+      const auto klass = static_cast<std::uint8_t>((11 * i + c) % kFusionClasses);
+      generated.candidates.push_back({100 + i + c, klass});
+    }
+    for (int k = 0; k < 3 + i % 60; ++k) {
+      generated.top_ids.push_back(100 + i + k);
+      generated.top_logits.push_back(10.0f - static_cast<float>(k) * 0.5f);
+    }
+    generated.log_sum_exp = 11.5f + static_cast<float>(i);
+    generated.logprob = -0.25f * static_cast<float>(i);
+  }
+  if (n_generated > 1) {
+    trace.rounds.push_back({4,
+                            {101, 102},
+                            {0.9f, 0.5f},
+                            {SpeculatorKind::kNgram, SpeculatorKind::kFusion},
+                            1,
+                            {3},
+                            0.1f,
+                            20.5f,
+                            4,
+                            false});
+  }
+  if (n_generated > 3) trace.rounds.push_back({6, {}, {}, {}, 0, {3}, 0.0f, 18.0f, 2, true});
+  trace.n_taps = 2;
+  trace.tap_width = 3;
+  for (int position = 0; position < 2; ++position) {
+    for (int i = 0; i < 6; ++i) trace.tap_values.push_back(static_cast<std::uint16_t>(0x3c00 + i));
+    trace.tap_scales.insert(trace.tap_scales.end(), {0.5f, 2.0f});
+  }
+  return trace;
+}
+
+}  // namespace foretoken

@@ -1,0 +1,355 @@
+// The wire format: what goes in comes out, and nothing else is ever accepted.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <random>
+
+#include "foretoken/protocol/bundle.h"
+#include "foretoken/protocol/control.h"
+#include "foretoken/protocol/trace.h"
+#include "tests/unit/protocol/sample_trace.h"
+
+namespace foretoken {
+namespace {
+
+using testing::HasSubstr;
+using testing::StartsWith;
+
+void expect_equal(const RequestTrace& a, const RequestTrace& b) {
+  EXPECT_EQ(a.server_run, b.server_run);
+  EXPECT_EQ(a.request, b.request);
+  EXPECT_EQ(a.domain, b.domain);
+  EXPECT_EQ(a.key_id, b.key_id);
+  EXPECT_EQ(a.model_fingerprint, b.model_fingerprint);
+  EXPECT_EQ(a.sampling.temperature, b.sampling.temperature);
+  EXPECT_EQ(a.sampling.top_k, b.sampling.top_k);
+  EXPECT_EQ(a.sampling.top_p, b.sampling.top_p);
+  EXPECT_EQ(a.sampling.min_p, b.sampling.min_p);
+  EXPECT_EQ(a.sampling.seed, b.sampling.seed);
+  EXPECT_EQ(a.unix_ms, b.unix_ms);
+  EXPECT_EQ(a.tokens, b.tokens);
+  EXPECT_EQ(a.n_prompt, b.n_prompt);
+  ASSERT_EQ(a.generated.size(), b.generated.size());
+  for (std::size_t i = 0; i < a.generated.size(); ++i) {
+    const auto &x = a.generated[i], &y = b.generated[i];
+    ASSERT_EQ(x.candidates.size(), y.candidates.size());
+    for (std::size_t c = 0; c < x.candidates.size(); ++c) {
+      EXPECT_EQ(x.candidates[c].token, y.candidates[c].token);
+      EXPECT_EQ(x.candidates[c].klass, y.candidates[c].klass);
+    }
+    EXPECT_EQ(x.top_ids, y.top_ids);
+    EXPECT_EQ(x.top_logits, y.top_logits);
+    EXPECT_EQ(x.log_sum_exp, y.log_sum_exp);
+    EXPECT_EQ(x.logprob, y.logprob);
+  }
+  ASSERT_EQ(a.rounds.size(), b.rounds.size());
+  for (std::size_t i = 0; i < a.rounds.size(); ++i) {
+    const auto &x = a.rounds[i], &y = b.rounds[i];
+    EXPECT_EQ(x.start, y.start);
+    EXPECT_EQ(x.drafted, y.drafted);
+    EXPECT_EQ(x.confidences, y.confidences);
+    EXPECT_EQ(x.kinds, y.kinds);
+    EXPECT_EQ(x.accepted, y.accepted);
+    EXPECT_EQ(x.version, y.version);
+    EXPECT_EQ(x.draft_ms, y.draft_ms);
+    EXPECT_EQ(x.verify_ms, y.verify_ms);
+    EXPECT_EQ(x.rows, y.rows);
+    EXPECT_EQ(x.control, y.control);
+  }
+  EXPECT_EQ(a.n_taps, b.n_taps);
+  EXPECT_EQ(a.tap_width, b.tap_width);
+  EXPECT_EQ(a.tap_values, b.tap_values);
+  EXPECT_EQ(a.tap_scales, b.tap_scales);
+  EXPECT_EQ(a.gap, b.gap);
+}
+
+Bundle sample_bundle() {
+  Bundle bundle;
+  bundle.version = {7};
+  bundle.parent = {6};
+  bundle.model_fingerprint = sample_fingerprint();
+  bundle.kind = "fusion";
+  bundle.tensors["fusion.bias"] = {{4}, {0.5f, -1.0f, 2.0f, 0.0f}};
+  bundle.tensors["fusion.other"] = {{1}, {1.5f}};
+  bundle.tensors["matrix"] = {{2, 3}, {1, 2, 3, 4, 5, 6}};
+  bundle.trained_tokens = 12345;
+  bundle.trained_requests = 67;
+  bundle.created_unix_ms = 1'790'000'000'000;
+  bundle.loss = 0.75;
+  bundle.verdict = "promoted: +0.1";
+  return bundle;
+}
+
+template <class T>
+std::string error_of(const Result<T>& result) {
+  return result ? std::string() : result.error().message;
+}
+
+// Every message of the protocol, with the parser that reads it.
+struct Case {
+  std::string name;
+  Message message;
+  std::function<std::string(const Message&)> parse;  // "" or the error
+};
+
+std::vector<Case> every_message() {
+  TrainerStatus status;
+  status.run = 9;
+  status.model_fingerprint = sample_fingerprint();
+  status.verdict = "promoted";
+  return {
+      {"trace", serialize(sample_trace()),
+       [](const Message& m) { return error_of(parse_trace(m)); }},
+      {"hello", serialize(ServerHello{1, sample_fingerprint(), {4}, {3}, "shape: x", 2, 10, 1}),
+       [](const Message& m) { return error_of(parse_server_hello(m)); }},
+      {"status", serialize(status),
+       [](const Message& m) { return error_of(parse_trainer_status(m)); }},
+      {"chunk", chunk_bundle({7}, serialize(sample_bundle())).front(),
+       [](const Message& m) { return error_of(parse_bundle_chunk(m)); }},
+  };
+}
+
+TEST(TraceWire, ComesBackAsItWas) {
+  for (const int n_generated : {0, 1, 2, 5, 300}) {
+    const RequestTrace trace = sample_trace(1, n_generated);
+    const auto parsed = parse_trace(serialize(trace));
+    ASSERT_TRUE(parsed) << parsed.error().message;
+    expect_equal(trace, *parsed);
+  }
+  const RequestTrace bare;  // nothing captured at all
+  const auto parsed = parse_trace(serialize(bare));
+  ASSERT_TRUE(parsed) << parsed.error().message;
+  expect_equal(bare, *parsed);
+}
+
+TEST(Wire, EveryFlippedBitIsAnError) {
+  for (const Case& c : every_message()) {
+    ASSERT_EQ(c.parse(c.message), "") << c.name;
+    Message damaged = c.message;
+    for (Frame& frame : damaged) {
+      for (std::byte& byte : frame) {
+        for (int bit = 0; bit < 8; ++bit) {
+          byte ^= std::byte(1 << bit);
+          ASSERT_NE(c.parse(damaged), "") << c.name;
+          byte ^= std::byte(1 << bit);
+        }
+      }
+    }
+    ASSERT_EQ(c.parse(damaged), "") << c.name;
+  }
+}
+
+TEST(Wire, EveryTruncationIsAnError) {
+  for (const Case& c : every_message()) {
+    for (std::size_t f = 0; f < c.message.size(); ++f) {
+      for (std::size_t size = 0; size < c.message[f].size(); ++size) {
+        Message cut = c.message;
+        cut[f].resize(size);
+        ASSERT_NE(c.parse(cut), "") << c.name;
+      }
+      const Message fewer(c.message.begin(), c.message.begin() + std::ptrdiff_t(f));
+      ASSERT_NE(c.parse(fewer), "") << c.name;
+    }
+    Message more = c.message;
+    more.push_back(Frame(4));
+    ASSERT_NE(c.parse(more), "") << c.name;
+  }
+}
+
+// What stands behind the checksum must hold too, against a sender that hashes its garbage
+// correctly.
+TEST(Wire, SealedGarbageNeverCrashes) {
+  std::mt19937_64 random(1);
+  for (const Case& c : every_message()) {
+    const auto type = check_envelope(c.message);
+    ASSERT_TRUE(type);
+    int refused = 0;
+    const auto attempt = [&](std::vector<Frame> frames) {
+      refused += !c.parse(seal(*type, std::move(frames))).empty();
+    };
+    const std::vector<Frame> frames(c.message.begin() + 1, c.message.end());
+    for (std::size_t f = 0; f < frames.size(); ++f) {
+      for (std::size_t i = 0; i < frames[f].size(); ++i) {
+        for (const auto flip : {0x01, 0x80, 0xff}) {
+          auto damaged = frames;
+          damaged[f][i] ^= std::byte(flip);
+          attempt(std::move(damaged));
+        }
+      }
+      auto cut = frames;
+      cut[f].resize(frames[f].size() / 2);
+      attempt(std::move(cut));
+    }
+    for (int i = 0; i < 2000; ++i) {
+      auto damaged = frames;
+      for (int n = 0; n < 8; ++n) {
+        Frame& frame = damaged[random() % damaged.size()];
+        if (!frame.empty()) frame[random() % frame.size()] = std::byte(random());
+      }
+      attempt(std::move(damaged));
+    }
+    EXPECT_GT(refused, 0) << c.name;
+  }
+}
+
+TEST(Wire, AnotherVersionIsNamed) {
+  Message message = serialize(sample_trace());
+  message[0][4] = std::byte(9);
+  EXPECT_THAT(error_of(parse_trace(message)),
+              StartsWith("protocol: message version: found 9, wanted 1"));
+  EXPECT_THAT(error_of(parse_trace(serialize(ServerHello{}))), StartsWith("protocol: "));
+}
+
+TEST(TraceWire, RefusesWhatCannotBe) {
+  const auto error = [](const std::function<void(RequestTrace&)>& spoil) {
+    RequestTrace trace = sample_trace();
+    spoil(trace);
+    return error_of(parse_trace(serialize(trace)));
+  };
+  using T = RequestTrace;
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_EQ(error([](T&) {}), "");
+  const auto non_finite = StartsWith("non-finite: "), shape = StartsWith("shape: ");
+  EXPECT_THAT(error([](T& t) { t.generated[4].top_logits[0] = kNan; }), non_finite);
+  EXPECT_THAT(error([](T& t) { t.generated[1].log_sum_exp = INFINITY; }), non_finite);
+  EXPECT_THAT(error([](T& t) { t.rounds[0].confidences[0] = kNan; }), non_finite);
+  EXPECT_THAT(error([](T& t) { t.sampling.temperature = -1; }), non_finite);
+  EXPECT_THAT(error([](T& t) { t.tap_scales[0] = kNan; }), non_finite);
+  EXPECT_THAT(error([](T& t) { t.tokens.pop_back(); }), shape);
+  EXPECT_THAT(error([](T& t) { t.tokens[0] = -1; }), shape);
+  EXPECT_THAT(error([](T& t) { t.generated[3].candidates[0].klass = 65; }),
+              HasSubstr("candidate class 65"));
+  EXPECT_THAT(
+      error([](T& t) { std::swap(t.generated[3].top_logits[0], t.generated[3].top_logits[1]); }),
+      HasSubstr("descending"));
+  EXPECT_THAT(error([](T& t) { t.rounds[0].accepted = 3; }), shape);
+  EXPECT_THAT(error([](T& t) { t.rounds[1].start = t.rounds[0].start; }), shape);
+  EXPECT_THAT(error([](T& t) { t.rounds[1].start = 8; }), shape);
+  EXPECT_THAT(error([](T& t) { t.rounds[0].kinds[0] = SpeculatorKind(17); }),
+              HasSubstr("speculator kind 17"));
+  EXPECT_THAT(error([](T& t) { t.tap_values.pop_back(); }), shape);
+}
+
+TEST(BundleFile, ComesBackAsItWas) {
+  const Bundle bundle = sample_bundle();
+  const auto parsed = parse_bundle(serialize(bundle));
+  ASSERT_TRUE(parsed) << parsed.error().message;
+  EXPECT_EQ(parsed->version, bundle.version);
+  EXPECT_EQ(parsed->parent, bundle.parent);
+  EXPECT_EQ(parsed->model_fingerprint, bundle.model_fingerprint);
+  EXPECT_EQ(parsed->kind, bundle.kind);
+  EXPECT_EQ(parsed->trained_tokens, bundle.trained_tokens);
+  EXPECT_EQ(parsed->trained_requests, bundle.trained_requests);
+  EXPECT_EQ(parsed->created_unix_ms, bundle.created_unix_ms);
+  EXPECT_EQ(parsed->loss, bundle.loss);
+  EXPECT_EQ(parsed->verdict, bundle.verdict);
+  ASSERT_EQ(parsed->tensors.size(), 3u);
+  for (const auto& [name, tensor] : bundle.tensors) {
+    EXPECT_EQ(parsed->tensors.at(name).shape, tensor.shape);
+    EXPECT_EQ(parsed->tensors.at(name).values, tensor.values);
+  }
+}
+
+TEST(BundleFile, EveryFlippedBitAndEveryTruncationIsAnError) {
+  const auto bytes = serialize(sample_bundle());
+  auto damaged = bytes;
+  std::map<std::string, int> reasons;
+  for (std::byte& byte : damaged) {
+    for (int bit = 0; bit < 8; ++bit) {
+      byte ^= std::byte(1 << bit);
+      const std::string error = error_of(parse_bundle(damaged));
+      ASSERT_NE(error, "");
+      ++reasons[error.substr(0, error.find(':'))];
+      byte ^= std::byte(1 << bit);
+    }
+  }
+  EXPECT_GT(reasons["checksum"], 0);
+  EXPECT_GT(reasons["magic"], 0);
+  EXPECT_GT(reasons["format"], 0);
+  for (std::size_t size = 0; size < bytes.size(); ++size) {
+    ASSERT_FALSE(parse_bundle(std::span(bytes).first(size)));
+  }
+  damaged.push_back({});
+  EXPECT_FALSE(parse_bundle(damaged));
+}
+
+TEST(BundleFile, RefusesWhatCannotBe) {
+  const auto error = [](const std::function<void(Bundle&)>& spoil) {
+    Bundle bundle = sample_bundle();
+    spoil(bundle);
+    return error_of(parse_bundle(serialize(bundle)));
+  };
+  using B = Bundle;
+  const auto shape = StartsWith("shape: ");
+  EXPECT_EQ(error([](B&) {}), "");
+  EXPECT_THAT(error([](B& b) { b.tensors["matrix"].values[3] = NAN; }),
+              StartsWith("non-finite: bundle: matrix[3]"));
+  EXPECT_THAT(error([](B& b) { b.loss = INFINITY; }), StartsWith("non-finite: "));
+  EXPECT_THAT(error([](B& b) { b.tensors["matrix"].shape = {2, 4000}; }), shape);
+  EXPECT_THAT(error([](B& b) { b.tensors["matrix"].shape = {-1, 6}; }), shape);
+  EXPECT_THAT(error([](B& b) { b.tensors["matrix"].shape = {1LL << 62, 1LL << 62}; }), shape);
+  EXPECT_THAT(error([](B& b) { b.tensors["matrix"].shape.assign(9, 1); }), shape);
+  EXPECT_THAT(error([](B& b) { b.tensors[""] = {{1}, {1}}; }), shape);
+}
+
+TEST(BundleAssembler, TakesChunksInAnyOrderAndTwice) {
+  Bundle bundle = sample_bundle();
+  bundle.tensors["large"] = {{5000}, std::vector<float>(5000, 1.25f)};
+  const auto bytes = serialize(bundle);
+  std::vector<BundleChunk> chunks;
+  for (const Message& message : chunk_bundle({7}, bytes, 1000)) {
+    auto chunk = parse_bundle_chunk(message);
+    ASSERT_TRUE(chunk);
+    chunks.push_back(*chunk);
+  }
+  ASSERT_GT(chunks.size(), 20u);
+  std::mt19937_64 random(3);
+  for (int round = 0; round < 20; ++round) {
+    std::shuffle(chunks.begin(), chunks.end(), random);
+    BundleAssembler assembler;
+    for (std::size_t i = 0; i + 1 < chunks.size(); ++i) {
+      ASSERT_FALSE(assembler.add(chunks[i])->has_value());
+      ASSERT_FALSE(assembler.add(chunks[i / 2])->has_value());
+    }
+    auto whole = assembler.add(chunks.back());
+    ASSERT_TRUE(whole && whole->has_value());
+    EXPECT_EQ(**whole, bytes);
+  }
+}
+
+TEST(BundleAssembler, NeverMixesTwoBundles) {
+  Bundle first = sample_bundle(), second = sample_bundle();
+  second.loss = 0.5;
+  const auto a = chunk_bundle({7}, serialize(first), 100);
+  const auto b = chunk_bundle({7}, serialize(second), 100);
+  ASSERT_EQ(a.size(), b.size());
+  BundleAssembler assembler;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const auto whole = assembler.add(*parse_bundle_chunk(i % 2 ? a[i] : b[i]));
+    ASSERT_TRUE(whole);
+    EXPECT_FALSE(whole->has_value());
+  }
+  // Overlapping pieces, and pieces that do not hash to what was announced.
+  auto chunk = *parse_bundle_chunk(a[1]);
+  BundleAssembler other;
+  ASSERT_TRUE(other.add(chunk));
+  chunk.offset += 10;
+  EXPECT_THAT(error_of(other.add(chunk)), StartsWith("shape: "));
+  auto lie = *parse_bundle_chunk(chunk_bundle({7}, serialize(first)).front());
+  lie.bundle_hash ^= 1;
+  EXPECT_THAT(error_of(BundleAssembler().add(lie)), StartsWith("checksum: "));
+}
+
+TEST(Fingerprint, ReadsWhatItWrites) {
+  const auto fingerprint = sample_fingerprint();
+  EXPECT_EQ(*fingerprint_from_hex(to_hex(fingerprint)), fingerprint);
+  EXPECT_FALSE(fingerprint_from_hex("abc"));
+  EXPECT_FALSE(fingerprint_from_hex(std::string(64, 'g')));
+}
+
+}  // namespace
+}  // namespace foretoken

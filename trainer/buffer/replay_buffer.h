@@ -1,0 +1,51 @@
+// The trainer's memory of traffic: a bounded folder of trace segments (protocol/trace_segment.h),
+// the very messages that arrived. It survives SIGKILL at any instant: a record is there whole or
+// not at all. Sequence numbers order the records for ever and are what a checkpoint remembers.
+#pragma once
+
+#include <deque>
+#include <filesystem>
+#include <functional>
+#include <unordered_set>
+
+#include "foretoken/protocol/trace.h"
+#include "foretoken/protocol/trace_segment.h"
+
+namespace foretoken::trainer {
+
+class ReplayBuffer {
+ public:
+  // Reads what is there once, to know which requests are in it.
+  static Result<ReplayBuffer> open(const std::filesystem::path& folder, std::size_t max_bytes);
+
+  // True of a request among the last kRemembered: a message that came twice is not learned from
+  // twice.
+  bool contains(std::uint64_t server_run, std::uint64_t request) const;
+  // Errors: kIo (a full disk), kOutOfRange.
+  Result<std::uint64_t> append(const Message& message, std::uint64_t server_run,
+                               std::uint64_t request);
+  // Records from `from` on, oldest first, until `visit` returns false. Records that do not parse
+  // are skipped.
+  void read(std::uint64_t from,
+            const std::function<bool(std::uint64_t, RequestTrace)>& visit) const;
+
+  std::uint64_t next_sequence() const { return writer_->next_sequence(); }
+  std::size_t bytes() const { return writer_->total_bytes(); }
+  std::int64_t requests() const { return requests_; }
+
+ private:
+  static constexpr std::size_t kRemembered = 65536;
+  ReplayBuffer(std::filesystem::path folder, std::unique_ptr<TraceSegmentWriter> writer)
+      : folder_(std::move(folder)), writer_(std::move(writer)) {}
+  void remember(std::uint64_t key);
+  static std::uint64_t key_of(std::uint64_t server_run, std::uint64_t request);
+
+  std::filesystem::path folder_;
+  std::unique_ptr<TraceSegmentWriter> writer_;
+  std::unordered_set<std::uint64_t> known_;
+  std::deque<std::uint64_t> order_;
+  std::int64_t requests_ =
+      0;  // appended or found at start; deletions of old segments are not subtracted
+};
+
+}  // namespace foretoken::trainer

@@ -1,0 +1,126 @@
+// foretoken-trainer: learns the speculator from a server's traces and publishes what the gate lets
+// through.
+#include <spdlog/spdlog.h>
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <csignal>
+
+#include "foretoken/protocol/state_folder.h"
+#include "trainer/background.h"
+#include "trainer/ingest/trainer.h"
+
+namespace {
+
+std::atomic<bool> stopping{false};
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+void stop(int) { stopping = true; }
+
+void handle_signals() {
+  struct sigaction action {};
+  action.sa_handler = stop;  // without SA_RESTART: a wait ends at once
+  sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGINT, &action, nullptr);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  using namespace foretoken;
+  using namespace foretoken::trainer;
+
+  CLI::App app(
+      "Learns foretoken's speculator from a server's traces and publishes better versions to it.",
+      "foretoken-trainer");
+  LinkEndpoints endpoints{"tcp://127.0.0.1:7461", "tcp://127.0.0.1:7462", 200};
+  TrainerOptions options;
+  std::string state_dir = default_state_root().string(), fingerprint, scheduling = "batch",
+              log_level = "info";
+  std::size_t buffer_mib = 1024;
+  int threads = 1;
+  app.add_option("--traces-endpoint", endpoints.traces, "Where the server sends traces")
+      ->envname("FORETOKEN_TRACES_ENDPOINT")
+      ->capture_default_str();
+  app.add_option("--weights-endpoint", endpoints.weights, "Where the server receives weights")
+      ->envname("FORETOKEN_WEIGHTS_ENDPOINT")
+      ->capture_default_str();
+  app.add_option("--state-dir", state_dir, "Buffer, checkpoint and versions, by model")
+      ->envname("FORETOKEN_STATE_DIR")
+      ->capture_default_str();
+  app.add_option("--model-fingerprint", fingerprint,
+                 "Train for this model only (64 hexadecimal digits); else for the server's")
+      ->envname("FORETOKEN_MODEL_FINGERPRINT");
+  app.add_option("--publish-every-requests", options.session.publish_every_requests,
+                 "Requests that score a candidate before the gate looks at it")
+      ->envname("FORETOKEN_PUBLISH_EVERY_REQUESTS")
+      ->check(CLI::Range(2, 100000))
+      ->capture_default_str();
+  app.add_option("--buffer-mib", buffer_mib, "Size of the replay buffer on disk")
+      ->envname("FORETOKEN_BUFFER_MIB")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--buffer-memory-requests", options.session.pending_requests,
+                 "Requests held in memory until they are trained on; more wait on disk")
+      ->envname("FORETOKEN_BUFFER_MEMORY_REQUESTS")
+      ->check(CLI::Range(16, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--learning-rate", options.session.learner.learning_rate)
+      ->envname("FORETOKEN_LEARNING_RATE")
+      ->check(CLI::Range(1e-6, 1.0))
+      ->capture_default_str();
+  app.add_option("--objective", options.session.learner.objective, "What is minimised")
+      ->envname("FORETOKEN_OBJECTIVE")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, ObjectiveKind>{{"overlap", ObjectiveKind::kOverlap},
+                                               {"forward-kl", ObjectiveKind::kForwardKl},
+                                               {"cross-entropy", ObjectiveKind::kCrossEntropy}}));
+  app.add_option("--threads", threads, "Threads of the arithmetic")
+      ->envname("FORETOKEN_TRAINER_THREADS")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--scheduling", scheduling, "batch, idle or normal")
+      ->envname("FORETOKEN_TRAINER_SCHEDULING")
+      ->check(CLI::IsMember({"batch", "idle", "normal"}))
+      ->capture_default_str();
+  app.add_option("--log-level", log_level)
+      ->envname("FORETOKEN_LOG_LEVEL")
+      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
+      ->capture_default_str();
+  app.set_config("--config", "", "TOML file with these flags as keys")
+      ->envname("FORETOKEN_TRAINER_CONFIG");
+  CLI11_PARSE(app, argc, argv);
+
+  spdlog::set_level(spdlog::level::from_str(log_level));
+  spdlog::set_pattern("%Y-%m-%d %H:%M:%S.%e %^%l%$ trainer: %v");
+  spdlog::flush_on(spdlog::level::info);
+  handle_signals();
+  const auto fail = [](const Error& error) {
+    spdlog::error("{}", error.message);
+    return 1;
+  };
+  if (auto s = set_scheduling(scheduling); !s) spdlog::warn("{}", s.error().message);
+  set_torch_threads(threads);
+  options.state_root = state_dir;
+  options.session.buffer_bytes = buffer_mib << 20;
+  if (!fingerprint.empty()) {
+    auto parsed = fingerprint_from_hex(fingerprint);
+    if (!parsed) return fail(parsed.error());
+    options.model_fingerprint = *parsed;
+  }
+  auto link = open_trainer_link(endpoints);
+  if (!link) return fail(link.error());
+  auto created = Trainer::create(options, std::move(link).value(), system_clock());
+  if (!created) return fail(created.error());
+  Trainer& trainer = **created;
+  spdlog::info("traces from {}, weights to {}, state in {}", endpoints.traces, endpoints.weights,
+               state_dir);
+  while (!stopping) {
+    // 250 ms is what a status, due every second, may be late by.
+    if (!trainer.turn()) trainer.receiver().wait(std::chrono::milliseconds(250));
+  }
+  if (auto s = trainer.checkpoint(); !s) return fail(s.error());
+  const TrainerStatus status = trainer.status();
+  spdlog::info("stopped at step {}, version {}", status.step, status.current.value);
+  return 0;
+}

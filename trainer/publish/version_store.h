@@ -1,0 +1,37 @@
+// The versions that were published, one file each (versions/<number>.bundle), and the numbers that
+// are taken: a number belongs to one bundle for ever. A bundle's file is on disk before anybody is
+// sent it, and files are looked at on start, so that a number is never given twice, whatever was
+// killed when.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <vector>
+
+#include "foretoken/protocol/bundle.h"
+
+namespace foretoken::trainer {
+
+class VersionStore {
+ public:
+  // Only the newest files are kept; numbers of deleted ones stay taken, because the newest is
+  // always kept.
+  static constexpr int kKeep = 64;
+  static Result<VersionStore> open(const std::filesystem::path& folder);
+
+  SpeculatorVersion highest() const { return highest_; }
+  void reserve_up_to(SpeculatorVersion version);  // a server has seen numbers up to this one
+  SpeculatorVersion next() const { return {highest_.value + 1}; }
+  // Writes bundle.version's file (it must be next()) and returns its bytes.
+  Result<std::vector<std::byte>> add(const Bundle& bundle);
+  std::optional<std::vector<std::byte>> load(SpeculatorVersion version) const;
+
+ private:
+  explicit VersionStore(std::filesystem::path folder) : folder_(std::move(folder)) {}
+  std::filesystem::path path_of(SpeculatorVersion version) const;
+  void delete_old() const;
+  std::filesystem::path folder_;
+  SpeculatorVersion highest_;
+};
+
+}  // namespace foretoken::trainer
