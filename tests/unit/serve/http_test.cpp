@@ -596,7 +596,7 @@ TEST_F(Http, TheDashboardIsSelfContained) {
   serve();
   auto page = ask("GET", "/dashboard");
   EXPECT_EQ(page.status, 200);
-  EXPECT_NE(page.body.find("/stats"), std::string::npos);
+  EXPECT_NE(page.body.find("stats?history=1"), std::string::npos);
   for (const char* external : {"http://", "https://", "src=\"//"}) {
     auto at = page.body.find(external);
     // the SVG name space is a name, not a resource
