@@ -1,0 +1,101 @@
+"""Starts a real `foretoken serve` for a test, on a free port, and stops it again. Standard library only."""
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+
+def find_model():
+    """The small real model: $FORETOKEN_TEST_MODELS or the cache that examples/fetch_model fills."""
+    folder = os.environ.get("FORETOKEN_TEST_MODELS") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "foretoken", "models")
+    model = os.path.join(folder, "smollm2-135m-instruct-q4_1.gguf")
+    if not os.path.exists(model):
+        print(f"no test model at {model}: run examples/fetch_model", file=sys.stderr)
+        sys.exit(77)  # CTest: skipped
+    return model
+
+
+class Server:
+    def __init__(self, binary, *flags, state_dir=None, model=None):
+        self._temporary = None
+        if state_dir is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="foretoken-test-")
+            state_dir = self._temporary.name
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        self.log = tempfile.NamedTemporaryFile(mode="w+", prefix="foretoken-log-", suffix=".txt")
+        command = [binary, "serve", "--model", model or find_model(), "--port", str(self.port), "--state-dir", state_dir,
+                   "--served-model-name", "test", *flags]
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.base_url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self):
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise SystemExit(f"the server ended with {self.process.returncode}:\n{self.output()}")
+            try:
+                if self.get("/health")[0] == 200:
+                    return self
+            except OSError:
+                pass
+            time.sleep(0.1)
+        self.process.kill()
+        raise SystemExit(f"the server is not ready after 300 s:\n{self.output()}")
+
+    def __exit__(self, kind, value, trace):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError(f"the server did not stop on SIGTERM:\n{self.output()}")
+        if kind is not None:
+            print(self.output(), file=sys.stderr)
+        if self._temporary:
+            self._temporary.cleanup()
+
+    def output(self):
+        self.log.flush()
+        with open(self.log.name, errors="replace") as f:
+            return f.read()[-8000:]
+
+    def request(self, method, path, body=None, headers=None, timeout=120):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            if isinstance(body, (dict, list)):
+                body = json.dumps(body)
+                headers = {"Content-Type": "application/json", **(headers or {})}
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, response.read(), dict(response.getheaders())
+        finally:
+            connection.close()
+
+    def get(self, path):
+        status, body, _ = self.request("GET", path, timeout=10)
+        return status, body
+
+    def post(self, path, body, **arguments):
+        status, answer, headers = self.request("POST", path, body, **arguments)
+        return status, json.loads(answer), headers
+
+    def stats(self):
+        return json.loads(self.get("/stats")[1])
+
+    def eventually(self, condition, what, seconds=60):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if condition(self.stats()):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{what}: not within {seconds} s; stats: {json.dumps(self.stats()['requests'])}")
