@@ -66,7 +66,7 @@ void ServeFlags::add_to(Flags& flags) {
                "calibrate the INT2 cache for this model at first start");
   flags.option("calibration-text", calibration_text,
                "a text file to calibrate on instead of the bundled one");
-  flags.option("trace-endpoint", trace_endpoint,
+  flags.option("traces-endpoint", traces_endpoint,
                "where traces go to a trainer: tcp://127.0.0.1:5555 or ipc:///path");
   flags.option("weights-endpoint", weights_endpoint,
                "where a trainer's weights come from, likewise");
@@ -146,9 +146,9 @@ Status ServeFlags::finish() {
   if (!body || *body < 1024 || *body > (std::size_t{1} << 30))
     return wrong("max-body-bytes", max_body_, "a size from 1K to 1G");
   http.max_body_bytes = *body;
-  if (trace_endpoint.empty() != weights_endpoint.empty())
+  if (traces_endpoint.empty() != weights_endpoint.empty())
     return Error{ErrorCode::kInvalidInput,
-                 "--trace-endpoint and --weights-endpoint: wanted both or neither"};
+                 "--traces-endpoint and --weights-endpoint: wanted both or neither"};
   if (served_model_names.empty()) {
     std::string name = model.substr(model.find_last_of('/') + 1);
     if (name.ends_with(".gguf")) name.resize(name.size() - 5);

@@ -14,7 +14,7 @@ struct ServeFlags {
   std::string model, spec_draft_model;
   std::vector<std::string> served_model_names;
   std::string api_key_file, state_dir, trace_dir;
-  std::string trace_endpoint, weights_endpoint;  // empty: no trainer
+  std::string traces_endpoint, weights_endpoint;  // empty: no trainer
   std::string device = "cpu", log_level = "info";
   std::string calibration_text;
   bool calibration = true, check = false;

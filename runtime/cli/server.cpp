@@ -131,7 +131,7 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
     draft_calibration = *made;
   }
   ServerLinkOptions link;
-  link.endpoints.traces = flags.trace_endpoint;
+  link.endpoints.traces = flags.traces_endpoint;
   link.endpoints.weights = flags.weights_endpoint;
   link.model_fingerprint = loaded.model->fingerprint();
   link.state_root = flags.state_dir;
@@ -207,7 +207,7 @@ void print_summary(const ServeFlags& flags, const Loaded& loaded, const Backend&
       loaded.draft_model ? " with draft model " + loaded.draft_model->config().name : std::string(),
       o.spec_draft_n_max,
       o.spec_sampling == SpecSampling::kInvariant ? "drafter-invariant" : "rejection",
-      flags.trace_endpoint.empty() ? std::string("none") : flags.trace_endpoint, flags.http.host,
+      flags.traces_endpoint.empty() ? std::string("none") : flags.traces_endpoint, flags.http.host,
       port, flags.http.host, port);
 }
 

@@ -63,18 +63,18 @@ int up_main(int argc, char** argv) {
   auto trainer = find_trainer();
   if (!trainer) return complain(trainer.error());
   SocketFolder sockets(options.state_dir);
-  if (options.trace_endpoint.empty()) {
+  if (options.traces_endpoint.empty()) {
     if (sockets.path().empty())
       return complain(
           {ErrorCode::kIo,
            fmt::format("--state-dir {}: no folder for sockets could be made there or in /tmp",
                        options.state_dir)});
-    options.trace_endpoint = fmt::format("ipc://{}/traces", sockets.path());
+    options.traces_endpoint = fmt::format("ipc://{}/traces", sockets.path());
     options.weights_endpoint = fmt::format("ipc://{}/weights", sockets.path());
   }
   std::vector<std::string> command = {*trainer,
-                                      "--trace-endpoint",
-                                      options.trace_endpoint,
+                                      "--traces-endpoint",
+                                      options.traces_endpoint,
                                       "--weights-endpoint",
                                       options.weights_endpoint,
                                       "--state-dir",
