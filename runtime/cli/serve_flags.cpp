@@ -2,20 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <cstdlib>
+#include "foretoken/protocol/state_folder.h"
+
 
 namespace foretoken {
 
-std::string default_state_dir() {
-  if (const char* state = std::getenv("XDG_STATE_HOME"); state && *state)
-    return std::string(state) + "/foretoken";
-  if (const char* home = std::getenv("HOME"); home && *home)
-    return std::string(home) + "/.local/state/foretoken";
-  return "/var/lib/foretoken";
-}
-
 void ServeFlags::add_to(Flags& flags) {
-  state_dir = default_state_dir();
+  state_dir = default_state_root().string();
   flags.option("model", model, "the target model, a GGUF file");
   flags.option("served-model-name", served_model_names,
                "names clients may ask for; default: the file's name");

@@ -33,6 +33,4 @@ struct ServeFlags {
   std::string kv_cache_memory_ = "0", max_body_ = "8M";
 };
 
-std::string default_state_dir();  // $XDG_STATE_HOME/foretoken, ~/.local/state/foretoken
-
 }  // namespace foretoken

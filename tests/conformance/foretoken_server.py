@@ -22,7 +22,7 @@ def find_model():
 
 
 class Server:
-    def __init__(self, binary, *flags, state_dir=None, model=None):
+    def __init__(self, binary, *flags, command="serve", state_dir=None, model=None):
         self._temporary = None
         if state_dir is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="foretoken-test-")
@@ -31,9 +31,9 @@ class Server:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
         self.log = tempfile.NamedTemporaryFile(mode="w+", prefix="foretoken-log-", suffix=".txt")
-        command = [binary, "serve", "--model", model or find_model(), "--port", str(self.port), "--state-dir", state_dir,
+        arguments = [binary, command, "--model", model or find_model(), "--port", str(self.port), "--state-dir", state_dir,
                    "--served-model-name", "test", *flags]
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(arguments, stdout=self.log, stderr=self.log)
         self.base_url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self):
