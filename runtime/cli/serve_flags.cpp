@@ -4,7 +4,6 @@
 
 #include "foretoken/protocol/state_folder.h"
 
-
 namespace foretoken {
 
 void ServeFlags::add_to(Flags& flags) {
