@@ -294,6 +294,9 @@ int run_server(const ServeFlags& flags, const ServerHooks& hooks) {
     ServerLink* open = link;
     return open ? open->stats() : LinkStats{};
   };
+  options.trace_opted_out = [&link] {
+    if (ServerLink* open = link) open->count_opted_out();
+  };
   Service service(std::move(options));
   // Listening comes first, so that a port in use is known at once and /health can say "loading".
   auto server = HttpServer::start(flags.http, service);

@@ -197,6 +197,10 @@ void Service::run_completion(const HttpRequest& http, std::shared_ptr<Exchange> 
   if (domain.empty()) domain = admitted.key_id.empty() ? "default" : admitted.key_id;
   admitted.domain = bounded_domain(domain);
   admitted.arrived = arrived;
+  if (!admitted.request.trace && options_.trace_opted_out)
+    for (std::size_t i = 0;
+         i < admitted.prompts.size() * static_cast<std::size_t>(admitted.request.n); ++i)
+      options_.trace_opted_out();
   auto job = std::make_shared<CompletionJob>(served, metrics_, exchange, std::move(admitted));
   exchange->post([job] { job->start(); });
 }

@@ -27,6 +27,7 @@ struct ServiceOptions {
   double stall_after_s = 30;  // engine heartbeat older than this: not ready
   std::size_t max_admission_queue = 256;
   std::function<LinkStats()> link_stats;  // may be empty
+  std::function<void()> trace_opted_out;  // once a choice that asked not to be traced; may be empty
 };
 
 class Service final : public HttpHandler {
