@@ -10,7 +10,7 @@ struct Avx2 {
   using F = __m256;
   using I = __m256i;
   static constexpr int kLanes = 8;
-  static constexpr int kRows = 2;
+  static constexpr int kRows = 4;
   static constexpr int kDotRows = 1;
 
   FORETOKEN_INLINE F zero() { return _mm256_setzero_ps(); }

@@ -17,6 +17,7 @@
 
 #include "foretoken/kernels/isa.h"
 #include "foretoken/kernels/linear.h"
+#include "foretoken/kernels/peak.h"
 #include "foretoken/kernels/sampling.h"
 #include "foretoken/kernels/thread_pool.h"
 #include "tests/unit/kernels/fixtures.h"
@@ -51,35 +52,25 @@ struct Buffer {
   std::byte* data;
 };
 
-// Every thread sums its own contiguous part of 8 MiB pieces with plain vector loads.
+// The two bounds: reading, in pieces of 8 MiB, and int8 multiply-adds from registers.
 double read_bandwidth(const Buffer& buffer, ThreadPool& pool) {
   constexpr std::size_t kPiece = 8 << 20;
-  typedef std::uint64_t Vector __attribute__((vector_size(64)));
   std::vector<double> times;
-  for (int repeat = 0; repeat < 3; ++repeat) {
-    for (std::size_t at = 0; at + kPiece <= buffer.bytes; at += kPiece) {
-      times.push_back(seconds([&] {
-        pool.ranges(kPiece / 64, 64, [&](std::int64_t begin, std::int64_t end, int) {
-          Vector a{}, b{}, c{}, d{};
-          const auto* p = reinterpret_cast<const Vector*>(buffer.data + at);
-          for (std::int64_t i = begin; i + 4 <= end; i += 4) {
-            a += p[i];
-            b += p[i + 1];
-            c += p[i + 2];
-            d += p[i + 3];
-          }
-          a += b + c + d;
-          asm volatile("" : : "m"(a));
-        });
-      }));
-    }
-  }
+  for (int repeat = 0; repeat < 3; ++repeat)
+    for (std::size_t at = 0; at + kPiece <= buffer.bytes; at += kPiece)
+      times.push_back(seconds([&] { stream_sum(buffer.data + at, kPiece, pool); }));
   std::sort(times.begin(), times.end());
   return kPiece / times[times.size() / 5] / 1e9;
 }
+double int8_peak(ThreadPool& pool) {
+  std::int32_t sink = 0;
+  std::int64_t done = 0;
+  const double time = least(20, [&] { done = int8_multiply_adds(100000, pool, &sink); });
+  return static_cast<double>(done) / time / 1e9;
+}
 
 void bench_linear(WeightType type, std::int64_t n_out, std::int64_t n_in, std::size_t total_bytes,
-                  double bandwidth, double budget_seconds, ThreadPool& pool) {
+                  double bandwidth, double peak, double budget_seconds, ThreadPool& pool) {
   std::mt19937_64 random(1);
   const OwnedMatrix m = random_matrix(type, n_out, n_in, random);
   const std::size_t stride = (m.w.bytes + 4095) / 4096 * 4096;
@@ -110,10 +101,11 @@ void bench_linear(WeightType type, std::int64_t n_out, std::int64_t n_in, std::s
     const double gigabytes = static_cast<double>(m.w.bytes) / time / 1e9;
     const double gmacs = static_cast<double>(n_out * n_in * rows) / time / 1e9;
     std::printf(
-        "%-5s %5ldx%-5ld rows %3ld  %9.1f us  %6.2f GB/s (%3.0f%%)  %8.1f GMAC/s  %5.2fx one row\n",
+        "%-5s %5ldx%-5ld rows %3ld  %9.1f us  %6.2f GB/s (%3.0f%%)  %7.1f GMAC/s (%3.0f%%)  %5.2fx "
+        "one row\n",
         weight_type_name(type), static_cast<long>(n_out), static_cast<long>(n_in),
         static_cast<long>(rows), time * 1e6, gigabytes, 100 * gigabytes / bandwidth, gmacs,
-        time / one_row);
+        100 * gmacs / peak, time / one_row);
   }
 }
 
@@ -168,14 +160,15 @@ int run(int argc, char** argv) {
     std::memset(buffer.data, 1, buffer.bytes);
     bandwidth = read_bandwidth(buffer, pool);
   }
-  std::printf("%s, %d threads, read bandwidth %.2f GB/s\n",
-              std::string(isa_name(active_isa())).c_str(), threads, bandwidth);
+  const double peak = int8_peak(pool);
+  std::printf("%s, %d threads, read bandwidth %.2f GB/s, int8 peak %.1f GMAC/s\n",
+              std::string(isa_name(active_isa())).c_str(), threads, bandwidth, peak);
   for (WeightType type : kAllTypes) {
     if (!only.empty() && only != weight_type_name(type)) continue;
     for (auto [n_out, n_in] :
          {std::pair<std::int64_t, std::int64_t>{1536, 8960}, {8960, 1536}, {1536, 576}}) {
       if (n_in % weight_block_values(type) == 0)
-        bench_linear(type, n_out, n_in, megabytes << 20, bandwidth, budget, pool);
+        bench_linear(type, n_out, n_in, megabytes << 20, bandwidth, peak, budget, pool);
     }
   }
   if (only.empty() || only == "sampling")
