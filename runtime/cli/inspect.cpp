@@ -272,8 +272,9 @@ void print_tree(const json::object& object, int depth) {
       fmt::print("{}{}\n", margin, std::string_view(key));
       print_tree(*inner, depth + 1);
     } else {
-      const std::string text =
-          value.is_string() ? std::string(value.get_string()) : json::serialize(value);
+      const std::string text = value.is_string()   ? std::string(value.get_string())
+                               : value.is_double() ? fmt::format("{}", value.get_double())
+                                                   : json::serialize(value);
       fmt::print("{}{:<{}} {}\n", margin, std::string_view(key), std::max(1, 24 - 2 * depth), text);
     }
   }

@@ -17,8 +17,9 @@ constexpr std::size_t kAlignment = 32;
 
 template <class T>
 void put(std::vector<std::uint8_t>& out, T value) {
-  const auto* p = reinterpret_cast<const std::uint8_t*>(&value);
-  out.insert(out.end(), p, p + sizeof value);
+  const std::size_t at = out.size();
+  out.resize(at + sizeof value);
+  std::memcpy(out.data() + at, &value, sizeof value);
 }
 void put_string(std::vector<std::uint8_t>& out, const std::string& s) {
   put<std::uint64_t>(out, s.size());
