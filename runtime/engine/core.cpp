@@ -163,7 +163,7 @@ void EngineCore::round() {
   }
   admit();
   plan();
-  if (round_.n_entries == 0) return;
+  if (round_.n_entries == 0 && !round_.has_prefill) return;  // prefill gets its entries in verify()
   draft();
   verify();
   accept();
