@@ -79,15 +79,19 @@ TEST_P(Tiny, LogitsMatchTheOracle) {
   for (int i = 0; i < 90; ++i) tokens.push_back((i * 31 + i * i) % 300);
   const auto wanted = reference_logits((*model)->file(), (*model)->config(), tokens);
   const auto got = runtime_logits(**model, tokens, 17);
+  // F32 weights: what is left is the cache's bf16, 2^-9 a value, which sharp random attention amplifies at
+  // some positions. A wrong rotation, mask or head mapping is off by the whole norm.
+  double total = 0;
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     double error = 0, norm = 0;
     for (std::size_t v = 0; v < wanted[i].size(); ++v) {
       error += std::pow(double(got[i][v]) - wanted[i][v], 2);
       norm += std::pow(double(wanted[i][v]), 2);
     }
-    // F32 weights, so what is left is the cache's bf16: 2^-9 a value, a few layers deep.
-    EXPECT_LT(std::sqrt(error / norm), 0.02) << "position " << i;
+    EXPECT_LT(std::sqrt(error / norm), 0.06) << "position " << i;
+    total += std::sqrt(error / norm);
   }
+  EXPECT_LT(total / double(tokens.size()), 0.01);
 }
 
 TEST_P(Tiny, ChunkingChangesNoBit) {
