@@ -39,7 +39,9 @@ void wait_change(const std::atomic<T>& value, T old) {
 }  // namespace
 
 struct ThreadPool::Impl {
-  explicit Impl(int n) : n_threads(n < 1 ? 1 : n) {
+  explicit Impl(int n)
+      : n_threads(n < 1 ? 1 : n),
+        claimed(std::make_unique<std::atomic<bool>[]>(static_cast<std::size_t>(n_threads))) {
     threads.reserve(static_cast<std::size_t>(n_threads - 1));
     for (int worker = 1; worker < n_threads; ++worker)
       threads.emplace_back([this, worker] { work(worker); });
@@ -52,37 +54,51 @@ struct ThreadPool::Impl {
     for (std::thread& t : threads) t.join();
   }
 
+  // A worker enters whatever job is open when it comes; one that comes too late finds the gate
+  // closed and goes back to waiting, and nobody waits for it. So a job must be complete once worker
+  // 0's own call of fn returns and those who entered have left: every job hands out its work by
+  // claims.
   void work(int worker) {
     std::uint32_t seen = 0;
     for (;;) {
       wait_change(epoch, seen);
       seen = epoch.load(std::memory_order_acquire);
-      if (stop) return;
+      if (stop.load(std::memory_order_relaxed)) return;
+      std::uint32_t g = gate.load(std::memory_order_relaxed);
+      while ((g & kOpen) != 0 && !gate.compare_exchange_weak(g, g + 1, std::memory_order_acquire,
+                                                             std::memory_order_relaxed)) {
+      }
+      if ((g & kOpen) == 0) continue;
       (*job)(worker);
-      if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) pending.notify_one();
+      if (gate.fetch_sub(1, std::memory_order_acq_rel) == 1)
+        gate.notify_one();  // closed, and the last
     }
   }
 
-  // Runs fn(worker) on every worker, the caller being worker 0, and returns when all are done.
+  // Runs fn(0) here and fn(worker) on every worker that comes in time.
   void run(FunctionRef<void(int)> fn) {
     job = &fn;
-    pending.store(n_threads - 1, std::memory_order_relaxed);
+    gate.store(kOpen, std::memory_order_release);
     epoch.fetch_add(1, std::memory_order_release);
     epoch.notify_all();
     fn(0);
-    for (int left = pending.load(std::memory_order_acquire); left != 0;
-         left = pending.load(std::memory_order_acquire)) {
-      wait_change(pending, left);
+    gate.fetch_and(~kOpen, std::memory_order_acq_rel);
+    for (std::uint32_t inside = gate.load(std::memory_order_acquire); inside != 0;
+         inside = gate.load(std::memory_order_acquire)) {
+      wait_change(gate, inside);
     }
   }
 
+  static constexpr std::uint32_t kOpen = 1u << 31;
+
   const int n_threads;
-  // Written before `epoch` is raised (release), read by workers after they saw it (acquire).
+  // Written while the gate is closed and nobody is inside; read after entering (acquire).
   FunctionRef<void(int)>* job = nullptr;
-  bool stop = false;
-  alignas(64) std::atomic<std::uint32_t> epoch{0};
-  alignas(64) std::atomic<int> pending{0};
+  std::atomic<bool> stop{false};
+  alignas(64) std::atomic<std::uint32_t> epoch{0};  // raised with every job: what workers wait on
+  alignas(64) std::atomic<std::uint32_t> gate{0};   // kOpen, plus how many workers are inside
   alignas(64) std::atomic<int> next{0};
+  std::unique_ptr<std::atomic<bool>[]> claimed;  // [n_threads]: the ranges already taken
   std::vector<std::thread> threads;
 };
 
@@ -100,12 +116,19 @@ void ThreadPool::ranges(std::int64_t n, std::int64_t grain,
     fn(0, n, 0);
     return;
   }
-  const std::int64_t n_threads = impl_->n_threads;
+  const int n_threads = impl_->n_threads;
+  std::atomic<bool>* claimed = impl_->claimed.get();
+  for (int part = 0; part < n_threads; ++part)
+    claimed[part].store(false, std::memory_order_relaxed);
   auto body = [&](int worker) {
-    const std::int64_t begin = n_grains * worker / n_threads * grain;
-    std::int64_t end = n_grains * (worker + 1) / n_threads * grain;
-    if (end > n) end = n;
-    if (begin < end) fn(begin, end, worker);
+    for (int i = 0; i < n_threads; ++i) {
+      const int part = (worker + i) % n_threads;  // its own first
+      if (claimed[part].exchange(true, std::memory_order_relaxed)) continue;
+      const std::int64_t begin = n_grains * part / n_threads * grain;
+      std::int64_t end = n_grains * (part + 1) / n_threads * grain;
+      if (end > n) end = n;
+      if (begin < end) fn(begin, end, worker);
+    }
   };
   impl_->run(body);
 }

@@ -39,7 +39,9 @@ class ThreadPool {
   int size() const;
 
   // fn(begin, end, worker) over a split of [0, n) into size() contiguous ranges, borders at multiples
-  // of `grain`: each core streams its own part of the weights.
+  // of `grain`: each core streams its own part of the weights. The range of a worker that comes late
+  // (its core was taken away, or it was parked) is run by another: `worker` says who runs it, for
+  // scratch memory, and not which range it is. The same worker may be given several ranges.
   void ranges(std::int64_t n, std::int64_t grain, FunctionRef<void(std::int64_t, std::int64_t, int)> fn);
 
   // fn(task, worker) for every task in [0, n), handed out one by one as workers become free.
