@@ -39,7 +39,7 @@ int main(int argc, char** argv) {
               log_level = "info";
   std::size_t buffer_mib = 1024;
   int threads = 1;
-  app.add_option("--traces-endpoint", endpoints.traces, "Where the server sends traces")
+  app.add_option("--traces-endpoint,--trace-endpoint", endpoints.traces, "Where the server sends traces")
       ->envname("FORETOKEN_TRACES_ENDPOINT")
       ->capture_default_str();
   app.add_option("--weights-endpoint", endpoints.weights, "Where the server receives weights")
