@@ -73,6 +73,7 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   kv_options.max_sequences = o.max_num_seqs;
   kv_options.max_rows = o.max_batch_rows;
   kv_options.max_model_len = o.max_model_len;
+  kv_options.fault_seal_drafted = o.fault == EngineFault::kSealDrafted;
   auto kv = KvCache::create(model->kv_geometry(), kv_options, std::move(calibration));
   if (!kv) return kv.error();
   self->kv_ = std::move(*kv);
@@ -88,6 +89,7 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
     ModelSpeculatorOptions draft_options;
     draft_options.kv = kv_options;
     draft_options.kv.mode = o.draft_kv_cache_dtype;
+    draft_options.kv.fault_seal_drafted = false;
     draft_options.kv.memory_bytes =
         default_kv_memory(draft_model->kv_geometry(), o.max_model_len, o.max_num_seqs);
     draft_options.max_draft = o.spec_draft_n_max;

@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <map>
+#include <tuple>
 
 #include "foretoken/kernels/attention.h"
 #include "foretoken/kernels/kv_page.h"
@@ -75,9 +78,10 @@ constexpr int kNone = -1;
 struct Sequence {
   bool open = false;
   std::int64_t committed = 0;
-  int n_pages = 0;                    // pages with positions below the reserved length
-  int first_hot = 0;                  // pages [sink, first_hot) have no hot copy
-  int n_sealable = 0;                 // sealed slabs held: pages [sink, sink + n_sealable)
+  std::int64_t stored = 0;  // end of the last forward pass's rows: a draft model goes on from there
+  int n_pages = 0;          // pages with positions below the reserved length
+  int first_hot = 0;        // pages [sink, first_hot) have no hot copy
+  int n_sealable = 0;       // sealed slabs held: pages [sink, sink + n_sealable)
   std::vector<int> hot_chunk;         // [max_pages] or kNone
   std::vector<int> sealed_chunks;     // of sealed slabs, in order
   std::vector<int> sealed_layers;     // [max_pages] layers sealed so far: 0 .. n_layers
@@ -193,8 +197,9 @@ class PagedKvCache final : public KvCache {
     const int d = geometry_.head_dim;
     for (const KvRows& r : rows) {
       Sequence& s = sequence(r.sequence);
-      check(r.first_position <= s.committed, "rows leave a gap after what is committed",
-            r.first_position, s.committed);
+      check(r.first_position <= std::max(s.committed, s.stored),
+            "rows leave a gap after what is stored", r.first_position, s.stored);
+      if (layer + 1 == geometry_.n_layers) s.stored = r.first_position + r.n_rows;
       for (int i = 0; i < r.n_rows; ++i) {
         const std::int64_t position = r.first_position + i;
         const int page = static_cast<int>(position / kPageTokens);
@@ -206,6 +211,10 @@ class PagedKvCache final : public KvCache {
           kernels::store_kv(slab + hot_stride_ * h, d, static_cast<int>(position % kPageTokens),
                             k + (r.first_row + i) * k_stride + static_cast<std::size_t>(h) * d,
                             v + (r.first_row + i) * v_stride + static_cast<std::size_t>(h) * d);
+        }
+        if (options_.fault_seal_drafted && position % kPageTokens == kPageTokens - 1) {
+          drafted_copies_.try_emplace({r.sequence, page, layer}, slab,
+                                      slab + hot_stride_ * geometry_.n_kv_heads);
         }
       }
     }
@@ -368,6 +377,11 @@ class PagedKvCache final : public KvCache {
         ++s.sealed_layers[p];
         if (layer + 1 == geometry_.n_layers) ++stats_.sealed_pages_total;
         to_seal_.push_back({s.hot[p], const_cast<std::byte*>(s.sealed[p])});
+        if (options_.fault_seal_drafted) {
+          const auto& copy = drafted_copies_.at({r.sequence, int(p), layer});
+          std::memcpy(const_cast<std::byte*>(s.hot[p]) + hot_stride_ * layer * geometry_.n_kv_heads,
+                      copy.data(), copy.size());
+        }
       }
     }
     if (to_seal_.empty()) return;
@@ -396,6 +410,8 @@ class PagedKvCache final : public KvCache {
 
   const KvGeometry geometry_;
   const KvOptions options_;
+  std::map<std::tuple<int, int, int>, std::vector<std::byte>>
+      drafted_copies_;  // fault_seal_drafted only
   const std::shared_ptr<const KvCalibration> calibration_;
   const bool int2_;
   const int sink_pages_, window_pages_;

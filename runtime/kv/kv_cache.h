@@ -36,6 +36,9 @@ struct KvOptions {
   int max_sequences = 8;
   int max_rows = 512;  // of one forward pass
   std::int64_t max_model_len = 0;
+  // Negative control of law 2, for its test: a page is sealed as it was when its last slot was first written,
+  // which may have been by a drafted token that was rejected afterwards.
+  bool fault_seal_drafted = false;
 };
 
 using KvSequence = int;  // a handle from open()

@@ -79,8 +79,11 @@ class Law1 : public ::testing::Test {
           << "a prompt is too short to cross the seals this test is about";
     }
     kernels::ThreadPool pool(2);
-    models_->calibration = calibrate_kv(**model, **tokenizer, pool, {});
-    ASSERT_TRUE(models_->calibration);
+    auto text = (*tokenizer)->encode(kv_calibration_text(), false);
+    ASSERT_TRUE(text) << text.error().message;
+    auto calibration = calibrate_kv(**model, *text, {.max_tokens = 4096}, pool, {});
+    ASSERT_TRUE(calibration) << calibration.error().message;
+    models_->calibration = *calibration;
     // Two drafts from the same file: all of it (long accepts) and less its last third (rejects).
     whole_draft_ = *model;
     load.drop_last_layers = (*model)->config().n_layers / 3;
