@@ -31,19 +31,19 @@ void load_v(const std::byte* hot, int head_dim, int slot, float* v);
 // Digit weights and steps are folded into k_query and v_decode. All matrices [in, out], row-major:
 // a vector is multiplied from the left.
 struct Int2Transform {
-  const float* k_encode =
-      nullptr;  // [d, d]: channels = (k - page_mean) k_encode, in units of the step
-  const float* k_query = nullptr;  // [d, d]: by digit
-  const float* k_weight =
-      nullptr;  // [d] what an error of one step costs in a channel: its step squared
+  // clang-format off
+  const float* k_encode = nullptr;  // [d, d]: channels = (k - page_mean) k_encode, in units of the step
+  const float* k_query = nullptr;   // [d, d]: by digit
+  const float* k_weight = nullptr;  // [d]: of each channel in the row's least-squares scale
   const float* v_encode = nullptr;  // [d, d]: channels = (v - v_mean) v_encode
   const float* v_decode = nullptr;  // [d, d]: from digits
   const float* v_weight = nullptr;  // [d]
   const float* v_mean = nullptr;    // [d]
   int k_n4 = 0, v_n4 = 0;           // 0 <= n4 <= d/2
   // The published baselines that tests and measurements set it against:
-  bool k_page_mean = true;  // false: the stored mean is 0
-  bool max_scale = false;   // true: the scale puts a row's largest channel on the outermost code
+  bool k_page_mean = true;          // false: the stored mean is 0
+  bool max_scale = false;           // true: the scale puts a row's largest channel on the outermost code
+  // clang-format on
 };
 // Quantises a full hot page. Codes and scales are bit-equal on every ISA: one summation order, no
 // FMA.
