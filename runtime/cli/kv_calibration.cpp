@@ -12,7 +12,7 @@
 #include <iterator>
 #include <thread>
 
-#include "foretoken/protocol/control.h"
+#include "foretoken/protocol/state_folder.h"
 #include "runtime/kv/calibrate.h"
 
 namespace foretoken {
@@ -50,7 +50,7 @@ Result<std::shared_ptr<const KvCalibration>> obtain_kv_calibration(
   if (mode == KvMode::kBf16) return std::shared_ptr<const KvCalibration>();
   if (!choice.calibrate) return KvCalibration::data_free(model.kv_geometry());
   const std::filesystem::path path =
-      std::filesystem::path(choice.state_dir) / to_hex(model.fingerprint()) / "kv.calibration";
+      model_state_folder(choice.state_dir, model.fingerprint()) / "kv.calibration";
   if (choice.text_file.empty()) {
     auto kept = KvCalibration::load(path, model.kv_geometry(), model.fingerprint());
     if (kept) return kept;

@@ -194,6 +194,11 @@ class ThreadedEngine final : public Engine {
       cancels.clear();
       if (swap.first) core_->swap_fusion(std::move(swap.first), swap.second);
       if (core_->has_work()) core_->round();
+      {
+        // Those admitted or cancelled by now wait no more: an idle engine must not refuse anybody.
+        std::lock_guard lock(mutex_);
+        waiting_ = core_->n_waiting();
+      }
       publish(false);
     }
     for (auto& s : inbox_) core_->enqueue(std::move(s));

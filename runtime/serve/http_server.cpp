@@ -139,7 +139,7 @@ class Session : public std::enable_shared_from_this<Session> {
   }
   // From drain(): an idle connection closes now, a busy one after its answer.
   void close_if_idle() {
-    if (phase_ == Phase::kIdle) close();
+    if (phase_ == Phase::kIdle && served_ > 0) return close();
     keep_alive_ = false;
   }
   void cut() { leave(); }
@@ -196,7 +196,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::optional<http::request_parser<http::string_body>> parser_;
   Phase phase_ = Phase::kIdle;
   HttpRequest request_;  // its head while it is answered (the body was moved out)
-  std::uint64_t serial_ = 0, deadline_serial_ = 0;
+  std::uint64_t serial_ = 0, deadline_serial_ = 0, served_ = 0;
   bool keep_alive_ = true, http_1_0_ = false, timed_out_ = false;
   bool monitoring_ = false, next_after_monitor_ = false;
   bool streaming_ = false, last_byte_queued_ = false;
@@ -269,7 +269,8 @@ void Session::arm(double s) {
 void Session::next_request() {
   phase_ = Phase::kIdle;
   timed_out_ = streaming_ = last_byte_queued_ = false;
-  if (!keep_alive_ || server_.draining_) return close();
+  // While draining a new connection still gets its one answer (503, or what /health says).
+  if (served_ > 0 && (!keep_alive_ || server_.draining_)) return close();
   if (buffer_.size() > 0) return read_header();
   buffer_.shrink_to_fit();
   arm(server_.options_.idle_timeout_s);
@@ -529,6 +530,7 @@ void Session::answer_done() {
   --server_.exchanges_;
   counted_ = false;
   ++serial_;
+  ++served_;
   gone_ = nullptr;
   release_body();
   parser_.reset();

@@ -92,10 +92,16 @@ class Server:
     def stats(self):
         return json.loads(self.get("/stats")[1])
 
-    def eventually(self, condition, what, seconds=60):
+    def eventually(self, condition, what, seconds=60, stays=False):
+        """stays: it must still hold a little later. Statistics may be a tenth of a second old, and what holds
+        because nothing has begun yet does not count."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if condition(self.stats()):
-                return
+                if not stays:
+                    return
+                time.sleep(0.3)
+                if condition(self.stats()):
+                    return
             time.sleep(0.05)
         raise AssertionError(f"{what}: not within {seconds} s; stats: {json.dumps(self.stats()['requests'])}")

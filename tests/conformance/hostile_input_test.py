@@ -33,8 +33,8 @@ class HostileInput(unittest.TestCase):
 
     def tearDown(self):
         # Whatever was done to it: every page is free again and the same question has the same answer.
-        self.server.eventually(lambda s: s["requests"]["running"] == 0 and s["requests"]["waiting"] == 0, "requests end")
-        self.server.eventually(lambda s: s["kv"]["used_bytes"] == 0, "pages are free")
+        self.server.eventually(lambda s: s["requests"]["running"] == 0 and s["requests"]["waiting"] == 0 and s["kv"]["used_bytes"] == 0,
+                               "requests end and their pages are free", stays=True)
         status, answer, _ = self.server.post("/v1/completions", ASK)
         self.assertEqual(status, 200)
         self.assertEqual(answer["choices"][0]["text"], self.reference["choices"][0]["text"])
@@ -186,8 +186,8 @@ class HostileInput(unittest.TestCase):
                         seen += s.recv(4096)
                 else:
                     self.server.eventually(lambda x: x["requests"]["running"] + x["requests"]["waiting"] > 0, "it was admitted")
-            self.server.eventually(lambda x: x["requests"]["running"] == 0, "it was cancelled")
-        self.assertEqual(self.server.stats()["requests"]["aborted"], aborted + 3)
+            aborted += 1
+            self.server.eventually(lambda x: x["requests"]["aborted"] == aborted, "it was cancelled")
 
     def test_abort_storm(self):
         """Many clients that come and go at random, more than fit: some get 429, nobody hangs, nothing leaks."""
@@ -249,26 +249,24 @@ class Shutdown(unittest.TestCase):
     def test_sigterm_drains(self):
         """What is in flight finishes, new requests get 503, then the process ends with 0."""
         with Server(BINARY, "--max-model-len", "2048") as server:
-            body = json.dumps({"prompt": "Tell me a story.", "max_tokens": 150, "ignore_eos": True, "stream": True}).encode()
+            body = json.dumps({"prompt": "Tell me a story.", "max_tokens": 500, "ignore_eos": True, "stream": True}).encode()
             with socket.create_connection(("127.0.0.1", server.port), timeout=120) as s:
                 s.sendall(HostileInput.post_bytes(body))
                 seen = s.recv(4096)
                 server.process.send_signal(signal.SIGTERM)
-                refused = False
+                deadline = time.monotonic() + 10
+                while server.get("/health")[0] == 200 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                status, _, headers = server.request("POST", "/v1/completions", {"prompt": "x", "max_tokens": 1}, timeout=20)
+                self.assertEqual(status, 503)
+                self.assertIn("Retry-After", headers)
                 while b"[DONE]" not in seen:
-                    if not refused:
-                        try:
-                            status, _, headers = server.request("POST", "/v1/completions", {"prompt": "x"}, timeout=20)
-                            refused = status == 503 and "Retry-After" in headers
-                        except OSError:
-                            pass
                     got = s.recv(65536)
                     if not got:
                         break
                     seen += got
             self.assertIn(b'"finish_reason":"length"', seen)
             self.assertIn(b"[DONE]", seen)
-            self.assertTrue(refused)
             self.assertEqual(server.process.wait(30), 0)
 
     def test_second_signal_is_at_once(self):

@@ -374,6 +374,7 @@ TEST_F(Http, DrainingFinishesWhatIsInFlight) {
   server_->drain();
   EXPECT_EQ(idle.read("", 5000), "");
   EXPECT_TRUE(idle.closed_by_peer());
+  EXPECT_EQ(ask("POST", "/v1/completions", R"({"prompt": "a"})").status, 503);
   EXPECT_NE(client.read().find("[DONE]"), std::string::npos);
   EXPECT_TRUE(client.closed_by_peer());
   EXPECT_TRUE(eventually([&] { return server_->open_connections() == 0; }));
