@@ -7,6 +7,10 @@
 
 #include "foretoken/kernels/attention.h"
 
+// Never a function of its own: the linker would keep one copy, perhaps that of a wide instruction
+// set.
+#define FORETOKEN_INLINE __attribute__((always_inline)) inline
+
 namespace foretoken::kernels {
 
 inline constexpr int kSegmentTokens = 512;
@@ -29,13 +33,17 @@ struct AttentionUnit {
   int group;                // query heads a KV head
   std::int64_t query_page;  // of every row
   int n_segments;
-  int rows() const { return n_rows * group; }
-  std::int64_t last_position() const { return sequence->first_position + first_row + n_rows - 1; }
+  FORETOKEN_INLINE int rows() const { return n_rows * group; }
+  FORETOKEN_INLINE std::int64_t last_position() const {
+    return sequence->first_position + first_row + n_rows - 1;
+  }
   // Split rule (DESIGN section 6).
-  bool reads_int2(std::int64_t page) const {
+  FORETOKEN_INLINE bool reads_int2(std::int64_t page) const {
     return call->int2 && page >= call->sink_pages && page < query_page - call->window_pages;
   }
-  bool reads_any_int2() const { return reads_int2(query_page - call->window_pages - 1); }
+  FORETOKEN_INLINE bool reads_any_int2() const {
+    return reads_int2(query_page - call->window_pages - 1);
+  }
 };
 
 // A unit's queries: [rows, d] times the softmax scale; in digits, int8, with step and sum.

@@ -3,8 +3,6 @@
 // scales stay equal.
 #pragma once
 
-#include <cmath>
-
 #include "foretoken/kernels/kv_page.h"
 #include "kernels/cpu/kv_page_layout.h"
 
@@ -60,7 +58,7 @@ inline void encode(const float* x, const float* m, int d, float* y) {
 inline void centred_codes(const float* x, const float* low, const float* high, float inverse_scale,
                           int d, float* centred) {
   for (int i = 0; i < d; ++i) {
-    float f = std::floor(x[i] * inverse_scale);
+    float f = __builtin_floorf(x[i] * inverse_scale);
     f = f > low[i] ? f : low[i];  // a NaN becomes the lowest code
     f = f < high[i] ? f : high[i];
     centred[i] = f + 0.5f;
@@ -75,11 +73,11 @@ inline std::uint16_t quantise_row(const float* x, const float* weight, const flo
   const int n_coded = d - n4;
   alignas(64) float part[16] = {}, part2[16] = {};
   for (int i = 0; i < n_coded; ++i) part[i & 15] += weight[i] * (x[i] * x[i]);
-  float scale = std::sqrt(sum_lanes(part) / expected);
+  float scale = __builtin_sqrtf(sum_lanes(part) / expected);
   if (max_scale) {
     scale = 0;
     for (int i = 0; i < n_coded; ++i) {
-      const float reach = std::fabs(x[i]) / (high[i] + 0.5f);
+      const float reach = __builtin_fabsf(x[i]) / (high[i] + 0.5f);
       scale = reach > scale ? reach : scale;
     }
   }
