@@ -50,48 +50,74 @@ struct Attention {
     return lanes[0];
   }
 
-  // y [d] = x [d] m [d, d] (+ y); a chain of FMAs over the inner index.
-  static void times_matrix(const float* x, const float* m, int d, float* y) {
-    for (int i = 0; i < d; i += W) {
-      F sum = V::load(y + i);
-      for (int j = 0; j < d; ++j)
-        sum = V::fma(V::set(x[j]), V::load(m + static_cast<std::size_t>(j) * d + i), sum);
-      V::store(y + i, sum);
+  // y [R, d] += x [R, d] m [d, d]; each output a chain of FMAs over the inner index. Rows share the
+  // matrix's loads, and R x C chains hide the latency.
+  template <int R, int C>
+  static void times_columns(const float* x, const float* m, int d, float* y) {
+    F sum[R][C];
+    FORETOKEN_UNROLL for (int r = 0; r < R; ++r) {
+      FORETOKEN_UNROLL for (int c = 0; c < C; ++c) sum[r][c] = V::load(y + r * d + c * W);
     }
+    for (int j = 0; j < d; ++j, m += d) {
+      F column[C];
+      FORETOKEN_UNROLL for (int c = 0; c < C; ++c) column[c] = V::load(m + c * W);
+      FORETOKEN_UNROLL for (int r = 0; r < R; ++r) {
+        const F a = V::set(x[r * d + j]);
+        FORETOKEN_UNROLL for (int c = 0; c < C; ++c) sum[r][c] = V::fma(a, column[c], sum[r][c]);
+      }
+    }
+    FORETOKEN_UNROLL for (int r = 0; r < R; ++r) {
+      FORETOKEN_UNROLL for (int c = 0; c < C; ++c) V::store(y + r * d + c * W, sum[r][c]);
+    }
+  }
+  template <int R>
+  static void times_matrix(const float* x, const float* m, int d, float* y) {
+    constexpr int C = V::kTile;
+    int i = 0;
+    for (; i + C * W <= d; i += C * W) times_columns<R, C>(x, m + i, d, y + i);
+    for (; i < d; i += W) times_columns<R, 1>(x, m + i, d, y + i);
   }
 
   static void prepare(const AttentionUnit& unit, const AttentionQueries& queries) {
     const AttentionCall& call = *unit.call;
-    const int d = call.head_dim;
-    const bool int2 = unit.reads_any_int2();
-    for (int i = 0; i < unit.rows(); ++i) {
+    const int d = call.head_dim, rows = unit.rows();
+    for (int i = 0; i < rows; ++i) {
       const int head = unit.kv_head * unit.group + i % unit.group;
       const float* q = unit.sequence->q + (unit.first_row + i / unit.group) * call.q_stride +
                        static_cast<std::size_t>(head) * d;
       float* plain = queries.plain + static_cast<std::size_t>(i) * d;
-      for (int c = 0; c < d; c += W)
-        V::store(plain + c, V::mul(V::load(q + c), V::set(call.scale)));
-      if (!int2) continue;
-      float y[kMaxHeadDim] = {};
-      times_matrix(plain, call.transforms[unit.kv_head].k_query, d, y);
-      F largest = V::set(0.0f);
-      for (int c = 0; c < d; c += W) largest = V::max(largest, V::abs(V::load(y + c)));
-      const float most = V::largest(largest);
-      const float inverse = most > 0 ? 127.0f / most : 0.0f;
-      queries.step[i] = most * (1.0f / 127.0f);
-      std::int32_t sum = 0;
-      std::int8_t* digits = queries.digits + static_cast<std::size_t>(i) * d;
       for (int c = 0; c < d; c += W) {
-        std::int32_t lanes[16];
-        V::store_int(lanes, V::round_to_int(V::mul(V::load(y + c), V::set(inverse))));
-        for (int l = 0; l < W; ++l) {
-          const std::int32_t x = lanes[l] > 127 ? 127 : lanes[l] < -127 ? -127 : lanes[l];
-          digits[c + l] = static_cast<std::int8_t>(x);
-          sum += x;
-        }
+        V::store(plain + c, V::mul(V::load(q + c), V::set(call.scale)));
       }
-      queries.sum[i] = sum;
     }
+    if (!unit.reads_any_int2()) return;
+    in_row_blocks(rows, [&]<int R>(int first) {
+      float y[R * kMaxHeadDim];
+      for (int c = 0; c < R * d; c += W) V::store(y + c, V::set(0.0f));
+      times_matrix<R>(queries.plain + static_cast<std::size_t>(first) * d,
+                      call.transforms[unit.kv_head].k_query, d, y);
+      for (int r = 0; r < R; ++r) quantise_query(y + r * d, d, queries, first + r);
+    });
+  }
+
+  static void quantise_query(const float* y, int d, const AttentionQueries& queries, int row) {
+    F largest = V::set(0.0f);
+    for (int c = 0; c < d; c += W) largest = V::max(largest, V::abs(V::load(y + c)));
+    const float most = V::largest(largest);
+    const float inverse = most > 0 ? 127.0f / most : 0.0f;
+    std::int32_t sum = 0;
+    std::int8_t* digits = queries.digits + static_cast<std::size_t>(row) * d;
+    for (int c = 0; c < d; c += W) {
+      std::int32_t lanes[16];
+      V::store_int(lanes, V::round_to_int(V::mul(V::load(y + c), V::set(inverse))));
+      for (int l = 0; l < W; ++l) {
+        const std::int32_t x = lanes[l] > 127 ? 127 : lanes[l] < -127 ? -127 : lanes[l];
+        digits[c + l] = static_cast<std::int8_t>(x);
+        sum += x;
+      }
+    }
+    queries.step[row] = most * (1.0f / 127.0f);
+    queries.sum[row] = sum;
   }
 
   // Logits of R rows against `n_groups` x W tokens of one 16-bit page.
@@ -433,16 +459,22 @@ struct Attention {
   static void finish(const AttentionUnit& unit, const AttentionState& state) {
     const AttentionCall& call = *unit.call;
     const int d = call.head_dim;
-    const bool int2 = unit.reads_any_int2();
-    for (int r = 0; r < unit.rows(); ++r) {
-      float* o = state.o + static_cast<std::size_t>(r) * d;
-      if (int2) {
-        const Int2Transform& transform = call.transforms[unit.kv_head];
+    if (unit.reads_any_int2()) {
+      const Int2Transform& transform = call.transforms[unit.kv_head];
+      for (int r = 0; r < unit.rows(); ++r) {
+        float* o = state.o + static_cast<std::size_t>(r) * d;
         const F mass = V::set(state.int2_mass[r]);
-        for (int c = 0; c < d; c += W)
+        for (int c = 0; c < d; c += W) {
           V::store(o + c, V::fma(V::load(transform.v_mean + c), mass, V::load(o + c)));
-        times_matrix(state.o2 + static_cast<std::size_t>(r) * d, transform.v_decode, d, o);
+        }
       }
+      in_row_blocks(unit.rows(), [&]<int R>(int r) {
+        times_matrix<R>(state.o2 + static_cast<std::size_t>(r) * d, transform.v_decode, d,
+                        state.o + static_cast<std::size_t>(r) * d);
+      });
+    }
+    for (int r = 0; r < unit.rows(); ++r) {
+      const float* o = state.o + static_cast<std::size_t>(r) * d;
       const int head = unit.kv_head * unit.group + r % unit.group;
       float* out = unit.sequence->out + (unit.first_row + r / unit.group) * call.out_stride +
                    static_cast<std::size_t>(head) * d;
