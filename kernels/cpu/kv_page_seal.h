@@ -9,9 +9,16 @@
 namespace foretoken::kernels {
 namespace {
 
-typedef float Lanes __attribute__((vector_size(64)));
-typedef float LanesUnaligned __attribute__((vector_size(64), aligned(4)));
-typedef int IntLanes __attribute__((vector_size(64)));
+// The width changes no bits: a lane is one output.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float Lanes __attribute__((vector_size(kLanes * 4)));
+typedef float LanesUnaligned __attribute__((vector_size(kLanes * 4), aligned(4)));
 
 // Steps of a uniform quantiser with the least squared error on a unit Gaussian (4 and 16 levels;
 // Max 1960): a channel's static step is this times its deviation, so a channel in units of its step
@@ -31,23 +38,20 @@ inline float sum_lanes(const float* x) {
 
 // y [64, d] = x [64, d] times m [d, d]; products added in ascending order of the inner index.
 inline void encode(const float* x, const float* m, int d, float* y) {
-  for (int t = 0; t < kPageTokens; t += 4) {
-    for (int i = 0; i < d; i += 16) {
-      Lanes a0 = {}, a1 = {}, a2 = {}, a3 = {};
-      const float* x0 = x + static_cast<std::size_t>(t) * d;
+  constexpr int kRows = 8;  // independent chains of adds
+  for (int t = 0; t < kPageTokens; t += kRows) {
+    for (int i = 0; i < d; i += kLanes) {
+      Lanes sum[kRows] = {};
+      const float* rows = x + static_cast<std::size_t>(t) * d;
       for (int j = 0; j < d; ++j) {
         const Lanes w =
             *reinterpret_cast<const LanesUnaligned*>(m + static_cast<std::size_t>(j) * d + i);
-        a0 += w * x0[j];
-        a1 += w * x0[d + j];
-        a2 += w * x0[2 * d + j];
-        a3 += w * x0[3 * d + j];
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) sum[r] += w * rows[r * d + j];
       }
       float* out = y + static_cast<std::size_t>(t) * d + i;
-      *reinterpret_cast<LanesUnaligned*>(out) = a0;
-      *reinterpret_cast<LanesUnaligned*>(out + d) = a1;
-      *reinterpret_cast<LanesUnaligned*>(out + 2 * d) = a2;
-      *reinterpret_cast<LanesUnaligned*>(out + 3 * d) = a3;
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) *reinterpret_cast<LanesUnaligned*>(out + r * d) = sum[r];
     }
   }
 }
@@ -65,52 +69,61 @@ inline void centred_codes(const float* x, const float* low, const float* high, f
   }
 }
 
-// One row: the least-squares scale (fp16) and the digits [d], 0..3.
+// One row: the least-squares scale (fp16) and the digits [d], 0..3. `weight` is 0 for channels
+// without bits.
 inline std::uint16_t quantise_row(const float* x, const float* weight, const float* low,
                                   const float* high, float expected, int n4, int d, bool max_scale,
                                   std::uint8_t* digits) {
   float centred[kMaxHeadDim];
   const int n_coded = d - n4;
-  alignas(64) float part[16] = {}, part2[16] = {};
-  for (int i = 0; i < n_coded; ++i) part[i & 15] += weight[i] * (x[i] * x[i]);
-  float scale = __builtin_sqrtf(sum_lanes(part) / expected);
+  float scale = 0;
   if (max_scale) {
-    scale = 0;
     for (int i = 0; i < n_coded; ++i) {
       const float reach = __builtin_fabsf(x[i]) / (high[i] + 0.5f);
       scale = reach > scale ? reach : scale;
     }
-  }
-  for (int round = 0; !max_scale && round < kScaleRounds && scale > 0; ++round) {
-    centred_codes(x, low, high, 1.0f / scale, n_coded, centred);
-    for (int l = 0; l < 16; ++l) part[l] = part2[l] = 0;
-    for (int i = 0; i < n_coded; ++i) {
-      const float wc = weight[i] * centred[i];
-      part[i & 15] += wc * x[i];
-      part2[i & 15] += wc * centred[i];
+  } else {
+    alignas(64) float part[16] = {};
+    for (int i = 0; i < d; i += 16) {
+      for (int l = 0; l < 16; ++l) part[l] += weight[i + l] * (x[i + l] * x[i + l]);
     }
-    scale = sum_lanes(part) / sum_lanes(part2);
+    scale = __builtin_sqrtf(sum_lanes(part) / expected);
+    for (int round = 0; round < kScaleRounds && scale > 0; ++round) {
+      centred_codes(x, low, high, 1.0f / scale, d, centred);
+      alignas(64) float with_x[16] = {}, with_code[16] = {};
+      for (int i = 0; i < d; i += 16) {
+        for (int l = 0; l < 16; ++l) {
+          const float wc = weight[i + l] * centred[i + l];
+          with_x[l] += wc * x[i + l];
+          with_code[l] += wc * centred[i + l];
+        }
+      }
+      scale = sum_lanes(with_x) / sum_lanes(with_code);
+    }
   }
   const std::uint16_t half = scale_to_half(scale);
   const float stored = half_to_scale(half);
-  centred_codes(x, low, high, stored > 0 ? 1.0f / stored : 0.0f, n_coded, centred);
+  centred_codes(x, low, high, stored > 0 ? 1.0f / stored : 0.0f, d, centred);
   for (int i = 0; i < n4; ++i) {
     const int code = static_cast<int>(centred[i] + 7.5f);
     digits[i] = static_cast<std::uint8_t>(code >> 2);
     digits[n4 + i] = static_cast<std::uint8_t>(code & 3);
   }
-  for (int i = n4; i < n_coded; ++i)
+  for (int i = n4; i < n_coded; ++i) {
     digits[n4 + i] = static_cast<std::uint8_t>(static_cast<int>(centred[i] + 1.5f));
+  }
   return half;
 }
 
-inline void quantise_rows(const float* x, const float* weight, int n4, int d, bool max_scale,
-                          std::uint16_t* scales, std::uint8_t* digits) {
-  float low[kMaxHeadDim], high[kMaxHeadDim];
+inline void quantise_rows(const float* x, const float* channel_weight, int n4, int d,
+                          bool max_scale, std::uint16_t* scales, std::uint8_t* digits) {
+  float low[kMaxHeadDim], high[kMaxHeadDim], weight[kMaxHeadDim];
   float expected = 0;
-  for (int i = 0; i < d - n4; ++i) {
-    low[i] = i < n4 ? -8.0f : -2.0f;
-    high[i] = i < n4 ? 7.0f : 1.0f;
+  for (int i = 0; i < d; ++i) {
+    const bool coded = i < d - n4;
+    low[i] = i < n4 ? -8.0f : coded ? -2.0f : 0.0f;
+    high[i] = i < n4 ? 7.0f : coded ? 1.0f : 0.0f;
+    weight[i] = coded ? channel_weight[i] : 0.0f;
     const float step = i < n4 ? kStep4 : kStep2;
     expected += weight[i] / (step * step);
   }
@@ -122,6 +135,31 @@ inline void quantise_rows(const float* x, const float* weight, int n4, int d, bo
   }
 }
 
+// digits [64, d] into groups of 64 bytes, each byte four digits of one lane (kv_page_layout.h).
+inline void pack_k(const std::uint8_t* digits, int d, std::byte* codes) {
+  for (int t = 0; t < kPageTokens; ++t, digits += d) {
+    for (int g = 0; g < d / 16; ++g) {
+      const std::uint8_t* x = digits + g * 16;
+      std::byte* at = codes + static_cast<std::size_t>(t / 16 * (d / 16) + g) * 64 + t % 16 * 4;
+      for (int b = 0; b < 4; ++b) {
+        at[b] = static_cast<std::byte>(x[b] | x[4 + b] << 2 | x[8 + b] << 4 | x[12 + b] << 6);
+      }
+    }
+  }
+}
+inline void pack_v(const std::uint8_t* digits, int d, std::byte* codes) {
+  for (int block = 0; block < 4; ++block, digits += static_cast<std::size_t>(16) * d) {
+    for (int b = 0; b < 4; ++b) {
+      const std::uint8_t* x = digits + static_cast<std::size_t>(b) * d;
+      for (int i = 0; i < d; ++i) {
+        codes[static_cast<std::size_t>(block * (d / 16) + i / 16) * 64 + i % 16 * 4 + b] =
+            static_cast<std::byte>(x[i] | x[4 * d + i] << 2 | x[8 * d + i] << 4 |
+                                   x[12 * d + i] << 6);
+      }
+    }
+  }
+}
+
 inline void seal_page_impl(const std::byte* hot, const Int2Transform& transform, int d,
                            std::byte* sealed) {
   if (d <= 0 || d > kMaxHeadDim) __builtin_unreachable();  // kv_cache.h checks it
@@ -129,8 +167,6 @@ inline void seal_page_impl(const std::byte* hot, const Int2Transform& transform,
   alignas(64) float y[kPageTokens * kMaxHeadDim];
   std::uint8_t digits[kPageTokens * kMaxHeadDim] = {};
   std::uint16_t scales[kPageTokens];
-  std::memset(sealed, 0, sealed_k_scales(d));
-
   // K: less the page's mean, as stored.
   float mean[kMaxHeadDim] = {};
   for (int t = 0; t < kPageTokens; ++t) {
@@ -154,13 +190,7 @@ inline void seal_page_impl(const std::byte* hot, const Int2Transform& transform,
   encode(x, transform.k_encode, d, y);
   quantise_rows(y, transform.k_weight, transform.k_n4, d, transform.max_scale, scales, digits);
   std::memcpy(sealed + sealed_k_scales(d), scales, sizeof scales);
-  for (int t = 0; t < kPageTokens; ++t) {
-    for (int i = 0; i < d; ++i) {
-      const std::size_t at =
-          static_cast<std::size_t>((t / 16) * (d / 16) + i / 16) * 64 + code_byte(t % 16, i % 16);
-      sealed[at] |= static_cast<std::byte>(digits[t * d + i] << code_shift(i % 16));
-    }
-  }
+  pack_k(digits, d, sealed);
 
   // V: less the constant mean.
   for (int t = 0; t < kPageTokens; ++t) {
@@ -173,14 +203,7 @@ inline void seal_page_impl(const std::byte* hot, const Int2Transform& transform,
   encode(x, transform.v_encode, d, y);
   quantise_rows(y, transform.v_weight, transform.v_n4, d, transform.max_scale, scales, digits);
   std::memcpy(sealed + sealed_v_scales(d), scales, sizeof scales);
-  for (int t = 0; t < kPageTokens; ++t) {
-    for (int i = 0; i < d; ++i) {
-      const std::size_t at = sealed_v_codes(d) +
-                             static_cast<std::size_t>((t / 16) * (d / 16) + i / 16) * 64 +
-                             code_byte(i % 16, t % 16);
-      sealed[at] |= static_cast<std::byte>(digits[t * d + i] << code_shift(t % 16));
-    }
-  }
+  pack_v(digits, d, sealed + sealed_v_codes(d));
 }
 
 }  // namespace
