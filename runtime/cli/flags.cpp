@@ -14,11 +14,27 @@ Flags::Flags(std::string name, std::string summary) : app_(std::move(summary), s
   app_.get_formatter()->column_width(38);
 }
 
-CLI::Option* Flags::named(CLI::Option* option, const std::string& flag) {
+std::string Flags::toml(const std::string& value) {
+  std::string out = "\"";
+  for (char c : value) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += c;
+  }
+  return out + '"';
+}
+
+std::string Flags::toml(const std::vector<std::string>& values) {
+  std::string out;
+  for (const std::string& value : values) out += (out.empty() ? "[" : ", ") + toml(value);
+  return out.empty() ? out : out + ']';
+}
+
+CLI::Option* Flags::named(CLI::Option* option, const std::string& flag,
+                          std::function<std::string()> value) {
   std::string environment = "FORETOKEN_";
   for (char c : flag)
     environment += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-  known_.push_back({flag, environment, option->get_items_expected_max() == 0});
+  known_.push_back({flag, environment, std::move(value)});
   // The variable is shown in --help; it is read in parse(), because CLI11 would let the file win
   // over it.
   return option->description(option->get_description() + fmt::format(" [{}]", environment));
@@ -26,8 +42,8 @@ CLI::Option* Flags::named(CLI::Option* option, const std::string& flag) {
 
 CLI::Option* Flags::toggle(const std::string& flag, bool& value, const std::string& help) {
   return named(
-      app_.add_flag(fmt::format("--{0},!--no-{0}", flag), value, help)->capture_default_str(),
-      flag);
+      app_.add_flag(fmt::format("--{0},!--no-{0}", flag), value, help)->capture_default_str(), flag,
+      [&value] { return toml(value); });
 }
 
 std::optional<int> Flags::parse(int argc, char** argv) {
@@ -54,7 +70,10 @@ std::optional<int> Flags::parse(int argc, char** argv) {
     return status == 0 ? 0 : 2;
   }
   if (print_config_) {
-    fmt::print("{}", app_.config_to_str(true, false));
+    // Not CLI11's own: it spells lists and set flags in ways it does not read back.
+    for (const Known& known : known_)
+      if (std::string value = known.value(); !value.empty())
+        fmt::print("{} = {}\n", known.flag, value);
     return 0;
   }
   return std::nullopt;

@@ -3,9 +3,13 @@
 // wins, then the environment, then the file. Every command has --config, --print-config and --help.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace foretoken {
@@ -16,7 +20,8 @@ class Flags {
 
   template <class T>
   CLI::Option* option(const std::string& flag, T& value, const std::string& help) {
-    return named(app_.add_option("--" + flag, value, help)->capture_default_str(), flag);
+    CLI::Option* option = app_.add_option("--" + flag, value, help)->capture_default_str();
+    return named(option, flag, [&value] { return toml(value); });
   }
   // --flag / --no-flag
   CLI::Option* toggle(const std::string& flag, bool& value, const std::string& help);
@@ -27,11 +32,23 @@ class Flags {
   std::optional<int> parse(int argc, char** argv);
 
  private:
-  CLI::Option* named(CLI::Option* option, const std::string& flag);
+  // A value as TOML; "" for what has no spelling (an empty list, an absent optional).
+  static std::string toml(const std::string& value);
+  static std::string toml(const std::vector<std::string>& values);
+  static std::string toml(bool value) { return value ? "true" : "false"; }
+  template <class T>
+  static std::string toml(const T& value) {
+    if constexpr (std::is_arithmetic_v<T>)
+      return fmt::format("{}", value);
+    else
+      return "";
+  }
+  CLI::Option* named(CLI::Option* option, const std::string& flag,
+                     std::function<std::string()> value);
   CLI::App app_;
   struct Known {
     std::string flag, environment;
-    bool is_toggle;
+    std::function<std::string()> value;  // now, as TOML
   };
   std::vector<Known> known_;
   bool print_config_ = false;
