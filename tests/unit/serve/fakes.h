@@ -76,7 +76,7 @@ class FakeEngine final : public Engine {
 
   std::string answer = "Hello, world";
   std::size_t tokens_per_round = 3;
-  std::chrono::milliseconds round_time{1};
+  std::atomic<int> round_ms{1};
   std::size_t max_open = 100;
   std::atomic<bool> hold{false};  // no events while set: a long prefill
   std::atomic<bool> fail{false};  // the next event is an error
@@ -134,7 +134,7 @@ class FakeEngine final : public Engine {
   };
   void run() {
     for (;;) {
-      std::this_thread::sleep_for(round_time);
+      std::this_thread::sleep_for(std::chrono::milliseconds(round_ms.load()));
       std::lock_guard lock(mutex_);
       if (stopping_) {
         for (auto& [id, open] : open_) finish(open, FinishReason::kAborted);

@@ -282,7 +282,7 @@ TEST_F(Http, AVanishedClientIsCancelledWhereverItsRequestIs) {
   }
   engine_.hold = false;  // mid-stream
   engine_.answer = std::string(90, 'x');
-  engine_.round_time = std::chrono::milliseconds(20);
+  engine_.round_ms = 20;
   SocketClient client(server_->port());
   client.request("POST", "/v1/completions", R"({"prompt": "a", "stream": true})");
   EXPECT_NE(client.read("data: {").find("data: {"), std::string::npos);
@@ -362,7 +362,7 @@ TEST_F(Http, HealthTellsLoadingStalledAndDraining) {
 }
 
 TEST_F(Http, DrainingFinishesWhatIsInFlight) {
-  engine_.round_time = std::chrono::milliseconds(20);
+  engine_.round_ms = 20;
   serve();
   SocketClient idle(server_->port());
   idle.request("GET", "/health");
