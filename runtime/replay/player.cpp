@@ -65,6 +65,7 @@ class Player {
   }
 
   void record(RequestOutcome outcome) {
+    if (stop_ && !outcome.ok()) return;  // cut short by the interrupt, not by the server
     std::lock_guard lock(mutex_);
     ++completed_;
     failed_ += !outcome.ok();
