@@ -323,15 +323,15 @@ TEST_F(Law1, ASealThatIncludesADraftedTokenIsCaught) {
   EngineOptions o = base();
   o.kv_window = 64;
   o.spec_type = SpecType::kNone;
-  const auto wanted = run_engine(*models_, o, requests(0.0f, 3), 1).outputs;
+  const auto wanted = run_engine(*models_, o, requests(0.0f, 2), 1).outputs;
   o.spec_type = SpecType::kModel;
   o.spec_draft_n_fixed = 8;
   HarnessModels m = *models_;
   m.draft = shallow_draft_;
   m.draft_calibration = models_->calibration;
-  EXPECT_EQ(run_engine(m, o, requests(0.0f, 3), 1).outputs, wanted);
+  EXPECT_EQ(run_engine(m, o, requests(0.0f, 2), 1).outputs, wanted);
   o.fault = EngineFault::kSealDrafted;
-  EXPECT_NE(run_engine(m, o, requests(0.0f, 3), 1).outputs, wanted);
+  EXPECT_NE(run_engine(m, o, requests(0.0f, 2), 1).outputs, wanted);
 }
 
 }  // namespace
