@@ -107,7 +107,11 @@ bool EngineCore::commit_one(RoundEntry& e) {
       a.accepted_at[j] = int(j) < e.accepted ? 1 : 0;
     }
     stats_.acceptance.add(a);
-    stats_.by_domain[s.request.domain].add(a);
+    // Labels come from requests: bounded, the rest share one.
+    constexpr std::size_t kMaxDomains = 256;
+    const bool known =
+        stats_.by_domain.contains(s.request.domain) || stats_.by_domain.size() < kMaxDomains;
+    stats_.by_domain[known ? s.request.domain : std::string("(other)")].add(a);
     stats_.by_version[version_.value].add(a);
     if (a.drafting_rounds) {
       static constexpr const char* kNames[kSpeculatorKinds] = {"none", "ngram", "fusion", "model",
