@@ -9,7 +9,7 @@
 #include <mutex>
 #include <thread>
 
-#include "foretoken/kernels/sampling.h"
+#include "foretoken/kernels/isa.h"
 #include "runtime/engine/sampler.h"
 #include "tests/support/engine_harness.h"
 #include "tests/support/gguf_writer.h"
@@ -41,7 +41,7 @@ class TinyEngine : public ::testing::Test {
   }
   static EngineOptions options() {
     EngineOptions o;
-    o.threads = 1;   // a tiny model's layers are shorter than handing them to a second thread
+    o.threads = 1;  // a tiny model's layers are shorter than handing them to a second thread
     o.max_model_len = 1024;
     o.max_num_seqs = 4;
     o.control_fraction = 0;
@@ -55,15 +55,16 @@ TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
   for (const KvMode mode : {KvMode::kBf16, KvMode::kInt2}) {
     for (const float temperature : {0.0f, 0.8f}) {
       std::vector<HarnessRequest> requests;
-      for (int i = 0; i < 5; ++i) {
+      for (int i = 0; i < 4; ++i) {
         HarnessRequest r;
-        r.prompt = prompt(300 + 37 * i, i);
+        r.prompt = prompt(310 + 23 * i,
+                          i);  // past position 384, where INT2 pages are read, while decoding
         r.sampling.temperature = temperature;
         r.sampling.seed = 99 + std::uint64_t(i);
         if (i == 1) r.sampling.min_p = 0.02f;
         if (i == 2) r.sampling.repetition_penalty = 1.3f;
         if (i == 3) r.sampling.frequency_penalty = 0.4f, r.sampling.presence_penalty = 0.2f;
-        r.max_tokens = 260;
+        r.max_tokens = 140;
         requests.push_back(r);
       }
       EngineOptions o = options();
@@ -72,7 +73,7 @@ TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
       const auto wanted = run_engine(models_, o, requests, 1).outputs;
       for (const SpecType spec :
            {SpecType::kNgram, SpecType::kModel, SpecType::kHead, SpecType::kAuto}) {
-        for (const int fixed : {-1, 1, 5}) {
+        for (const int fixed : {-1, 5}) {
           o.spec_type = spec;
           o.spec_draft_n_fixed = fixed;
           o.max_batch_rows = fixed == 5 ? 64 : 256;
@@ -96,7 +97,7 @@ TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
 class Distribution : public TinyEngine {
  protected:
   double chi_square_p(SpecSampling rule, SpecType spec, bool break_rule) {
-    const std::vector<TokenId> start = prompt(40);
+    const std::vector<TokenId> start = prompt(12);
     SamplingParams sampling;
     sampling.temperature = 1.0f;
     sampling.top_k = 8;
@@ -140,9 +141,11 @@ class Distribution : public TinyEngine {
       context.push_back(first);
       for (const auto& [second, q] : distribution(context)) expected[{first, second}] = p * q;
     }
-    constexpr int kSamples = 6000;
+    // The scalar reference is the slow truth: fewer samples still tell a wrong rule from a right
+    // one.
+    const int n_samples = kernels::active_isa() == kernels::Isa::kScalar ? 1500 : 6000;
     std::vector<HarnessRequest> requests;
-    for (int i = 0; i < kSamples; ++i) {
+    for (int i = 0; i < n_samples; ++i) {
       HarnessRequest r;
       r.prompt = start;
       r.sampling = sampling;
@@ -154,10 +157,10 @@ class Distribution : public TinyEngine {
     o.spec_sampling = rule;
     o.spec_draft_n_fixed = 2;
     o.max_num_seqs = 8;
-    o.max_queue = kSamples;
+    o.max_queue = n_samples;
     if (break_rule) o.fault = EngineFault::kAcceptFirstDraft;
     const auto got = run_engine(models_, o, requests, 64);
-    EXPECT_GT(got.stats.acceptance.drafted, kSamples / 2);
+    EXPECT_GT(got.stats.acceptance.drafted, n_samples / 2);
     EXPECT_GT(got.stats.acceptance.accepted, 0);
     std::map<std::pair<TokenId, TokenId>, int> counted;
     for (const auto& tokens : got.outputs) ++counted[{tokens.at(0), tokens.at(1)}];
@@ -165,7 +168,7 @@ class Distribution : public TinyEngine {
     double chi = 0, pooled_expected = 0, pooled_count = 0;
     int cells = 0;
     for (const auto& [cell, p] : expected) {
-      const double e = p * kSamples, c = counted.count(cell) ? counted[cell] : 0;
+      const double e = p * n_samples, c = counted.count(cell) ? counted[cell] : 0;
       if (e < 5) {
         pooled_expected += e;
         pooled_count += c;
