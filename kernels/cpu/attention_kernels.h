@@ -37,7 +37,7 @@ struct AttentionUnit {
   FORETOKEN_INLINE std::int64_t last_position() const {
     return sequence->first_position + first_row + n_rows - 1;
   }
-  // Split rule (DESIGN section 6).
+  // Split rule (attention.h).
   FORETOKEN_INLINE bool reads_int2(std::int64_t page) const {
     return call->int2 && page >= call->sink_pages && page < query_page - call->window_pages;
   }

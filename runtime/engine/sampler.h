@@ -1,4 +1,4 @@
-// The target's side of drafter-invariant sampling (DESIGN section 5): filters on one row of logits,
+// The target's side of drafter-invariant sampling (kernels/sampling.h): filters on one row of logits,
 // then the Gumbel-coupled choice. A row's token is a function of (logits, parameters, history,
 // position) alone. Owned by the engine thread; buffers are reused from row to row.
 #pragma once

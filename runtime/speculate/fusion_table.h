@@ -16,7 +16,7 @@ class FusionTable {
   std::array<float, kFusionClasses> bias{};
   float other = 0;
   // Sensible positive values, rising with match length, order, probability and count
-  // (notes/online-head).
+  // (before anything is learned).
   static FusionTable initial();
   bool finite() const;
 };

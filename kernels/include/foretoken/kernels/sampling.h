@@ -1,4 +1,4 @@
-// Drafter-invariant sampling: the arithmetic of DESIGN section 5(d).
+// Drafter-invariant sampling: the arithmetic that makes output independent of what was drafted.
 //   score(v) = double(fl32(logit_v * fl32(1/T))) + g(s, t, v);  g = -log(-log u)
 //   u = (w + 0.5) * 2^-32, w: 32 bits of Philox4x32-10 with key s over the counter of (t, v):
 //   counter = (v >> 2, 0, t_low, t_high), word v & 3. Logarithms by our own polynomial, in double,
