@@ -38,9 +38,8 @@ void EngineCore::accept_one(RoundEntry& e) {
                              top_ids_.data(), top_values_.data());
     }
     std::vector<float> raw_of_interest;
-    if (s.counts) {  // penalties and bias change the row: keep what logprobs need
-      raw_of_interest.assign(logits, logits + n_vocab);
-    } else if (s.request.top_logprobs >= 0 && !s.request.sampling.logit_bias.empty()) {
+    // Penalties and bias change the row: keep what logprobs need.
+    if (s.request.top_logprobs >= 0 && (s.counts || !s.request.sampling.logit_bias.empty())) {
       raw_of_interest.assign(logits, logits + n_vocab);
     }
     sampler_->prepare(logits, s.request.sampling, s.counts.get());

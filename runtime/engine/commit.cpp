@@ -66,13 +66,13 @@ void EngineCore::commit() {
   }
 }
 
-bool EngineCore::commit_one(RoundEntry& e) {
+void EngineCore::commit_one(RoundEntry& e) {
   Sequence& s = *e.sequence;
   const auto now = std::chrono::steady_clock::now();
   if (!e.samples) {  // a prefill chunk that ends inside what is already known
     s.computed += e.n_rows;
     kv_->commit(s.kv, s.computed);
-    return true;
+    return;
   }
   Round& r = round_;
   DraftOutcome outcome;
@@ -91,18 +91,20 @@ bool EngineCore::commit_one(RoundEntry& e) {
   s.computed = e.decode ? std::int64_t(before + e.emitted.size()) - 1 : s.n_prompt;
   kv_->commit(s.kv, s.computed);
 
+  // The first token came with the prompt: the speculators see it as an outcome without a draft.
+  static const Draft kNoDraft;
+  const Draft& draft = e.decode ? r.jobs[std::size_t(e.job)].draft : kNoDraft;
+  outcome.context.tokens = std::span(s.tokens).first(before);
+  outcome.draft = &draft;
+  portfolio_->observe(outcome);
   if (e.decode) {
-    DraftJob& job = r.jobs[std::size_t(e.job)];
-    outcome.context.tokens = std::span(s.tokens).first(before);
-    outcome.draft = &job.draft;
-    portfolio_->observe(outcome);
     AcceptanceStats a;
     a.rounds = 1;
     a.emitted = std::int64_t(e.emitted.size());
-    a.drafting_rounds = job.draft.tokens.empty() ? 0 : 1;
-    a.drafted = std::int64_t(job.draft.tokens.size());
+    a.drafting_rounds = draft.tokens.empty() ? 0 : 1;
+    a.drafted = std::int64_t(draft.tokens.size());
     a.accepted = e.accepted;
-    for (std::size_t j = 0; j < job.draft.tokens.size() && j < kMaxDraft; ++j) {
+    for (std::size_t j = 0; j < draft.tokens.size() && j < kMaxDraft; ++j) {
       a.drafted_at[j] = 1;
       a.accepted_at[j] = int(j) < e.accepted ? 1 : 0;
     }
@@ -116,7 +118,7 @@ bool EngineCore::commit_one(RoundEntry& e) {
     if (a.drafting_rounds) {
       static constexpr const char* kNames[kSpeculatorKinds] = {"none", "ngram", "fusion", "model",
                                                                "head"};
-      stats_.by_kind[kNames[std::size_t(job.draft.kinds[0])]].add(a);
+      stats_.by_kind[kNames[std::size_t(draft.kinds[0])]].add(a);
     }
     if (recent_.empty() || now - recent_.back().at > std::chrono::seconds(1)) {
       recent_.push_back({now, {}});
@@ -127,12 +129,6 @@ bool EngineCore::commit_one(RoundEntry& e) {
     s.timings.draft_n_accepted += a.accepted;
     s.timings.drafting_rounds += a.drafting_rounds;
     ++s.timings.rounds;
-  } else {
-    // The first token came with the prompt: the speculators see it as an outcome without a draft.
-    static const Draft kNoDraft;
-    outcome.context.tokens = std::span(s.tokens).first(before);
-    outcome.draft = &kNoDraft;
-    portfolio_->observe(outcome);
   }
   if (s.trace) {
     RequestTrace& trace = *s.trace;
@@ -143,7 +139,6 @@ bool EngineCore::commit_one(RoundEntry& e) {
       trace.generated.push_back(std::move(e.traces[j]));
     }
     if (e.decode) {
-      const Draft& draft = r.jobs[std::size_t(e.job)].draft;
       RoundTrace& round = trace.rounds.emplace_back();
       round.start = std::int32_t(before);
       round.drafted = draft.tokens;
@@ -176,11 +171,10 @@ bool EngineCore::commit_one(RoundEntry& e) {
   if (stopped) event.stop_token = last;
   if (stopped || full) {
     finish(s, stopped ? FinishReason::kStop : FinishReason::kLength, std::move(event));
-    return false;
+    return;
   }
   event.timings = s.timings;
   s.request.sink(std::move(event));
-  return true;
 }
 
 // Ends a sequence: its pages are free when this returns; remove_finished() drops it from the lists.

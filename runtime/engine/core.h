@@ -81,7 +81,7 @@ class EngineCore {
   void remove_finished();
   DraftContext context_of(const Sequence& sequence) const;
   void accept_one(RoundEntry& entry);
-  bool commit_one(RoundEntry& entry);  // true: the sequence goes on
+  void commit_one(RoundEntry& entry);
 
   std::shared_ptr<const Model> model_;
   EngineOptions options_;
