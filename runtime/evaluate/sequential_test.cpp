@@ -111,11 +111,15 @@ const char* name(Verdict verdict) {
 void SequentialTest::add(const std::string& domain, double candidate_cost, double served_cost) {
   if (!(candidate_cost > 0) || !(served_cost > 0) || !std::isfinite(candidate_cost + served_cost))
     return;
-  auto found = domains_.find(domain);
-  if (found == domains_.end()) {
-    found = domains_.try_emplace(domains_.size() < kMostDomains ? domain : kPool).first;
-  }
-  found->second.add(candidate_cost, served_cost);
+  sums_of(domain).add(candidate_cost, served_cost);
+}
+
+void SequentialTest::expect(const std::string& domain) { sums_of(domain); }
+
+PairedSums& SequentialTest::sums_of(const std::string& domain) {
+  const auto found = domains_.find(domain);
+  if (found != domains_.end()) return found->second;
+  return domains_.try_emplace(domains_.size() < kMostDomains ? domain : kPool).first->second;
 }
 
 std::int64_t SequentialTest::requests() const {
@@ -134,6 +138,7 @@ bool SequentialTest::waits_for(std::int64_t in_domain, double share) const {
 SequentialFigures SequentialTest::judge() const {
   SequentialFigures figures;
   PairedSums all, pool;
+  bool pooled = false;
   std::string waiting, harmed, unproven;
   const auto judge_domain = [&](const std::string& domain, const PairedSums& sums) {
     if (upper_bound(sums, options_.alpha) < -options_.domain_margin) {
@@ -149,17 +154,20 @@ SequentialFigures SequentialTest::judge() const {
       judge_domain(domain, sums);
     } else {
       pool.add(sums);
+      pooled = true;
       if (waits_for(sums.requests, kDomainShare)) waiting = domain;
     }
   }
-  if (pool.requests > 0) {
-    figures.domains.push_back(figures_of(kPool, pool));
+  if (pool.requests > 0) figures.domains.push_back(figures_of(kPool, pool));
+  if (pooled) {
     if (pool.requests >= options_.domain_requests) {
       judge_domain(kPool, pool);
     } else if (waits_for(pool.requests, kPoolShare)) {
       if (waiting.empty()) waiting = kPool;
     }
   }
+  // One that nobody has heard of yet.
+  if (waiting.empty() && waits_for(0, kDomainShare)) waiting = "what may come";
   figures.all = figures_of("", all);
 
   const double low = lower_bound(all, options_.alpha);

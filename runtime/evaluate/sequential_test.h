@@ -92,6 +92,8 @@ class SequentialTest {
  public:
   explicit SequentialTest(const SequentialOptions& options) : options_(options) {}
 
+  // A domain that recent traffic had, so that promotion does not come before its requests do.
+  void expect(const std::string& domain);
   // One scored request; a cost of 0 or less (nothing was decoded) is not scored.
   void add(const std::string& domain, double candidate_cost, double served_cost);
   // After any request.
@@ -107,6 +109,7 @@ class SequentialTest {
 
  private:
   bool waits_for(std::int64_t requests, double share) const;
+  PairedSums& sums_of(const std::string& domain);
   SequentialOptions options_;
   std::map<std::string, PairedSums> domains_;
 };

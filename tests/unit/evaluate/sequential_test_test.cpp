@@ -49,6 +49,8 @@ Trial run(std::uint64_t seed, double gain, double second_gain, double share,
           const SequentialOptions& options) {
   Traffic traffic(seed);
   SequentialTest test(options);
+  test.expect("first");
+  if (share > 0) test.expect("second");
   for (;;) {
     const bool second = traffic.uniform() < share;
     const auto [candidate, served] = traffic.request(second ? second_gain : gain);
@@ -164,6 +166,19 @@ TEST(SequentialTest, WaitsForADomainThatMayMatter) {
   EXPECT_EQ(stray.judge().verdict, Verdict::kPromoted) << stray.judge().because;
   ASSERT_EQ(stray.judge().domains.size(), 2u);
   EXPECT_EQ(stray.judge().domains[1].domain, "(others)");
+}
+
+TEST(SequentialTest, WaitsForADomainThatRecentTrafficHad) {
+  Traffic traffic(9);
+  SequentialTest test({});
+  test.expect("seen before");
+  for (int i = 0; i < 65; ++i) {
+    const auto [candidate, served] = traffic.request(0.4);
+    test.add("here", candidate, served);
+    EXPECT_EQ(test.judge().verdict, Verdict::kUndecided) << i;
+  }
+  for (int i = 0; i < 10; ++i) test.add("here", 10, 14);
+  EXPECT_EQ(test.judge().verdict, Verdict::kPromoted);  // by now it is shown to be rare
 }
 
 TEST(SequentialTest, ManySmallDomainsAreJudgedTogether) {
