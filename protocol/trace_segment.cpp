@@ -209,6 +209,7 @@ Status TraceSegmentWriter::start_file() {
   }
   descriptor_ = descriptor;
   files_.push_back({path, header.size()});
+  ++files_version_;
   return Ok{};
 }
 
@@ -224,6 +225,7 @@ void TraceSegmentWriter::delete_oldest(std::size_t needed_bytes) {
     std::error_code ignored;
     fs::remove(files_.front().path, ignored);
     files_.erase(files_.begin());
+    ++files_version_;
   }
 }
 

@@ -1,55 +1,62 @@
-// The online learner of the fusion table: AdamW on fresh positions, once each, and the exponential
-// moving average that is published. No torch in this header. One thread. Deterministic: the same
-// positions in the same steps from the same state give the same table.
+// What learns: the training session knows it by this interface alone, so that a simulation can put
+// another in its place. No torch here. One thread.
+//
+// The session shows it every request once, in the order of the buffer, after the gate has scored
+// it; the learner may read any request again from the buffer (TraceSource). Work is done in slices
+// of tens of milliseconds, so that the link is served in between and a pause can begin at any time.
+// Deterministic: the same requests in the same order from the same state give the same weights.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
-#include "runtime/evaluate/fusion_replay.h"
-#include "trainer/objective/objective_kind.h"
+#include "foretoken/protocol/bundle.h"
+#include "foretoken/protocol/result.h"
+#include "foretoken/protocol/trace_record.h"
 
 namespace foretoken::trainer {
 
-struct LearnerOptions {
-  double learning_rate = 0.02;
-  double average_decay =
-      0.97;  // over the last 33 steps; begins as min(.97, (1 + step) / (10 + step))
-  int positions_per_step = 128;  // see README, "Tuning"
-  ObjectiveKind objective = ObjectiveKind::kOverlap;
+// The buffer as a learner sees it.
+class TraceSource {
+ public:
+  virtual ~TraceSource() = default;
+  // nullopt: deleted as too old, or damaged.
+  virtual std::optional<RequestTrace> trace(std::uint64_t sequence) const = 0;
+  virtual std::uint64_t oldest_sequence() const = 0;
 };
 
-// Everything that a checkpoint must hold for training to go on as if it had not stopped.
-struct LearnerState {
-  FusionTable table, average;
-  std::vector<float> first_moment,
-      second_moment;  // AdamW's, [kFusionClasses + 1]; empty before the first step
-  std::int64_t step = 0;
-  double loss =
-      0;  // moving average of the objective over steps, nats a position; NaN before the first
+struct LearnerFacts {
+  std::int64_t step = 0;  // optimiser steps, of everything that is trained
+  std::int64_t trained_tokens = 0,
+               trained_requests = 0;  // seen at least once, trained on at least once
+  double loss = 0;  // moving average of the objective, nats a position; NaN before the first step
 };
 
 class Learner {
  public:
-  Learner(const LearnerOptions& options, const FusionTable& initial);
-  ~Learner();
+  virtual ~Learner() = default;
 
-  // One pass over the positions in steps of positions_per_step (the last may be up to half as long
-  // again).
-  void train(std::span<const FusionPosition> positions);
+  // A request that came after all that were shown before.
+  virtual void observe(std::uint64_t sequence, const RequestTrace& trace) = 0;
+  // One slice. `fresh_waiting`: requests in the buffer that were not shown yet; with many of them
+  // the learner gives up going over old ones again. false: nothing is due.
+  virtual bool work(std::size_t fresh_waiting) = 0;
 
-  FusionTable average() const;  // what is published
-  std::int64_t step() const;
-  double loss() const;
-  LearnerState state() const;
-  void restore(const LearnerState& state);
+  // What would be served now: kind, tensors and training facts, unsigned and without a version.
+  virtual Bundle snapshot() const = 0;
+  virtual LearnerFacts facts() const = 0;
 
- private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  // Everything needed to go on as if it had not stopped, at any time between two calls.
+  virtual std::vector<std::byte> state() const = 0;
+  // Errors: kInvalidInput; the learner is then as it was made.
+  virtual Status restore(std::span<const std::byte> state) = 0;
 };
+
+using LearnerFactory = std::function<std::unique_ptr<Learner>(const TraceSource&)>;
 
 // Torch's intra-op and inter-op threads; call once, before anything else of torch.
 void set_torch_threads(int threads);

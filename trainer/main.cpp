@@ -39,7 +39,8 @@ int main(int argc, char** argv) {
               log_level = "info";
   std::size_t buffer_mib = 1024;
   int threads = 1;
-  app.add_option("--traces-endpoint,--trace-endpoint", endpoints.traces, "Where the server sends traces")
+  app.add_option("--traces-endpoint,--trace-endpoint", endpoints.traces,
+                 "Where the server sends traces")
       ->envname("FORETOKEN_TRACES_ENDPOINT")
       ->capture_default_str();
   app.add_option("--weights-endpoint", endpoints.weights, "Where the server receives weights")
@@ -60,16 +61,11 @@ int main(int argc, char** argv) {
       ->envname("FORETOKEN_BUFFER_MIB")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
-  app.add_option("--buffer-memory-requests", options.session.pending_requests,
-                 "Requests held in memory until they are trained on; more wait on disk")
-      ->envname("FORETOKEN_BUFFER_MEMORY_REQUESTS")
-      ->check(CLI::Range(16, 1 << 20))
-      ->capture_default_str();
-  app.add_option("--learning-rate", options.session.learner.learning_rate)
+  app.add_option("--learning-rate", options.session.learner.fusion.learning_rate)
       ->envname("FORETOKEN_LEARNING_RATE")
       ->check(CLI::Range(1e-6, 1.0))
       ->capture_default_str();
-  app.add_option("--objective", options.session.learner.objective, "What is minimised")
+  app.add_option("--objective", options.session.learner.fusion.objective, "What is minimised")
       ->envname("FORETOKEN_OBJECTIVE")
       ->transform(CLI::CheckedTransformer(
           std::map<std::string, ObjectiveKind>{{"overlap", ObjectiveKind::kOverlap},

@@ -41,20 +41,22 @@ TrainingSession::TrainingSession(const std::filesystem::path& folder,
       clock_(clock),
       buffer_(std::move(buffer)),
       versions_(std::move(versions)),
-      learner_(options.learner, FusionTable::initial()),
       gate_(options.publish_every_requests, FusionTable::initial()),
+      learner_((options.make_learner ? options.make_learner
+                                     : learner_factory(options.learner))(buffer_)),
       last_checkpoint_(clock.monotonic()) {}
 
 void TrainingSession::resume() {
   auto checkpoint = read_checkpoint(checkpoint_path(folder_));
   if (checkpoint) {
-    learner_.restore(checkpoint->learner);
+    if (auto s = learner_->restore(checkpoint->learner); !s) checkpoint = s.error();
+  }
+  if (checkpoint) {
     gate_.restore(checkpoint->gate);
     versions_.reserve_up_to(checkpoint->highest_version);
     served_version_ = checkpoint->served_version;
     next_to_train_ = checkpoint->next_sequence;
-    trained_tokens_ = checkpoint->trained_tokens;
-    trained_requests_ = checkpoint->trained_requests;
+    if (gate_.has_candidate()) proposed_step_ = checkpoint->gate.candidate->step;
     verdict_ = checkpoint->verdict;
     if (auto bundle = served_version_.value ? versions_.load(served_version_) : std::nullopt) {
       sender_.publish(served_version_, std::move(*bundle));
@@ -65,14 +67,13 @@ void TrainingSession::resume() {
     std::filesystem::rename(checkpoint_path(folder_),
                             checkpoint_path(folder_).string() + ".damaged", ignored);
   }
-  next_to_queue_ = next_to_train_;
   spdlog::info("model {}: step {}, version {}, {} requests in the buffer, {} not yet learned from",
-               to_hex(fingerprint_).substr(0, 16), learner_.step(), served_version_.value,
+               to_hex(fingerprint_).substr(0, 16), learner_->facts().step, served_version_.value,
                buffer_.requests(),
                buffer_.next_sequence() - std::min(buffer_.next_sequence(), next_to_train_));
 }
 
-Status TrainingSession::ingest(const Message& message, RequestTrace trace) {
+Status TrainingSession::ingest(const Message& message, const RequestTrace& trace) {
   if (trace.model_fingerprint != fingerprint_) {
     return Error{ErrorCode::kInvalidInput, "fingerprint: trace: of another model"};
   }
@@ -81,73 +82,50 @@ Status TrainingSession::ingest(const Message& message, RequestTrace trace) {
   }
   auto sequence = buffer_.append(message, trace.server_run, trace.request.value);
   if (!sequence) return Error{sequence.error().code, "disk: " + sequence.error().message};
-  // In order, or not at all: what does not fit is read back from the buffer.
-  if (*sequence == next_to_queue_ && pending_.size() < options_.pending_requests)
-    queue(*sequence, std::move(trace));
   return Ok{};
 }
 
-void TrainingSession::queue(std::uint64_t sequence, RequestTrace trace) {
-  Pending pending{sequence, {}, fusion_positions(trace)};
-  for (GeneratedTokenTrace& generated : trace.generated) {
-    generated.top_ids = {};
-    generated.top_logits = {};
-  }
-  trace.tap_values = {};
-  trace.tap_scales = {};
-  pending.trace = std::move(trace);
-  pending_positions_ += pending.positions.size();
-  pending_.push_back(std::move(pending));
-  next_to_queue_ = sequence + 1;
-}
-
-void TrainingSession::refill() {
-  if (!pending_.empty() || next_to_queue_ >= buffer_.next_sequence()) return;
-  buffer_.read(next_to_queue_, [&](std::uint64_t sequence, RequestTrace trace) {
-    queue(sequence, std::move(trace));
-    return pending_.size() < options_.pending_requests;
-  });
-  // Nothing readable was left: deleted as too old, or damaged.
-  if (pending_.empty()) next_to_queue_ = next_to_train_ = buffer_.next_sequence();
-}
-
 bool TrainingSession::work() {
-  refill();
-  if (pending_positions_ < std::size_t(options_.learner.positions_per_step)) {
-    // Requests without a single candidate would otherwise wait for ever at the head of a full
-    // queue.
-    if (pending_.size() < options_.pending_requests) return false;
-  }
-  std::vector<FusionPosition> group;
   std::optional<PrequentialGate::Decision> decision;
-  while (!pending_.empty() && group.size() < std::size_t(options_.learner.positions_per_step) &&
-         !decision) {
-    Pending request = std::move(pending_.front());
-    pending_.pop_front();
-    pending_positions_ -= request.positions.size();
-    decision = gate_.score(request.trace, request.positions);  // before it is learned from
-    group.insert(group.end(), request.positions.begin(), request.positions.end());
-    trained_tokens_ += std::int64_t(request.trace.generated.size());
-    ++trained_requests_;
-    next_to_train_ = request.sequence + 1;
+  const std::uint64_t waiting =
+      buffer_.next_sequence() - std::min(buffer_.next_sequence(), next_to_train_);
+  if (!learner_->work(waiting)) {
+    if (!gate_.has_candidate() && learner_->facts().step > proposed_step_) propose();
+    if (waiting == 0) return false;
+    const auto next = buffer_.first_from(next_to_train_);
+    if (!next) {  // what is left was deleted as too old, or is damaged
+      next_to_train_ = buffer_.next_sequence();
+      return false;
+    }
+    // Scored before it is learned from.
+    decision = gate_.score(next->trace, fusion_positions(next->trace));
+    learner_->observe(next->sequence, next->trace);
+    next_to_train_ = next->sequence + 1;
   }
-  learner_.train(group);
   if (decision) {
     verdict_ = decision->verdict;
     if (decision->promoted) {
       publish(*decision);
     } else {
-      spdlog::info("step {}: {}", learner_.step(), verdict_);
+      spdlog::info("step {}: {}", learner_->facts().step, verdict_);
     }
-  }
-  if (!gate_.has_candidate()) {
-    gate_.propose(
-        {learner_.average(), learner_.step(), trained_tokens_, trained_requests_, learner_.loss()});
   }
   if (decision || clock_.monotonic() - last_checkpoint_ >= kCheckpointInterval) {
     if (auto s = checkpoint(); !s) spdlog::warn("{}", s.error().message);
   }
   return true;
+}
+
+void TrainingSession::propose() {
+  const Bundle snapshot = learner_->snapshot();
+  const auto table = fusion_table_of(snapshot);
+  if (!table) {
+    spdlog::error("no candidate: {}", table.error().message);
+    return;
+  }
+  proposed_step_ = learner_->facts().step;
+  gate_.propose(
+      {*table, proposed_step_, snapshot.trained_tokens, snapshot.trained_requests, snapshot.loss});
 }
 
 void TrainingSession::publish(const PrequentialGate::Decision& decision) {
@@ -192,20 +170,20 @@ void TrainingSession::heard(const ServerHello& hello) {
 
 Status TrainingSession::checkpoint() {
   last_checkpoint_ = clock_.monotonic();
-  return write_checkpoint(
-      checkpoint_path(folder_),
-      {options_.learner.objective, next_to_train_, trained_tokens_, trained_requests_,
-       learner_.state(), gate_.state(), versions_.highest(), served_version_, verdict_});
+  return write_checkpoint(checkpoint_path(folder_),
+                          {next_to_train_, learner_->state(), gate_.state(), versions_.highest(),
+                           served_version_, verdict_});
 }
 
 TrainerStatus TrainingSession::status() const {
   TrainerStatus status;
   status.model_fingerprint = fingerprint_;
   status.current = sender_.current();
-  status.step = learner_.step();
-  status.loss = learner_.loss();
-  status.trained_tokens = trained_tokens_;
-  status.trained_requests = trained_requests_;
+  const LearnerFacts facts = learner_->facts();
+  status.step = facts.step;
+  status.loss = facts.loss;
+  status.trained_tokens = facts.trained_tokens;
+  status.trained_requests = facts.trained_requests;
   status.buffer_requests = buffer_.requests();
   status.buffer_bytes = std::int64_t(buffer_.bytes());
   status.verdict = verdict_;

@@ -1,11 +1,10 @@
 // Training for one model: its state folder, buffer, learner, gate and versions. A pure state
-// machine but for its folder; one thread. Requests are scored by the gate and then learned from, in
-// the order of the buffer, in groups of at least LearnerOptions::positions_per_step positions; a
-// checkpoint lies between groups, so training after a kill repeats exactly what the checkpoint had
-// not seen.
+// machine but for its folder; one thread. Requests are scored by the gate and then shown to the
+// learner, in the order of the buffer, one at a time, each read back from disk when its turn comes:
+// memory does not grow with a backlog. Training after a kill repeats exactly what the checkpoint
+// had not seen.
 #pragma once
 
-#include <deque>
 #include <filesystem>
 #include <memory>
 
@@ -17,6 +16,7 @@
 #include "trainer/publish/checkpoint.h"
 #include "trainer/publish/version_store.h"
 #include "trainer/publish/weights_sender.h"
+#include "trainer/speculator_learner.h"
 
 namespace foretoken::trainer {
 
@@ -24,7 +24,7 @@ struct SessionOptions {
   LearnerOptions learner;
   int publish_every_requests = 16;                  // the gate looks after so many scored requests
   std::size_t buffer_bytes = std::size_t{1} << 30;  // on disk
-  std::size_t pending_requests = 1024;  // in memory, not yet trained on; the rest is read back
+  LearnerFactory make_learner;                      // empty: learner_factory(learner)
 };
 
 class TrainingSession {
@@ -35,11 +35,11 @@ class TrainingSession {
                                                        const SessionOptions& options,
                                                        const Clock& clock);
 
-  // Stores a trace and queues it. Errors: kInvalidInput ("duplicate: ", "fingerprint: "), kIo
+  // Stores a trace. Errors: kInvalidInput ("duplicate: ", "fingerprint: "), kIo
   // ("disk: ").
-  Status ingest(const Message& message, RequestTrace trace);
-  // Trains on one group, if one is complete; publishes what the gate promotes. false: nothing to
-  // do.
+  Status ingest(const Message& message, const RequestTrace& trace);
+  // One slice of training, else scores one request and shows it to the learner; publishes what the
+  // gate promotes. false: nothing to do.
   bool work();
   void heard(const ServerHello& hello);
   void pump(Sender& sender) { sender_.pump(sender, clock_.monotonic()); }
@@ -52,14 +52,8 @@ class TrainingSession {
   TrainingSession(const std::filesystem::path& folder, const ModelFingerprint& fingerprint,
                   const SessionOptions& options, const Clock& clock, ReplayBuffer buffer,
                   VersionStore versions);
-  struct Pending {
-    std::uint64_t sequence;
-    RequestTrace trace;  // without top logits and taps: `positions` has what is needed
-    std::vector<FusionPosition> positions;
-  };
-  void queue(std::uint64_t sequence, RequestTrace trace);
-  void refill();
   void resume();
+  void propose();
   void publish(const PrequentialGate::Decision& decision);
 
   const std::filesystem::path folder_;
@@ -68,15 +62,12 @@ class TrainingSession {
   const Clock& clock_;
   ReplayBuffer buffer_;
   VersionStore versions_;
-  Learner learner_;
   PrequentialGate gate_;
   WeightsSender sender_;
-  std::deque<Pending> pending_;
-  std::size_t pending_positions_ = 0;
-  std::uint64_t next_to_queue_ = 0;  // sequence numbers below are queued or trained on
-  std::uint64_t next_to_train_ = 0;  // ... are trained on: what a checkpoint says
+  std::unique_ptr<Learner> learner_;  // reads buffer_
+  std::uint64_t next_to_train_ = 0;   // sequence numbers below were shown to the learner
   SpeculatorVersion served_version_;
-  std::int64_t trained_tokens_ = 0, trained_requests_ = 0;
+  std::int64_t proposed_step_ = 0;  // the learner's, at the last snapshot
   std::string verdict_;
   std::chrono::nanoseconds last_checkpoint_{0};
 };

@@ -5,15 +5,17 @@
 
 #include <deque>
 #include <filesystem>
-#include <functional>
+#include <map>
+#include <optional>
 #include <unordered_set>
 
 #include "foretoken/protocol/trace.h"
 #include "foretoken/protocol/trace_segment.h"
+#include "trainer/learner.h"
 
 namespace foretoken::trainer {
 
-class ReplayBuffer {
+class ReplayBuffer final : public TraceSource {
  public:
   // Reads what is there once, to know which requests are in it.
   static Result<ReplayBuffer> open(const std::filesystem::path& folder, std::size_t max_bytes);
@@ -24,10 +26,16 @@ class ReplayBuffer {
   // Errors: kIo (a full disk), kOutOfRange.
   Result<std::uint64_t> append(const Message& message, std::uint64_t server_run,
                                std::uint64_t request);
-  // Records from `from` on, oldest first, until `visit` returns false. Records that do not parse
-  // are skipped.
-  void read(std::uint64_t from,
-            const std::function<bool(std::uint64_t, RequestTrace)>& visit) const;
+
+  struct Record {
+    std::uint64_t sequence;
+    RequestTrace trace;
+  };
+  // The first readable record from `from` on; nullopt: there is none.
+  std::optional<Record> first_from(std::uint64_t from) const;
+  // By number: reads one file's record headers up to it, then the record. Memory: one record.
+  std::optional<RequestTrace> trace(std::uint64_t sequence) const override;
+  std::uint64_t oldest_sequence() const override;
 
   std::uint64_t next_sequence() const { return writer_->next_sequence(); }
   std::size_t bytes() const { return writer_->total_bytes(); }
@@ -38,12 +46,16 @@ class ReplayBuffer {
   ReplayBuffer(std::filesystem::path folder, std::unique_ptr<TraceSegmentWriter> writer)
       : folder_(std::move(folder)), writer_(std::move(writer)) {}
   void remember(std::uint64_t key);
+  // The files by first sequence number, read from the folder again when the writer began another.
+  const std::map<std::uint64_t, std::filesystem::path>& files() const;
   static std::uint64_t key_of(std::uint64_t server_run, std::uint64_t request);
 
   std::filesystem::path folder_;
   std::unique_ptr<TraceSegmentWriter> writer_;
   std::unordered_set<std::uint64_t> known_;
   std::deque<std::uint64_t> order_;
+  mutable std::map<std::uint64_t, std::filesystem::path> files_;
+  mutable std::uint64_t files_version_ = ~std::uint64_t{0};
   std::int64_t requests_ =
       0;  // appended or found at start; deletions of old segments are not subtracted
 };

@@ -69,7 +69,7 @@ void Trainer::handle(const Message& message) {
     if (auto s = open_session(trace->model_fingerprint); !s) return refuse(s.error());
   }
   if (!session_) return refuse(Error{ErrorCode::kUnavailable, "fingerprint: trace: no session"});
-  if (auto s = session_->ingest(message, std::move(trace).value()); !s) refuse(s.error());
+  if (auto s = session_->ingest(message, *trace); !s) refuse(s.error());
 }
 
 void Trainer::hear(const ServerHello& hello) {

@@ -14,18 +14,14 @@
 namespace foretoken::trainer {
 namespace {
 
-constexpr std::uint32_t kFormat = 1;
-constexpr std::size_t kMaxBytes = std::size_t{64} << 20;
+constexpr std::uint32_t kFormat = 2;
+constexpr std::size_t kMaxBytes = std::size_t{1} << 31;
 constexpr std::size_t kTableFloats = kFusionClasses + 1;
 
 std::vector<float> flat(const FusionTable& table) {
   std::vector<float> values(table.bias.begin(), table.bias.end());
   values.push_back(table.other);
   return values;
-}
-
-std::vector<float> vector_of(const flatbuffers::Vector<float>* from) {
-  return from ? std::vector<float>(from->begin(), from->end()) : std::vector<float>();
 }
 
 bool read_table(const flatbuffers::Vector<float>* from, FusionTable& table) {
@@ -45,26 +41,16 @@ Status write_checkpoint(const std::filesystem::path& path, const Checkpoint& che
                         s.candidate_accepted, s.served_rounds, s.served_accepted);
   }
   const CandidateSnapshot candidate = checkpoint.gate.candidate.value_or(CandidateSnapshot{});
-  const auto table = builder.CreateVector(flat(checkpoint.learner.table));
-  const auto average = builder.CreateVector(flat(checkpoint.learner.average));
-  const auto first_moment = builder.CreateVector(checkpoint.learner.first_moment);
-  const auto second_moment = builder.CreateVector(checkpoint.learner.second_moment);
+  const auto learner = builder.CreateVector(
+      reinterpret_cast<const std::uint8_t*>(checkpoint.learner.data()), checkpoint.learner.size());
   const auto served = builder.CreateVector(flat(checkpoint.gate.served));
   const auto candidate_table = builder.CreateVector(flat(candidate.table));
   const auto scores_at = builder.CreateVectorOfStructs(scores);
   const auto verdict = builder.CreateString(checkpoint.verdict);
   wire::CheckpointBuilder out(builder);
   out.add_format(kFormat);
-  out.add_objective(static_cast<std::uint32_t>(checkpoint.objective));
   out.add_next_sequence(checkpoint.next_sequence);
-  out.add_step(checkpoint.learner.step);
-  out.add_loss(checkpoint.learner.loss);
-  out.add_trained_tokens(checkpoint.trained_tokens);
-  out.add_trained_requests(checkpoint.trained_requests);
-  out.add_table(table);
-  out.add_average(average);
-  out.add_first_moment(first_moment);
-  out.add_second_moment(second_moment);
+  out.add_learner(learner);
   out.add_highest_version(checkpoint.highest_version.value);
   out.add_served_version(checkpoint.served_version.value);
   out.add_served(served);
@@ -102,18 +88,13 @@ Result<Checkpoint> read_checkpoint(const std::filesystem::path& path) {
   const wire::Checkpoint& in = *wire::GetCheckpoint(at);
   if (in.format() != kFormat) return invalid("of another format");
   Checkpoint checkpoint;
-  checkpoint.objective = static_cast<ObjectiveKind>(std::min(in.objective(), 2u));
   checkpoint.next_sequence = in.next_sequence();
-  checkpoint.trained_tokens = in.trained_tokens();
-  checkpoint.trained_requests = in.trained_requests();
-  checkpoint.learner.step = in.step();
-  checkpoint.learner.loss = in.loss();
-  checkpoint.learner.first_moment = vector_of(in.first_moment());
-  checkpoint.learner.second_moment = vector_of(in.second_moment());
+  if (in.learner()) {
+    const auto* bytes = reinterpret_cast<const std::byte*>(in.learner()->data());
+    checkpoint.learner.assign(bytes, bytes + in.learner()->size());
+  }
   CandidateSnapshot candidate;
-  if (!read_table(in.table(), checkpoint.learner.table) ||
-      !read_table(in.average(), checkpoint.learner.average) ||
-      !read_table(in.served(), checkpoint.gate.served) ||
+  if (!read_table(in.served(), checkpoint.gate.served) ||
       !read_table(in.candidate(), candidate.table)) {
     return invalid("a table has the wrong shape or is not finite");
   }

@@ -4,19 +4,17 @@
 
 #include <filesystem>
 #include <optional>
+#include <vector>
 
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
 #include "trainer/gate/prequential_gate.h"
-#include "trainer/learner.h"
 
 namespace foretoken::trainer {
 
 struct Checkpoint {
-  ObjectiveKind objective = ObjectiveKind::kOverlap;
   std::uint64_t next_sequence = 0;
-  std::int64_t trained_tokens = 0, trained_requests = 0;
-  LearnerState learner;
+  std::vector<std::byte> learner;  // Learner::state()
   GateState gate;
   SpeculatorVersion highest_version, served_version;
   std::string verdict;

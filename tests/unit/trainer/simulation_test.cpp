@@ -53,7 +53,7 @@ class World {
     TrainerOptions options;
     options.state_root = folder_ / "trainer";
     options.session.publish_every_requests = 4;
-    options.session.learner.positions_per_step = 64;
+    options.session.learner.fusion.positions_per_step = 64;
     trainer_ = *Trainer::create(options, network_.open_trainer(50), clock_);
   }
   void crash_trainer() {
@@ -144,7 +144,7 @@ TEST(Simulation, ATrainerThatStartsOverNeverReusesANumber) {
     TrainerOptions options;
     options.state_root = folder / std::to_string(life);
     options.session.publish_every_requests = 4;
-    options.session.learner.positions_per_step = 64;
+    options.session.learner.fusion.positions_per_step = 64;
     auto trainer = *Trainer::create(options, network.open_trainer(), clock);
     const std::size_t before = versions.size();
     for (int i = 0; i < 500 && versions.size() == before; ++i) {

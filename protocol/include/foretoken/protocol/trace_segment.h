@@ -41,6 +41,7 @@ class TraceSegmentWriter {
   Result<std::uint64_t> append(std::span<const Frame> message);
   std::uint64_t next_sequence() const { return next_sequence_; }
   std::size_t total_bytes() const;
+  std::uint64_t files_version() const { return files_version_; }  // rises when a file comes or goes
 
  private:
   struct File {
@@ -55,7 +56,7 @@ class TraceSegmentWriter {
   SegmentOptions options_;
   std::vector<File> files_;  // oldest first; the last is open if descriptor_ >= 0
   int descriptor_ = -1;
-  std::uint64_t next_sequence_ = 0;
+  std::uint64_t next_sequence_ = 0, files_version_ = 0;
 };
 
 struct SegmentReadStats {

@@ -1,4 +1,4 @@
-#include "trainer/learner.h"
+#include "trainer/head/fusion_learner.h"
 
 #include <cmath>
 #include <limits>
@@ -9,8 +9,8 @@
 
 namespace foretoken::trainer {
 
-struct Learner::Impl {
-  Impl(const LearnerOptions& options_in, const FusionTable& initial)
+struct FusionLearner::Impl {
+  Impl(const FusionLearnerOptions& options_in, const FusionTable& initial)
       : options(options_in), head(initial), average(initial), optimizer(make_optimizer()) {}
 
   // No weight decay: a class seldom seen keeps its prior instead of sinking to zero. A second
@@ -39,7 +39,7 @@ struct Learner::Impl {
     average.other = decay * average.other + (1 - decay) * now.other;
   }
 
-  LearnerOptions options;
+  FusionLearnerOptions options;
   FusionHead head;
   FusionTable average;
   torch::optim::AdamW optimizer;
@@ -47,11 +47,11 @@ struct Learner::Impl {
   double loss = std::numeric_limits<double>::quiet_NaN();
 };
 
-Learner::Learner(const LearnerOptions& options, const FusionTable& initial)
+FusionLearner::FusionLearner(const FusionLearnerOptions& options, const FusionTable& initial)
     : impl_(std::make_unique<Impl>(options, initial)) {}
-Learner::~Learner() = default;
+FusionLearner::~FusionLearner() = default;
 
-void Learner::train(std::span<const FusionPosition> positions) {
+void FusionLearner::train(std::span<const FusionPosition> positions) {
   const auto size = std::size_t(impl_->options.positions_per_step);
   while (!positions.empty()) {
     const std::size_t n = positions.size() < size + size / 2 ? positions.size() : size;
@@ -60,12 +60,12 @@ void Learner::train(std::span<const FusionPosition> positions) {
   }
 }
 
-FusionTable Learner::average() const { return impl_->average; }
-std::int64_t Learner::step() const { return impl_->step; }
-double Learner::loss() const { return impl_->loss; }
+FusionTable FusionLearner::average() const { return impl_->average; }
+std::int64_t FusionLearner::step() const { return impl_->step; }
+double FusionLearner::loss() const { return impl_->loss; }
 
-LearnerState Learner::state() const {
-  LearnerState state{impl_->head->table(), impl_->average, {}, {}, impl_->step, impl_->loss};
+FusionLearnerState FusionLearner::state() const {
+  FusionLearnerState state{impl_->head->table(), impl_->average, {}, {}, impl_->step, impl_->loss};
   for (const torch::Tensor& parameter : impl_->head->parameters()) {
     const auto& states = impl_->optimizer.state();
     const auto found = states.find(parameter.unsafeGetTensorImpl());
@@ -80,7 +80,7 @@ LearnerState Learner::state() const {
   return state;
 }
 
-void Learner::restore(const LearnerState& state) {
+void FusionLearner::restore(const FusionLearnerState& state) {
   torch::NoGradGuard no_grad;
   impl_->head->set_table(state.table);
   impl_->average = state.average;
@@ -103,11 +103,6 @@ void Learner::restore(const LearnerState& state) {
     impl_->optimizer.state()[parameter.unsafeGetTensorImpl()] = std::move(adam);
     at += n;
   }
-}
-
-void set_torch_threads(int threads) {
-  at::set_num_threads(threads);
-  at::set_num_interop_threads(1);
 }
 
 }  // namespace foretoken::trainer

@@ -1,9 +1,10 @@
 // Does it learn? On traffic whose best table is known, scored on requests it has not seen.
-#include "trainer/learner.h"
+#include "trainer/head/fusion_learner.h"
 
 #include <gtest/gtest.h>
 
 #include "tests/unit/trainer/synthetic_traffic.h"
+#include "trainer/learner.h"
 
 namespace foretoken::trainer {
 namespace {
@@ -23,9 +24,9 @@ double score(const FusionTable& table, float temperature, std::uint64_t seed = 1
 
 FusionTable learn(float temperature, int requests, bool shuffled,
                   ObjectiveKind objective = ObjectiveKind::kOverlap) {
-  LearnerOptions options;
+  FusionLearnerOptions options;
   options.objective = objective;
-  Learner learner(options, FusionTable::initial());
+  FusionLearner learner(options, FusionTable::initial());
   SyntheticTraffic traffic(1);
   for (int i = 0; i < requests; ++i)
     learner.train(fusion_positions(traffic.next(temperature, 128, shuffled)));
@@ -39,7 +40,7 @@ const bool kOneThread = [] {
   return true;
 }();
 
-TEST(Learner, ApproachesTheKnownOptimum) {
+TEST(FusionLearner, ApproachesTheKnownOptimum) {
   for (const float temperature : {0.0f, 0.8f}) {
     const double before = score(FusionTable::initial(), temperature),
                  best = score(true_table(), temperature);
@@ -57,7 +58,7 @@ TEST(Learner, ApproachesTheKnownOptimum) {
 }
 
 // The control: where classes say nothing, there is nothing to learn about them.
-TEST(Learner, LearnsNothingOfClassesFromShuffledCandidates) {
+TEST(FusionLearner, LearnsNothingOfClassesFromShuffledCandidates) {
   for (const float temperature : {0.0f, 0.8f}) {
     const FusionTable learned = learn(temperature, 400, false),
                       shuffled = learn(temperature, 400, true);
@@ -77,7 +78,7 @@ TEST(Learner, LearnsNothingOfClassesFromShuffledCandidates) {
   }
 }
 
-TEST(Learner, EveryObjectiveLearns) {
+TEST(FusionLearner, EveryObjectiveLearns) {
   const double before = score(FusionTable::initial(), 0.8f), best = score(true_table(), 0.8f);
   for (const auto objective :
        {ObjectiveKind::kOverlap, ObjectiveKind::kForwardKl, ObjectiveKind::kCrossEntropy}) {
@@ -89,18 +90,18 @@ TEST(Learner, EveryObjectiveLearns) {
   }
 }
 
-TEST(Learner, GoesOnFromASavedStateAsIfItHadNotStopped) {
-  LearnerOptions options;
-  Learner whole(options, FusionTable::initial());
-  auto half = std::make_unique<Learner>(options, FusionTable::initial());
+TEST(FusionLearner, GoesOnFromASavedStateAsIfItHadNotStopped) {
+  FusionLearnerOptions options;
+  FusionLearner whole(options, FusionTable::initial());
+  auto half = std::make_unique<FusionLearner>(options, FusionTable::initial());
   SyntheticTraffic traffic(3);
   for (int i = 0; i < 40; ++i) {
     const auto positions = fusion_positions(traffic.next(0.8f));
     whole.train(positions);
     half->train(positions);
     if (i == 20) {
-      const LearnerState state = half->state();
-      half = std::make_unique<Learner>(options, FusionTable{});
+      const FusionLearnerState state = half->state();
+      half = std::make_unique<FusionLearner>(options, FusionTable{});
       half->restore(state);
     }
   }
