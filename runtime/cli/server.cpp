@@ -19,6 +19,7 @@
 #include "runtime/observe/activity_log.h"
 #include "runtime/observe/build_info.h"
 #include "runtime/serve/service.h"
+#include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"
 
 namespace foretoken {
@@ -149,7 +150,10 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
   Engine* running = loaded.engine.get();
   loaded.link->start(
       [running](std::shared_ptr<const FusionTable> table, SpeculatorVersion version) {
-        running->swap_fusion(std::move(table), version);
+        auto weights = std::make_shared<LearnedWeights>();
+        weights->version = version;
+        weights->fusion = *table;
+        running->set_learned(std::move(weights), nullptr, 0);
       });
   return Ok{};
 }

@@ -56,6 +56,7 @@ void EngineCore::admit() {
     }
     s.store =
         portfolio_->acquire_store(options_.share_across_keys ? std::string() : s.request.key_id);
+    s.learned = learned_of(s);
     portfolio_->open(context_of(s));
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();

@@ -114,7 +114,7 @@ void EngineCore::commit_one(RoundEntry& e) {
     const bool known =
         stats_.by_domain.contains(s.request.domain) || stats_.by_domain.size() < kMaxDomains;
     stats_.by_domain[known ? s.request.domain : std::string("(other)")].add(a);
-    stats_.by_version[version_.value].add(a);
+    stats_.by_version[s.learned->version.value].add(a);
     if (a.drafting_rounds) {
       static constexpr const char* kNames[kSpeculatorKinds] = {"none", "ngram", "fusion", "model",
                                                                "head"};
@@ -145,7 +145,7 @@ void EngineCore::commit_one(RoundEntry& e) {
       round.confidences = draft.confidences;
       round.kinds = draft.kinds;
       round.accepted = e.accepted;
-      round.version = version_;
+      round.version = s.learned->version;
       round.draft_ms = float(r.draft_ms);
       round.verify_ms = float(r.verify_ms);
       round.rows = std::int32_t(r.tokens.size());
@@ -155,7 +155,7 @@ void EngineCore::commit_one(RoundEntry& e) {
   stats_.generated_tokens += std::int64_t(e.emitted.size());
   s.timings.predicted_n = s.n_generated();
   s.timings.predicted_ms = ms_since(s.decode_started, now);
-  s.timings.speculator_version = version_.value;
+  s.timings.speculator_version = s.learned->version.value;
 
   EngineEvent event;
   event.request = s.request.id;

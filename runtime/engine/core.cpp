@@ -108,8 +108,7 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   portfolio.max_model_len = o.max_model_len;
   self->portfolio_ = std::make_unique<Portfolio>(portfolio, std::move(model_speculator));
   self->coin_ = ControlCoin(o.control_fraction, 0x666f7265746f6bull);
-  self->fusion_ = std::make_shared<const FusionTable>(FusionTable::initial());
-  self->portfolio_->set_fusion(self->fusion_);
+  self->learned_.served = initial_weights();
 
   self->max_logit_rows_ = o.max_num_seqs * (1 + o.spec_draft_n_max);
   self->workspace_ = model->make_workspace(o.max_batch_rows, self->max_logit_rows_);
@@ -135,16 +134,26 @@ DraftContext EngineCore::context_of(const Sequence& sequence) const {
   context.sampling = &sequence.request.sampling;
   context.store = sequence.store;
   context.stop_tokens = sequence.request.stop_tokens;
+  context.learned = sequence.learned;
   context.rejection = options_.spec_sampling == SpecSampling::kRejection;
   return context;
 }
 
-void EngineCore::swap_fusion(std::shared_ptr<const FusionTable> table, SpeculatorVersion version) {
+// Sticky: the same requests as long as the canary is the same, whatever else is swapped.
+const LearnedWeights* EngineCore::learned_of(const Sequence& sequence) const {
+  const bool canary = learned_.canary && is_canary(sequence.request.id, learned_.canary->version,
+                                                   learned_.canary_fraction);
+  return (canary ? learned_.canary : learned_.served).get();
+}
+
+void EngineCore::set_learned(LearnedChoice choice,
+                             std::vector<std::shared_ptr<const LearnedWeights>>& retired) {
   const auto begin = std::chrono::steady_clock::now();
-  fusion_ = std::move(table);
-  portfolio_->set_fusion(fusion_);
-  version_ = version;
-  version_since_ = begin;
+  if (choice.served->version != learned_.served->version) version_since_ = begin;
+  retired.push_back(std::move(learned_.served));
+  if (learned_.canary) retired.push_back(std::move(learned_.canary));
+  learned_ = std::move(choice);
+  for (auto& sequence : running_) sequence->learned = learned_of(*sequence);
   ++stats_.swaps;
   const double pause =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
@@ -152,17 +161,28 @@ void EngineCore::swap_fusion(std::shared_ptr<const FusionTable> table, Speculato
   stats_.swap_pause_max_ms = std::max(stats_.swap_pause_max_ms, pause);
 }
 
-void EngineCore::round() {
-  round_.started = std::chrono::steady_clock::now();
-  if (options_.swap_every_rounds > 0 && stats_.engine_rounds % options_.swap_every_rounds == 0) {
-    // Tests: a table that proposes differently every time. Outputs must not notice (law 1).
-    FusionTable table = *fusion_;
-    for (std::size_t i = 0; i < table.bias.size(); ++i) {
-      table.bias[i] +=
+// Tests: weights that propose differently every time. Outputs must not notice (law 1).
+void EngineCore::swap_for_test() {
+  std::shared_ptr<const LearnedWeights> next;
+  if (!options_.swap_cycle.empty()) {
+    next = options_.swap_cycle[std::size_t(stats_.swaps) % options_.swap_cycle.size()];
+  } else {
+    auto perturbed = std::make_shared<LearnedWeights>(*learned_.served);
+    for (std::size_t i = 0; i < perturbed->fusion.bias.size(); ++i) {
+      perturbed->fusion.bias[i] +=
           ((std::size_t(stats_.swaps) * 2654435761u + i * 40503u) >> 7) % 7 * 0.5f - 1.5f;
     }
-    swap_fusion(std::make_shared<const FusionTable>(table), SpeculatorVersion{version_.value + 1});
+    ++perturbed->version.value;
+    next = std::move(perturbed);
   }
+  std::vector<std::shared_ptr<const LearnedWeights>> retired;
+  set_learned({std::move(next), learned_.canary, learned_.canary_fraction}, retired);
+}
+
+void EngineCore::round() {
+  round_.started = std::chrono::steady_clock::now();
+  if (options_.swap_every_rounds > 0 && stats_.engine_rounds % options_.swap_every_rounds == 0)
+    swap_for_test();
   admit();
   plan();
   if (round_.n_entries == 0 && !round_.has_prefill) return;  // prefill gets its entries in verify()
@@ -179,7 +199,8 @@ void EngineCore::fill(EngineStats& stats) const {
   stats.uptime_s = seconds(now - started_);
   stats.requests_running = std::int64_t(running_.size());
   stats.requests_waiting = std::int64_t(waiting_.size());
-  stats.version = version_;
+  stats.version = learned_.served->version;
+  if (learned_.canary) stats.canary = learned_.canary->version;
   stats.version_age_s = seconds(now - version_since_);
   stats.kv = kv_->stats();
   AcceptanceStats minute;

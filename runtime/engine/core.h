@@ -13,6 +13,7 @@
 #include "runtime/engine/sequence.h"
 #include "runtime/model/model.h"
 #include "runtime/observe/speedup.h"
+#include "runtime/speculate/learned.h"
 #include "runtime/speculate/portfolio.h"
 
 namespace foretoken {
@@ -45,6 +46,12 @@ struct Round {
   SteadyTime started;
 };
 
+// Which learned weights draft.
+struct LearnedChoice {
+  std::shared_ptr<const LearnedWeights> served, canary;  // canary may be null
+  double canary_fraction = 0;
+};
+
 class EngineCore {
  public:
   static Result<std::unique_ptr<EngineCore>> create(
@@ -59,7 +66,9 @@ class EngineCore {
 
   void enqueue(std::unique_ptr<Sequence> sequence);
   void cancel(RequestId id);
-  void swap_fusion(std::shared_ptr<const FusionTable> table, SpeculatorVersion version);
+  // What a swap replaces goes to `retired`: its destruction is not the engine thread's.
+  void set_learned(LearnedChoice choice,
+                   std::vector<std::shared_ptr<const LearnedWeights>>& retired);
   bool traces() const { return static_cast<bool>(trace_sink_); }
   bool has_work() const { return !waiting_.empty() || !running_.empty(); }
   std::int64_t n_waiting() const { return std::int64_t(waiting_.size()); }
@@ -80,6 +89,8 @@ class EngineCore {
   void finish(Sequence& sequence, FinishReason reason, EngineEvent&& last);
   void remove_finished();
   DraftContext context_of(const Sequence& sequence) const;
+  void swap_for_test();
+  const LearnedWeights* learned_of(const Sequence& sequence) const;
   void accept_one(RoundEntry& entry);
   void commit_one(RoundEntry& entry);
 
@@ -91,8 +102,7 @@ class EngineCore {
   std::unique_ptr<ForwardWorkspace> workspace_;
   std::unique_ptr<Sampler> sampler_;
   std::unique_ptr<Portfolio> portfolio_;
-  std::shared_ptr<const FusionTable> fusion_;
-  SpeculatorVersion version_;
+  LearnedChoice learned_;
   SteadyTime version_since_, started_;
 
   std::deque<std::unique_ptr<Sequence>>

@@ -2,7 +2,9 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <condition_variable>
+#include <iterator>
 #include <mutex>
 #include <thread>
 
@@ -121,10 +123,17 @@ class ThreadedEngine final : public Engine {
     return idle_ && inbox_.empty();
   }
 
-  void swap_fusion(std::shared_ptr<const FusionTable> table, SpeculatorVersion version) override {
+  void set_learned(std::shared_ptr<const LearnedWeights> served,
+                   std::shared_ptr<const LearnedWeights> canary, double canary_fraction) override {
+    // Destroyed when this returns, on the caller's thread: unmapping megabytes takes a while.
+    std::vector<std::shared_ptr<const LearnedWeights>> retired;
     {
       std::lock_guard lock(mutex_);
-      swap_ = {std::move(table), version};
+      retired.swap(retired_);
+      // Chosen and never served: replaced before a round began.
+      if (swap_.served) retired.push_back(std::move(swap_.served));
+      if (swap_.canary) retired.push_back(std::move(swap_.canary));
+      swap_ = {std::move(served), std::move(canary), canary_fraction};
     }
     wake_.notify_one();
   }
@@ -166,24 +175,25 @@ class ThreadedEngine final : public Engine {
   void run() {
     std::vector<std::unique_ptr<Sequence>> arrived;
     std::vector<RequestId> cancels;
+    std::vector<std::shared_ptr<const LearnedWeights>> retired;
     for (;;) {
-      std::pair<std::shared_ptr<const FusionTable>, SpeculatorVersion> swap;
+      LearnedChoice swap;
       {
         std::unique_lock lock(mutex_);
-        if (!core_->has_work() && inbox_.empty() && cancels_.empty() && !swap_.first && !stop_) {
+        if (!core_->has_work() && inbox_.empty() && cancels_.empty() && !swap_.served && !stop_) {
           idle_ = true;
           lock.unlock();
           publish(true);
           lock.lock();
           // Wakes once a second to show it is alive (readiness).
           wake_.wait_for(lock, std::chrono::seconds(1), [&] {
-            return !inbox_.empty() || !cancels_.empty() || swap_.first || stop_;
+            return !inbox_.empty() || !cancels_.empty() || swap_.served || stop_;
           });
         }
         if (stop_) break;
         arrived.swap(inbox_);
         cancels.swap(cancels_);
-        swap.swap(swap_);
+        std::swap(swap, swap_);
         waiting_ = core_->n_waiting() + std::int64_t(arrived.size());
         idle_ = arrived.empty() && !core_->has_work();
       }
@@ -192,7 +202,12 @@ class ThreadedEngine final : public Engine {
       for (const RequestId id : cancels) core_->cancel(id);
       arrived.clear();
       cancels.clear();
-      if (swap.first) core_->swap_fusion(std::move(swap.first), swap.second);
+      if (swap.served) {
+        core_->set_learned(std::move(swap), retired);
+        std::lock_guard lock(mutex_);
+        std::ranges::move(retired, std::back_inserter(retired_));
+        retired.clear();
+      }
       if (core_->has_work()) core_->round();
       {
         // Those admitted or cancelled by now wait no more: an idle engine must not refuse anybody.
@@ -216,7 +231,8 @@ class ThreadedEngine final : public Engine {
   std::condition_variable wake_;
   std::vector<std::unique_ptr<Sequence>> inbox_;
   std::vector<RequestId> cancels_;
-  std::pair<std::shared_ptr<const FusionTable>, SpeculatorVersion> swap_;
+  LearnedChoice swap_;                                          // served null: none waits
+  std::vector<std::shared_ptr<const LearnedWeights>> retired_;  // for a caller to destroy
   std::int64_t waiting_ = 0;
   bool draining_ = false, stop_ = false, idle_ = true;
 

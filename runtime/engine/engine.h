@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "foretoken/protocol/result.h"
 #include "foretoken/protocol/trace_record.h"
@@ -17,7 +18,7 @@
 namespace foretoken {
 
 class Model;
-class FusionTable;
+struct LearnedWeights;
 
 enum class SpecType { kNone, kNgram, kModel, kHead, kAuto };
 enum class SpecSampling { kInvariant, kRejection };
@@ -40,8 +41,11 @@ struct EngineOptions {
   int spec_draft_n_max = 8;
   int spec_draft_n_fixed = -1;  // tests: this draft length always, -1: by measured cost
   double control_fraction =
-      0.03;                   // rounds without speculation, by a coin tossed before the controller
-  int swap_every_rounds = 0;  // tests: swap the fusion table (to itself, perturbed) every n rounds
+      0.03;  // rounds without speculation, by a coin tossed before the controller
+  // Tests: swap the learned weights every n rounds, to the next of swap_cycle (if that is empty, to
+  // the served ones with the fusion table perturbed).
+  int swap_every_rounds = 0;
+  std::vector<std::shared_ptr<const LearnedWeights>> swap_cycle;
   bool share_across_keys = false;
   EngineFault fault = EngineFault::kNone;
 };
@@ -67,8 +71,13 @@ class Engine {
   virtual void drain() = 0;               // refuse new requests; open ones finish
   virtual bool idle() const = 0;          // nothing running, nothing waiting
 
-  // Hot swap: takes effect between two rounds. The table was checked by the caller.
-  virtual void swap_fusion(std::shared_ptr<const FusionTable> table, SpeculatorVersion version) = 0;
+  // Hot swap: takes effect between two rounds, for open requests too. The weights were checked by
+  // the caller. canary (may be null) drafts for canary_fraction of the requests, the same ones as
+  // long as it is the canary (is_canary(), learned.h). The weights that leave are destroyed on a
+  // caller's thread, never between two rounds.
+  virtual void set_learned(std::shared_ptr<const LearnedWeights> served,
+                           std::shared_ptr<const LearnedWeights> canary,
+                           double canary_fraction) = 0;
 
   virtual EngineStats stats() const = 0;       // a consistent copy; never blocks a round for long
   virtual double heartbeat_age_s() const = 0;  // since the engine thread last turned; readiness

@@ -26,9 +26,10 @@ struct Sequence {
   std::vector<TokenId> tokens;  // prompt, then output
   std::int64_t n_prompt = 0;
   std::int64_t computed = 0;
-  int store = 0;                        // traffic store of its key
-  std::unique_ptr<TokenCounts> counts;  // only with penalties
-  std::unique_ptr<RequestTrace> trace;  // only when captured
+  int store = 0;                            // traffic store of its key
+  std::unique_ptr<TokenCounts> counts;      // only with penalties
+  std::unique_ptr<RequestTrace> trace;      // only when captured
+  const LearnedWeights* learned = nullptr;  // the engine owns them; resolved again at every swap
   RequestTimings timings;
   SteadyTime submitted, admitted, decode_started;
   bool preempted = false;  // recomputing what it had: its tokens are "prompt" for prefill only

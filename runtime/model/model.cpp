@@ -106,16 +106,7 @@ class LoadedModel final : public Model {
   void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
                ThreadPool& pool) const override;
 
-  void output_matrix_of_attention(int layer, float* out) const override {
-    const kernels::PackedMatrix& w = weights_.layers[std::size_t(layer)].attention_output.packed;
-    for (std::int64_t row = 0; row < w.n_out; ++row)
-      kernels::dequantize_row(w, row, out + row * w.n_in);
-  }
-
- private:
-  friend class Model;
-
-  void embed(TokenId token, float* out) const {
+  void embedding(TokenId token, float* out) const override {
     if (weights_.embedding_tensor) {
       const std::size_t row_bytes =
           kernels::weight_row_bytes(weights_.embedding_type, config_.hidden);
@@ -127,6 +118,15 @@ class LoadedModel final : public Model {
       kernels::dequantize_row(weights_.output.packed, token, out);
     }
   }
+
+  void output_matrix_of_attention(int layer, float* out) const override {
+    const kernels::PackedMatrix& w = weights_.layers[std::size_t(layer)].attention_output.packed;
+    for (std::int64_t row = 0; row < w.n_out; ++row)
+      kernels::dequantize_row(w, row, out + row * w.n_in);
+  }
+
+ private:
+  friend class Model;
 
   ModelConfig config_;
   std::unique_ptr<GgufFile> file_;
@@ -160,7 +160,7 @@ void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspa
 
   for_rows(n_rows, pool, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r)
-      embed(batch.tokens[std::size_t(r)], &ws.x[std::size_t(r * hidden)]);
+      embedding(batch.tokens[std::size_t(r)], &ws.x[std::size_t(r * hidden)]);
   });
   const float* factors =
       weights_.rope_frequency_factors.empty() ? nullptr : weights_.rope_frequency_factors.data();

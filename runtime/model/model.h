@@ -63,6 +63,7 @@ class Model {
   virtual std::unique_ptr<ForwardWorkspace> make_workspace(int max_rows, int max_logit_rows) const = 0;
   virtual void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
                        kernels::ThreadPool& pool) const = 0;
+  virtual void embedding(TokenId token, float* out) const = 0;           // [hidden], before any layer
   virtual void output_matrix_of_attention(int layer, float* out) const = 0;   // [hidden, n_heads*head_dim], for calibration
 };
 

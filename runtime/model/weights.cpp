@@ -30,8 +30,6 @@ WeightBuffer& WeightBuffer::operator=(WeightBuffer&& other) noexcept {
   return *this;
 }
 
-namespace {
-
 std::optional<WeightType> weight_type_of(std::uint32_t ggml_type) {
   switch (ggml_type) {
     case 0:
@@ -56,6 +54,8 @@ std::optional<WeightType> weight_type_of(std::uint32_t ggml_type) {
       return std::nullopt;
   }
 }
+
+namespace {
 
 class Loader {
  public:

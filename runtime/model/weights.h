@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,9 @@ struct ModelWeights {
   std::vector<float> rope_frequency_factors;  // [rotary_dim / 2] or empty
   std::vector<LayerWeights> layers;
 };
+
+// The kernels' type of a ggml tensor type; nullopt: none reads it.
+std::optional<kernels::WeightType> weight_type_of(std::uint32_t ggml_type);
 
 // Reads and checks the configuration: an unknown architecture or a missing or absurd field is an
 // error that names the key, what was found and what was wanted.

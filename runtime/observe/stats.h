@@ -60,13 +60,17 @@ struct EngineStats {
   // estimated from the difference of two (GET /stats?sums=1). Null: nothing measured.
   std::shared_ptr<const SpeedupSums> speedup_sums;
   SpeculatorVersion version;
+  std::optional<SpeculatorVersion> canary;  // drafts for a share of the requests
   double version_age_s = 0;
   std::int64_t swaps = 0;
   double swap_pause_last_ms = 0, swap_pause_max_ms = 0;
   KvStats kv, draft_kv;
   std::int64_t traffic_store_entries = 0, traffic_store_bytes = 0;
-  // the round cost model as fitted now: ms for 1..16 rows at the current mean context
+  // the round cost model as fitted now: ms for 1..17 rows at the current mean context
   std::vector<double> round_ms_by_rows;
+  // the recurrent head, measured while serving: begin() of a round, and a step of one draft
+  // position (0: not measured yet)
+  double head_start_ms = 0, head_step_ms = 0;
 };
 
 // Filled by the trace and swap threads, not by the engine.

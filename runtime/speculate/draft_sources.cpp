@@ -28,7 +28,6 @@ constexpr float kClassMemory = 512;
 DraftSources::DraftSources(const DraftSourcesOptions& options)
     : max_draft_(options.max_draft),
       stores_(options.store_bytes, std::max(options.max_stores, options.max_sequences + 1)),
-      fusion_(std::make_shared<const FusionTable>(FusionTable::initial())),
       sequences_(static_cast<std::size_t>(options.max_sequences)) {
   for (Sequence& sequence : sequences_) {
     sequence.own.reserve(options.max_tokens + max_draft_ + 1);
@@ -97,8 +96,8 @@ DraftSources::Calibrated DraftSources::fusion(const DraftContext& context,
                                               std::span<const TokenId> drafted) {
   Sequence& sequence = at(context.slot);
   const std::int64_t position = sequence.own.size() + static_cast<std::int64_t>(drafted.size());
-  Calibrated out{propose_fusion(lookup(sequence, drafted), *fusion_, *context.sampling, position,
-                                !context.rejection),
+  Calibrated out{propose_fusion(lookup(sequence, drafted), table_of(context), *context.sampling,
+                                position, !context.rejection),
                  0};
   if (out.proposal.empty()) return out;
   out.confidence = calibrate(SpeculatorKind::kFusion, context, out.proposal.raw,
@@ -147,8 +146,8 @@ void DraftSources::commit(const DraftContext& context, std::span<const TokenId> 
       c.trials += 1.0f;
     }
     const std::int64_t position = sequence.own.size();
-    if (Proposal p =
-            propose_fusion(list, *fusion_, *context.sampling, position, !context.rejection);
+    if (Proposal p = propose_fusion(list, table_of(context), *context.sampling, position,
+                                    !context.rejection);
         !p.empty()) {
       const bool hit = p.token == emitted[i];
       score(sequence, SpeculatorKind::kFusion, p.raw, sampled, hit);

@@ -1,5 +1,6 @@
 // What the cheap speculators (ngram, fusion) share: each open sequence's own-context index, its
-// candidates, the traffic stores, the fusion table in force, and the calibration of all kinds.
+// candidates, the traffic stores, and the calibration of all kinds. The learned weights come with
+// each call (DraftContext::learned).
 // Owned by the engine and called by its thread alone, once a sequence and round, whatever was
 // drafted:
 //   open() when a sequence starts or returns after preemption
@@ -20,6 +21,7 @@
 #include "runtime/speculate/acceptance_estimator.h"
 #include "runtime/speculate/candidates.h"
 #include "runtime/speculate/fusion_table.h"
+#include "runtime/speculate/learned.h"
 #include "runtime/speculate/ngram_index.h"
 #include "runtime/speculate/proposal.h"
 #include "runtime/speculate/speculator.h"
@@ -44,8 +46,6 @@ class DraftSources {
   const TrafficStores& stores() const { return stores_; }
   AcceptanceEstimator& acceptance() { return acceptance_; }
   const AcceptanceEstimator& acceptance() const { return acceptance_; }
-  void set_fusion(std::shared_ptr<const FusionTable> table) { fusion_ = std::move(table); }
-  const FusionTable& fusion() const { return *fusion_; }
 
   void open(const DraftContext& context);
   // The tokens of one round; context.tokens are those before it.
@@ -85,6 +85,9 @@ class DraftSources {
   };
 
   void score(Sequence& sequence, SpeculatorKind kind, float raw, bool sampled, bool hit);
+  const FusionTable& table_of(const DraftContext& context) const {
+    return context.learned ? context.learned->fusion : initial_;
+  }
   const CandidateList& lookup(Sequence& sequence, std::span<const TokenId> drafted);
   float ngram_raw(std::uint8_t klass, bool sampled) const;
   Sequence& at(int slot) { return sequences_[static_cast<std::size_t>(slot)]; }
@@ -95,7 +98,7 @@ class DraftSources {
   };
   int max_draft_;
   TrafficStores stores_;
-  std::shared_ptr<const FusionTable> fusion_;
+  const FusionTable initial_ = FusionTable::initial();
   AcceptanceEstimator acceptance_;
   std::array<std::array<ClassHits, kFusionClasses>, 2> ngram_hits_;  // [sampled][class]
   // The form of recent traffic, over about a hundred tokens: what a new sequence starts from.

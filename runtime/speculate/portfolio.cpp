@@ -127,7 +127,7 @@ void Portfolio::fill(EngineStats& stats) const {
   stats.traffic_store_entries = sources_.stores().entries();
   stats.traffic_store_bytes = std::int64_t(sources_.stores().bytes());
   if (model_) stats.draft_kv = model_->kv_stats();
-  const int n = std::min(16, controller_.costs().max_rows());
+  const int n = std::min(17, controller_.costs().max_rows());
   stats.round_ms_by_rows.resize(std::size_t(n));
   for (int rows = 1; rows <= n; ++rows)
     stats.round_ms_by_rows[std::size_t(rows - 1)] = controller_.costs().round_ms(rows);

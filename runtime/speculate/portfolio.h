@@ -50,9 +50,6 @@ class Portfolio {
   // the right prefix. For the trace.
   std::span<const CandidateList> logged(int slot) const { return sources_.logged(slot); }
 
-  void set_fusion(std::shared_ptr<const FusionTable> table) {
-    sources_.set_fusion(std::move(table));
-  }
   void fill(EngineStats& stats) const;
   DraftSources& sources() { return sources_; }
 

@@ -14,6 +14,8 @@
 
 namespace foretoken {
 
+struct LearnedWeights;
+
 // As the request asked; defaults are "off".
 struct SamplingParams {
   float temperature = 1.0f;
@@ -33,6 +35,9 @@ struct DraftContext {
   const SamplingParams* sampling = nullptr;
   int store = 0;           // which traffic store (per API key, see TrafficStores)
   bool rejection = false;  // --spec-sampling rejection: do not draft with the request's noise
+  // Which learned weights draft for this sequence: the served version's or a canary's. The engine
+  // always names some; null means as shipped.
+  const LearnedWeights* learned = nullptr;
   std::span<const TokenId> stop_tokens;  // end of generation: a draft ends with one of these
 };
 

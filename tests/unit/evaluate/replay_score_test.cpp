@@ -12,7 +12,8 @@ std::vector<RequestTrace> serve(const FusionTable& table, int draft_length, floa
                                 int requests) {
   DraftSources sources(
       {.max_sequences = 1, .max_draft = 8, .max_tokens = 1024, .store_bytes = 4 << 20});
-  sources.set_fusion(std::make_shared<const FusionTable>(table));
+  LearnedWeights weights;
+  weights.fusion = table;
   FusionSpeculator speculator(sources);
   const simulated::Source source;
   std::vector<RequestTrace> traces;
@@ -29,7 +30,8 @@ std::vector<RequestTrace> serve(const FusionTable& table, int draft_length, floa
     job.context = {.slot = 0,
                    .tokens = trace.tokens,
                    .sampling = &sampling,
-                   .store = sources.stores().acquire("")};
+                   .store = sources.stores().acquire(""),
+                   .learned = &weights};
     sources.open(job.context);
     bool first = true;
     while (trace.tokens.size() < 200) {

@@ -101,7 +101,8 @@ class FakeEngine final : public Engine {
     std::lock_guard lock(mutex_);
     return open_.empty();
   }
-  void swap_fusion(std::shared_ptr<const FusionTable>, SpeculatorVersion) override {}
+  void set_learned(std::shared_ptr<const LearnedWeights>, std::shared_ptr<const LearnedWeights>,
+                   double) override {}
   EngineStats stats() const override {
     std::lock_guard lock(mutex_);
     return stats_;

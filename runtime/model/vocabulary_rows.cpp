@@ -1,0 +1,103 @@
+#include "runtime/model/vocabulary_rows.h"
+
+#include <cassert>
+#include <cstring>
+
+#include <fmt/format.h>
+
+namespace foretoken {
+
+Result<std::shared_ptr<const VocabularyRows>> VocabularyRows::open(const std::string& path) {
+  auto file = GgufFile::open(path);
+  if (!file) return file.error();
+  std::shared_ptr<VocabularyRows> rows(new VocabularyRows);
+  rows->file_ = std::move(*file);
+  if (auto s = rows->bind(*rows->file_); !s) return s.error();
+  return std::shared_ptr<const VocabularyRows>(std::move(rows));
+}
+
+Result<std::shared_ptr<const VocabularyRows>> VocabularyRows::of(
+    std::shared_ptr<const Model> model) {
+  std::shared_ptr<VocabularyRows> rows(new VocabularyRows);
+  if (auto s = rows->bind(model->file()); !s) return s.error();
+  rows->n_layers_ = model->config().n_layers;
+  rows->model_ = std::move(model);
+  return std::shared_ptr<const VocabularyRows>(std::move(rows));
+}
+
+Result<std::shared_ptr<const VocabularyRows>> VocabularyRows::of(const GgufFile& file) {
+  std::shared_ptr<VocabularyRows> rows(new VocabularyRows);
+  if (auto s = rows->bind(file); !s) return s.error();
+  return std::shared_ptr<const VocabularyRows>(std::move(rows));
+}
+
+Status VocabularyRows::bind(const GgufFile& file) {
+  auto config = read_model_config(file);
+  if (!config) return config.error();
+  hidden_ = config->hidden;
+  n_vocab_ = config->n_vocab;
+  n_layers_ = config->n_layers;
+  const auto find = [&](const char* name, Rows& out) -> Status {
+    const auto bad = [&](ErrorCode code, std::string what) {
+      return Error{code, fmt::format("{}: tensor {} {}", file.path(), name, what)};
+    };
+    out.tensor = file.find(name);
+    if (!out.tensor) return bad(ErrorCode::kInvalidInput, "is missing");
+    if (out.tensor->shape != std::vector<std::int64_t>{hidden_, n_vocab_}) {
+      return bad(ErrorCode::kInvalidInput,
+                 fmt::format("has another shape than [{}, {}]", hidden_, n_vocab_));
+    }
+    const auto type = weight_type_of(out.tensor->ggml_type);
+    if (!type || hidden_ % kernels::weight_block_values(*type) != 0) {
+      return bad(ErrorCode::kUnsupported,
+                 fmt::format("of type {} cannot be read", ggml_type_name(out.tensor->ggml_type)));
+    }
+    out.type = *type;
+    out.row_bytes = kernels::weight_row_bytes(*type, hidden_);
+    if (out.tensor->data.size() != out.row_bytes * std::size_t(n_vocab_)) {
+      return bad(ErrorCode::kInvalidInput,
+                 fmt::format("has {} bytes, wanted {}", out.tensor->data.size(),
+                             out.row_bytes * std::size_t(n_vocab_)));
+    }
+    return Ok{};
+  };
+  if (auto s = find("token_embd.weight", embedding_); !s) return s;
+  return find(config->tied_output ? "token_embd.weight" : "output.weight", output_);
+}
+
+void VocabularyRows::embedding(TokenId token, float* out) const {
+  assert(token >= 0 && token < n_vocab_);
+  if (model_) {
+    model_->embedding(token, out);
+  } else {
+    kernels::dequantize_file_row(embedding_.type, embedding_.row(token), hidden_, out);
+  }
+}
+
+void VocabularyRows::output(TokenId token, float* out) const {
+  assert(token >= 0 && token < n_vocab_);
+  kernels::dequantize_file_row(output_.type, output_.row(token), hidden_, out);
+}
+
+Result<Matrix> VocabularyRows::pack_output_rows(std::span<const TokenId> ids) const {
+  Matrix out;
+  const auto n = std::int64_t(ids.size());
+  assert(n % kernels::kPackRows == 0);
+  const std::size_t bytes = kernels::packed_bytes(output_.type, n, hidden_);
+  out.buffer = WeightBuffer(bytes);
+  if (!out.buffer.data())
+    return Error{ErrorCode::kOutOfRange, fmt::format("no memory for {} output rows", n)};
+  out.packed = {output_.type, kernels::Device::kCpu, n, hidden_, out.buffer.data(), bytes};
+  out.file_bytes = output_.row_bytes * ids.size();
+  std::vector<std::byte> strip(output_.row_bytes * kernels::kPackRows);
+  for (std::int64_t row = 0; row < n; row += kernels::kPackRows) {
+    for (std::int64_t i = 0; i < kernels::kPackRows; ++i) {
+      std::memcpy(strip.data() + std::size_t(i) * output_.row_bytes,
+                  output_.row(ids[std::size_t(row + i)]), output_.row_bytes);
+    }
+    kernels::pack_rows(out.packed, row, kernels::kPackRows, strip.data());
+  }
+  return out;
+}
+
+}  // namespace foretoken

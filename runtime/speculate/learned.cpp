@@ -1,0 +1,29 @@
+#include "runtime/speculate/learned.h"
+
+#include "runtime/evaluate/fusion_bundle.h"
+
+namespace foretoken {
+
+std::shared_ptr<const LearnedWeights> initial_weights() {
+  return std::make_shared<const LearnedWeights>();
+}
+
+Result<std::shared_ptr<const LearnedWeights>> learned_from_bundle(
+    const Bundle& bundle, const std::shared_ptr<const VocabularyRows>&) {
+  auto table = fusion_table_of(bundle);
+  if (!table) return table.error();
+  auto weights = std::make_shared<LearnedWeights>();
+  weights->version = bundle.version;
+  weights->fusion = *table;
+  return std::shared_ptr<const LearnedWeights>(std::move(weights));
+}
+
+bool is_canary(RequestId request, SpeculatorVersion canary, double fraction) {
+  std::uint64_t z = request.value * 0x9e3779b97f4a7c15u + canary.value * 0xd1b54a32d192ed03u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;  // splitmix64's finaliser
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  z ^= z >> 31;
+  return double(z >> 11) * 0x1p-53 < fraction;
+}
+
+}  // namespace foretoken

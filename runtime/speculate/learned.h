@@ -1,0 +1,33 @@
+// What was learned and serves: the fusion table (tier 0), and the recurrent head where the bundle
+// has one (tier 1), under one version. Immutable, shared: the engine holds the served weights and a
+// canary's, and tells every sequence which of them draft for it.
+#pragma once
+
+#include <memory>
+
+#include "foretoken/protocol/bundle.h"
+#include "foretoken/protocol/ids.h"
+#include "runtime/model/vocabulary_rows.h"
+#include "runtime/speculate/fusion_table.h"
+#include "runtime/speculate/head/recurrent_head.h"
+
+namespace foretoken {
+
+struct LearnedWeights {
+  SpeculatorVersion version;
+  FusionTable fusion = FusionTable::initial();
+  std::shared_ptr<const RecurrentHead> head;  // may be null
+};
+
+// Version 0: the initial table, no head.
+std::shared_ptr<const LearnedWeights> initial_weights();
+
+// Kind "fusion" or "head". Errors begin "kind: ", "shape: ", "non-finite: ". rows may be null for
+// kind "fusion". Packs the head's weights: not for the engine thread.
+Result<std::shared_ptr<const LearnedWeights>> learned_from_bundle(
+    const Bundle& bundle, const std::shared_ptr<const VocabularyRows>& rows);
+
+// Whether a request is the canary's: sticky, a hash of the request id alone for one canary version.
+bool is_canary(RequestId request, SpeculatorVersion canary, double fraction);
+
+}  // namespace foretoken
