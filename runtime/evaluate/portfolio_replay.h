@@ -13,6 +13,7 @@
 
 #include "foretoken/kernels/thread_pool.h"
 #include "foretoken/protocol/trace_record.h"
+#include "runtime/evaluate/round_costs.h"
 #include "runtime/observe/stats.h"
 #include "runtime/speculate/acceptance_estimator.h"
 #include "runtime/speculate/learned.h"
@@ -20,21 +21,13 @@
 
 namespace foretoken {
 
-// What a round costs, in ms: as the server measured it (ServerHello, EngineStats).
-struct RoundCosts {
-  std::vector<double> round_ms;  // [rows - 1]: a verify round of 1.. rows; beyond the last: its slope
-  double head_start_ms = 0;      // of a draft with the head, once
-  double head_step_ms = 0;       // of each of its positions
-  double round(int rows) const;
-};
-
 struct PortfolioWalk {
   AcceptanceStats stats;
   std::vector<std::int32_t> starts;    // of each round: absolute position of its first token
   std::vector<std::int32_t> accepted;  // of each round
   std::vector<std::int32_t> drafted;   // of each round
   std::int64_t head_starts = 0, head_steps = 0;
-  double predicted_ms = 0;  // 0 without costs
+  double predicted_ms = 0;                   // 0 without costs
   std::int64_t rounds_without_features = 0;  // the head could not run: taps were not logged there
 };
 
