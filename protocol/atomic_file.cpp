@@ -12,7 +12,8 @@
 
 namespace foretoken {
 
-Status write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes) {
+Status write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes,
+                             unsigned mode) {
   const auto failed = [&](const char* what) {
     return Error{ErrorCode::kIo,
                  fmt::format("{}: {}: {}", path.string(), what, std::strerror(errno))};
@@ -21,7 +22,7 @@ Status write_file_atomically(const std::filesystem::path& path, std::span<const 
   const std::string temporary = fmt::format("{}.{}.tmp", path.string(), ::getpid());
   {
     const Descriptor file(
-        ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+        ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode));
     if (!file) return failed("cannot create the temporary file");
     if (!write_all(file.get(), bytes) || ::fsync(file.get()) != 0) {
       const Error error = failed("cannot write");

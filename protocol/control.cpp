@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "foretoken/protocol/control_generated.h"
+#include "foretoken/protocol/signing.h"
 #include "protocol/bytes.h"
 
 namespace foretoken {
@@ -16,6 +17,7 @@ namespace {
 using flatbuffers::FlatBufferBuilder;
 
 constexpr std::size_t kMaxTextBytes = 4096;  // verdicts and reasons end up in /stats
+constexpr std::size_t kMaxRoundTimes = 256;
 
 Error invalid(const char* reason, std::string text) {
   return Error{ErrorCode::kInvalidInput, fmt::format("{}: control: {}", reason, text)};
@@ -50,38 +52,96 @@ Result<const Body*> body_of(std::span<const Frame> message, MessageType wanted,
   return body;
 }
 
-std::string text_of(const flatbuffers::String* text) {
-  return text ? text->str().substr(0, kMaxTextBytes) : std::string();
+bool is_utf8(std::string_view text) {
+  while (!text.empty()) {
+    const auto lead = static_cast<unsigned char>(text[0]);
+    const std::size_t length = lead < 0x80           ? 1
+                               : (lead >> 5) == 0x06 ? 2
+                               : (lead >> 4) == 0x0e ? 3
+                               : (lead >> 3) == 0x1e ? 4
+                                                     : 0;
+    if (length == 0 || length > text.size()) return false;
+    std::uint32_t code = length == 1 ? lead : lead & (0x7fu >> length);
+    for (std::size_t i = 1; i < length; ++i) {
+      const auto byte = static_cast<unsigned char>(text[i]);
+      if ((byte & 0xc0) != 0x80) return false;
+      code = code << 6 | (byte & 0x3fu);
+    }
+    constexpr std::uint32_t kLeast[] = {0, 0, 0x80, 0x800, 0x10000};
+    if (code < kLeast[length] || code > 0x10ffff || (code >> 11) == 0x1b) return false;
+    text.remove_prefix(length);
+  }
+  return true;
+}
+
+// A peer's text, bounded, and fit for logs and JSON: no control characters, always UTF-8.
+std::string text_of(const flatbuffers::String* from, std::size_t max_bytes = kMaxTextBytes) {
+  std::string text = from ? from->str().substr(0, max_bytes) : std::string();
+  const bool utf8 = is_utf8(text);
+  for (char& c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f || (byte >= 0x80 && !utf8)) c = '?';
+  }
+  return text;
+}
+
+using VerdictList = flatbuffers::Vector<flatbuffers::Offset<wire::Verdict>>;
+
+// The newest kMaxVerdicts, with the first kMaxFigures of each.
+flatbuffers::Offset<VerdictList> write_verdicts(FlatBufferBuilder& builder,
+                                                std::span<const CandidateVerdict> verdicts) {
+  std::vector<flatbuffers::Offset<wire::Verdict>> written;
+  for (const CandidateVerdict& verdict : verdicts.last(std::min(verdicts.size(), kMaxVerdicts))) {
+    std::vector<flatbuffers::Offset<wire::Figure>> figures;
+    for (const auto& [name, value] : verdict.figures) {
+      if (figures.size() == kMaxFigures) break;
+      figures.push_back(wire::CreateFigure(builder, builder.CreateString(name), value));
+    }
+    const auto text = builder.CreateString(verdict.text);
+    const auto figure_list = builder.CreateVector(figures);
+    written.push_back(wire::CreateVerdict(builder, verdict.candidate, verdict.version.value,
+                                          verdict.unix_ms, verdict.step, verdict.requests, text,
+                                          figure_list));
+  }
+  return builder.CreateVector(written);
+}
+
+Status read_verdicts(const VerdictList* list, std::vector<CandidateVerdict>& verdicts) {
+  if (!list) return Ok{};
+  if (list->size() > kMaxVerdicts)
+    return invalid("shape", fmt::format("{} verdicts, at most {}", list->size(), kMaxVerdicts));
+  for (const wire::Verdict* from : *list) {
+    CandidateVerdict& verdict = verdicts.emplace_back();
+    verdict.candidate = from->candidate();
+    verdict.version = {from->version()};
+    verdict.unix_ms = from->unix_ms();
+    verdict.step = from->step();
+    verdict.requests = from->requests();
+    verdict.text = text_of(from->text());
+    if (!from->figures()) continue;
+    if (from->figures()->size() > kMaxFigures) {
+      return invalid("shape", fmt::format("{} figures of a verdict, at most {}",
+                                          from->figures()->size(), kMaxFigures));
+    }
+    // What could not be computed is NaN; it reaches /stats as null.
+    for (const wire::Figure* figure : *from->figures())
+      verdict.figures.emplace_back(text_of(figure->name(), 64), figure->value());
+  }
+  return Ok{};
 }
 
 }  // namespace
 
 std::string to_hex(const ModelFingerprint& fingerprint) {
-  std::string hex;
-  for (const std::uint8_t byte : fingerprint) hex += fmt::format("{:02x}", byte);
-  return hex;
+  return to_hex(std::span<const std::uint8_t>(fingerprint));
 }
 
 Result<ModelFingerprint> fingerprint_from_hex(std::string_view hex) {
-  ModelFingerprint fingerprint{};
-  const auto digit = [](char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-    return -1;
-  };
-  bool good = hex.size() == 2 * fingerprint.size();
-  for (std::size_t i = 0; good && i < fingerprint.size(); ++i) {
-    const int high = digit(hex[2 * i]), low = digit(hex[2 * i + 1]);
-    good = high >= 0 && low >= 0;
-    fingerprint[i] = static_cast<std::uint8_t>(high * 16 + low);
-  }
-  if (!good) {
-    return Error{ErrorCode::kInvalidInput,
-                 fmt::format("model fingerprint: found \"{}\", wanted 64 hexadecimal digits",
-                             hex.substr(0, 80))};
-  }
-  return fingerprint;
+  auto parsed = key_from_hex(hex);
+  if (parsed) return *parsed;
+  return Error{ErrorCode::kInvalidInput,
+               fmt::format("model fingerprint: found \"{}\", wanted 64 hexadecimal digits",
+                           hex.substr(0, 80))};
 }
 
 std::uint64_t random_run_id() {
@@ -96,10 +156,12 @@ Message serialize(const ServerHello& hello) {
   const auto fingerprint =
       builder.CreateVector(hello.model_fingerprint.data(), hello.model_fingerprint.size());
   const auto reason = builder.CreateString(hello.refused_reason);
+  const auto round_ms = builder.CreateVector(hello.round_ms);
   return seal_control(MessageType::kServerHello, builder, wire::ControlBody::ServerHello,
                       wire::CreateServerHello(builder, hello.run, fingerprint, hello.served.value,
                                               hello.refused.value, reason, hello.requests_running,
-                                              hello.traces_sent, hello.traces_dropped));
+                                              hello.traces_sent, hello.traces_dropped, hello.busy,
+                                              round_ms, hello.head_start_ms, hello.head_step_ms));
 }
 
 Message serialize(const TrainerStatus& status) {
@@ -109,12 +171,13 @@ Message serialize(const TrainerStatus& status) {
           ? builder.CreateVector(status.model_fingerprint->data(), status.model_fingerprint->size())
           : flatbuffers::Offset<flatbuffers::Vector<std::uint8_t>>();
   const auto verdict = builder.CreateString(status.verdict);
+  const auto verdicts = write_verdicts(builder, status.verdicts);
   return seal_control(
       MessageType::kTrainerStatus, builder, wire::ControlBody::TrainerStatus,
       wire::CreateTrainerStatus(builder, status.run, fingerprint, status.current.value, status.step,
                                 status.loss, status.trained_tokens, status.trained_requests,
                                 status.buffer_requests, status.buffer_bytes, status.traces_refused,
-                                verdict));
+                                verdict, verdicts));
 }
 
 Message serialize(const BundleChunk& chunk) {
@@ -143,6 +206,20 @@ Result<ServerHello> parse_server_hello(std::span<const Frame> message) {
   hello.requests_running = from.requests_running();
   hello.traces_sent = from.traces_sent();
   hello.traces_dropped = from.traces_dropped();
+  hello.busy = from.busy();
+  hello.head_start_ms = from.head_start_ms();
+  hello.head_step_ms = from.head_step_ms();
+  if (const auto* times = from.round_ms()) {
+    if (times->size() > kMaxRoundTimes)
+      return invalid("shape", fmt::format("{} round times", times->size()));
+    hello.round_ms.assign(times->begin(), times->end());
+  }
+  const auto is_time = [](float ms) { return std::isfinite(ms) && ms >= 0; };
+  if (!(hello.busy >= 0 && hello.busy <= 1) || !is_time(hello.head_start_ms) ||
+      !is_time(hello.head_step_ms) ||
+      !std::all_of(hello.round_ms.begin(), hello.round_ms.end(), is_time)) {
+    return invalid("non-finite", "a time or share of the hello");
+  }
   return hello;
 }
 
@@ -172,6 +249,7 @@ Result<TrainerStatus> parse_trainer_status(std::span<const Frame> message) {
   status.buffer_bytes = from.buffer_bytes();
   status.traces_refused = from.traces_refused();
   status.verdict = text_of(from.verdict());
+  if (auto s = read_verdicts(from.verdicts(), status.verdicts); !s) return s.error();
   return status;
 }
 

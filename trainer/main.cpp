@@ -6,6 +6,7 @@
 #include <atomic>
 #include <csignal>
 
+#include "foretoken/protocol/keys.h"
 #include "foretoken/protocol/state_folder.h"
 #include "trainer/background.h"
 #include "trainer/ingest/trainer.h"
@@ -35,8 +36,8 @@ int main(int argc, char** argv) {
       "foretoken-trainer");
   LinkEndpoints endpoints{"tcp://127.0.0.1:7461", "tcp://127.0.0.1:7462", 200};
   TrainerOptions options;
-  std::string state_dir = default_state_root().string(), fingerprint, scheduling = "batch",
-              log_level = "info";
+  std::string keys_dir, state_dir = default_state_root().string(), fingerprint,
+                        scheduling = "batch", log_level = "info";
   std::size_t buffer_mib = 1024;
   int threads = 1;
   app.add_option("--traces-endpoint,--trace-endpoint", endpoints.traces,
@@ -49,6 +50,10 @@ int main(int argc, char** argv) {
   app.add_option("--state-dir", state_dir, "Buffer, checkpoint and versions, by model")
       ->envname("FORETOKEN_STATE_DIR")
       ->capture_default_str();
+  app.add_option("--keys", keys_dir,
+                 "Folder of keys (see foretoken keys): signs the weights, and names the server; "
+                 "default: keys in the state directory, made when needed")
+      ->envname("FORETOKEN_KEYS");
   app.add_option("--model-fingerprint", fingerprint,
                  "Train for this model only (64 hexadecimal digits); else for the server's")
       ->envname("FORETOKEN_MODEL_FINGERPRINT");
@@ -104,6 +109,13 @@ int main(int argc, char** argv) {
     if (!parsed) return fail(parsed.error());
     options.model_fingerprint = *parsed;
   }
+  const KeyFolder key_folder(keys_dir.empty() ? state_dir + "/keys" : keys_dir);
+  if (keys_dir.empty()) {
+    if (auto s = key_folder.make(true, true); !s) return fail(s.error());
+  }
+  auto keys = key_folder.trainer();
+  if (!keys) return fail(keys.error());
+  options.session.signing_key = keys->signing;
   auto link = open_trainer_link(endpoints);
   if (!link) return fail(link.error());
   auto created = Trainer::create(options, std::move(link).value(), system_clock());

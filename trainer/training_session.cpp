@@ -24,7 +24,7 @@ Result<std::unique_ptr<TrainingSession>> TrainingSession::open(
   const auto folder = model_state_folder(state_root, fingerprint) / "trainer";
   auto buffer = ReplayBuffer::open(folder / "buffer", options.buffer_bytes);
   if (!buffer) return buffer.error();
-  auto versions = VersionStore::open(folder / "versions");
+  auto versions = VersionStore::open(folder / "versions", options.signing_key);
   if (!versions) return versions.error();
   std::unique_ptr<TrainingSession> session(new TrainingSession(
       folder, fingerprint, options, clock, std::move(buffer).value(), std::move(versions).value()));

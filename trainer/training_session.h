@@ -21,6 +21,7 @@
 namespace foretoken::trainer {
 
 struct SessionOptions {
+  SigningKey signing_key;  // every published bundle carries its signature
   LearnerOptions learner;
   int publish_every_requests = 16;                  // the gate looks after so many scored requests
   std::size_t buffer_bytes = std::size_t{1} << 30;  // on disk

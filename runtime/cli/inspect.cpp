@@ -150,20 +150,21 @@ Result<json::object> inspect_bundle(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
   if (!file) return Error{ErrorCode::kIo, fmt::format("{}: cannot read", path)};
-  auto parsed = parse_bundle(bytes);
+  auto parsed = parse_bundle_of_anyone(bytes);
   if (!parsed)
     return Error{parsed.error().code, fmt::format("{}: {}", path, parsed.error().message)};
   const Bundle& bundle = *parsed;
   json::object tensors;
   for (const auto& [name, tensor] : bundle.tensors) {
-    float low = 0, high = 0;
-    if (!tensor.values.empty()) {
-      const auto [least, most] = std::minmax_element(tensor.values.begin(), tensor.values.end());
-      low = *least;
-      high = *most;
+    json::object entry{{"type", tensor_type_name(tensor.type)},
+                       {"shape", shape_text(tensor.shape)}};
+    const auto values = tensor.f32_values();
+    if (!values.empty()) {
+      const auto [least, most] = std::minmax_element(values.begin(), values.end());
+      entry["least"] = *least;
+      entry["most"] = *most;
     }
-    tensors[printable(name)] =
-        json::object{{"shape", shape_text(tensor.shape)}, {"least", low}, {"most", high}};
+    tensors[printable(name)] = std::move(entry);
   }
   return json::object{{"kind", "bundle"},
                       {"file_bytes", size},
@@ -176,6 +177,7 @@ Result<json::object> inspect_bundle(const std::string& path) {
                       {"created_unix_ms", bundle.created_unix_ms},
                       {"loss", bundle.loss},
                       {"verdict", printable(bundle.verdict)},
+                      {"signed_by", key_id(bundle.signer)},
                       {"tensors", std::move(tensors)}};
 }
 

@@ -62,6 +62,9 @@ void ServeFlags::add_to(Flags& flags) {
                "where traces go to a trainer: tcp://127.0.0.1:5555 or ipc:///path");
   flags.option("weights-endpoint", weights_endpoint,
                "where a trainer's weights come from, likewise");
+  flags.option("keys", keys,
+               "folder of keys (see foretoken keys): whose weights are served, and which trainer "
+               "may connect; default: keys in the state directory, made when needed");
   flags.option("trace-dir", trace_dir, "also write traces to segments here");
   flags
       .option("shutdown-timeout", shutdown_timeout_s,
@@ -147,6 +150,17 @@ Status ServeFlags::finish() {
     served_model_names.push_back(name);
   }
   return Ok{};
+}
+
+Result<ServerKeys> ServeFlags::load_keys() const {
+  const KeyFolder folder(keys_folder());
+  const bool trainer_expected = !traces_endpoint.empty();
+  if (keys.empty() && trainer_expected) {
+    if (auto s = folder.make(true, true); !s) return s.error();
+  }
+  auto loaded = folder.server();
+  if (!loaded && loaded.error().code == ErrorCode::kNotFound && keys.empty()) return ServerKeys{};
+  return loaded;
 }
 
 }  // namespace foretoken

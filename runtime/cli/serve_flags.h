@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "foretoken/protocol/keys.h"
 #include "runtime/cli/flags.h"
 #include "runtime/engine/engine.h"
 #include "runtime/serve/http_server.h"
@@ -15,6 +16,7 @@ struct ServeFlags {
   std::vector<std::string> served_model_names;
   std::string api_key_file, state_dir, trace_dir;
   std::string traces_endpoint, weights_endpoint;  // empty: no trainer
+  std::string keys;                               // empty: <state_dir>/keys, made when needed
   std::string device = "cpu", log_level = "info";
   std::string calibration_text;
   bool calibration = true, check = false;
@@ -26,6 +28,10 @@ struct ServeFlags {
   // After parsing: enumerations, sizes and combinations. Errors name the flag, what was found and
   // wanted.
   Status finish();
+  // Who is trusted. The folder in the state directory is made where a trainer is expected; one
+  // that was named must be there. Without a trainer and without keys nobody is trusted.
+  Result<ServerKeys> load_keys() const;
+  std::string keys_folder() const { return keys.empty() ? state_dir + "/keys" : keys; }
 
  private:
   std::string kv_cache_dtype_ = "int2", draft_kv_cache_dtype_ = "int2", spec_type_ = "auto",

@@ -134,11 +134,20 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
   ServerLinkOptions link;
   link.endpoints.traces = flags.traces_endpoint;
   link.endpoints.weights = flags.weights_endpoint;
+  auto keys = flags.load_keys();
+  if (!keys) return keys.error();
+  link.trusted_signers = keys->signers;
   link.model_fingerprint = loaded.model->fingerprint();
   link.state_root = flags.state_dir;
   link.trace_dir = flags.trace_dir;
-  link.requests_running = [&loaded]() -> std::uint32_t {
-    return loaded.engine ? static_cast<std::uint32_t>(loaded.engine->stats().requests_running) : 0;
+  link.activity = [&loaded] {
+    ServerActivity activity;
+    if (!loaded.engine) return activity;
+    const EngineStats stats = loaded.engine->stats();
+    activity.requests_running = static_cast<std::uint32_t>(stats.requests_running);
+    activity.busy = stats.requests_running > 0 ? 1.0f : 0.0f;
+    activity.round_ms.assign(stats.round_ms_by_rows.begin(), stats.round_ms_by_rows.end());
+    return activity;
   };
   auto opened = ServerLink::create(link);
   if (!opened) return opened.error();

@@ -62,6 +62,9 @@ int up_main(int argc, char** argv) {
   if (options.check) return run_server(options, {});
   auto trainer = find_trainer();
   if (!trainer) return complain(trainer.error());
+  if (options.keys.empty()) {
+    if (auto s = KeyFolder(options.keys_folder()).make(true, true); !s) return complain(s.error());
+  }
   SocketFolder sockets(options.state_dir);
   if (options.traces_endpoint.empty()) {
     if (sockets.path().empty())
@@ -78,7 +81,9 @@ int up_main(int argc, char** argv) {
                                       "--weights-endpoint",
                                       options.weights_endpoint,
                                       "--state-dir",
-                                      options.state_dir};
+                                      options.state_dir,
+                                      "--keys",
+                                      options.keys_folder()};
   command.insert(command.end(), trainer_flags.begin(), trainer_flags.end());
   block_stop_signals();  // before any thread
   TrainerProcess process(std::move(command));

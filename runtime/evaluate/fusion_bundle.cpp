@@ -16,10 +16,11 @@ Result<const BundleTensor*> tensor_of(const Bundle& bundle, const char* name, st
   const auto found = bundle.tensors.find(name);
   if (found == bundle.tensors.end()) return refusal("shape", fmt::format("{} is missing", name));
   const BundleTensor& tensor = found->second;
-  if (tensor.shape != std::vector<std::int64_t>{extent} ||
-      tensor.values.size() != std::size_t(extent)) {
-    return refusal("shape", fmt::format("{}: found [{}], wanted [{}]", name,
-                                        fmt::join(tensor.shape, ", "), extent));
+  if (tensor.type != TensorType::kF32 || tensor.shape != std::vector<std::int64_t>{extent} ||
+      tensor.f32_values().size() != std::size_t(extent)) {
+    return refusal(
+        "shape", fmt::format("{}: found {} [{}], wanted f32 [{}]", name,
+                             tensor_type_name(tensor.type), fmt::join(tensor.shape, ", "), extent));
   }
   return &tensor;
 }
@@ -36,8 +37,8 @@ Result<FusionTable> fusion_table_of(const Bundle& bundle) {
   auto other = tensor_of(bundle, "fusion.other", 1);
   if (!other) return other.error();
   FusionTable table;
-  std::copy((*bias)->values.begin(), (*bias)->values.end(), table.bias.begin());
-  table.other = (*other)->values[0];
+  std::ranges::copy((*bias)->f32_values(), table.bias.begin());
+  table.other = (*other)->f32_values()[0];
   if (!table.finite()) return refusal("non-finite", "fusion table");
   return table;
 }
@@ -45,8 +46,8 @@ Result<FusionTable> fusion_table_of(const Bundle& bundle) {
 Bundle bundle_of(const FusionTable& table) {
   Bundle bundle;
   bundle.kind = "fusion";
-  bundle.tensors["fusion.bias"] = {{kFusionClasses}, {table.bias.begin(), table.bias.end()}};
-  bundle.tensors["fusion.other"] = {{1}, {table.other}};
+  bundle.tensors["fusion.bias"] = BundleTensor::f32({kFusionClasses}, table.bias);
+  bundle.tensors["fusion.other"] = BundleTensor::f32({1}, std::span(&table.other, 1));
   return bundle;
 }
 

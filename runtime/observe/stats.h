@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "foretoken/protocol/control.h"
 #include "foretoken/protocol/ids.h"
 #include "runtime/kv/kv_cache.h"
 
@@ -82,7 +83,8 @@ struct LinkStats {
   bool trainer_connected = false;
   std::optional<std::int64_t> trainer_step;
   std::optional<double> trainer_loss;
-  std::string trainer_verdict;  // of the last gate, once there is one
+  std::string trainer_verdict;                     // of the last gate, once there is one
+  std::vector<CandidateVerdict> trainer_verdicts;  // the last decisions, oldest first
 };
 
 }  // namespace foretoken

@@ -79,6 +79,24 @@ json::object counts(const std::map<std::string, std::int64_t>& map) {
   return out;
 }
 
+json::array verdicts_json(const std::vector<CandidateVerdict>& verdicts) {
+  json::array out;
+  for (const CandidateVerdict& verdict : verdicts) {
+    json::object figures;
+    for (const auto& [name, value] : verdict.figures) figures[name] = finite(value);
+    out.push_back(
+        json::object{{"candidate", verdict.candidate},
+                     {"version", verdict.version.value ? json::value(verdict.version.value)
+                                                       : json::value(nullptr)},
+                     {"unix_ms", verdict.unix_ms},
+                     {"step", verdict.step},
+                     {"requests", verdict.requests},
+                     {"verdict", verdict.text},
+                     {"figures", std::move(figures)}});
+  }
+  return out;
+}
+
 }  // namespace
 
 json::object stats_json(const EngineStats& s, const LinkStats& link, const StatsContext& context) {
@@ -143,7 +161,8 @@ json::object stats_json(const EngineStats& s, const LinkStats& link, const Stats
            {"step", link.trainer_step ? json::value(*link.trainer_step) : json::value(nullptr)},
            {"loss", link.trainer_loss ? finite(*link.trainer_loss) : json::value(nullptr)},
            {"verdict", link.trainer_verdict.empty() ? json::value(nullptr)
-                                                    : json::value(link.trainer_verdict)}}},
+                                                    : json::value(link.trainer_verdict)},
+           {"verdicts", verdicts_json(link.trainer_verdicts)}}},
   };
 }
 

@@ -1,5 +1,6 @@
 #include "runtime/trace/server_link.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace foretoken {
@@ -63,7 +64,7 @@ ServerLink::ServerLink(const ServerLinkOptions& options, Link link, std::optiona
       run_(random_run_id()),
       link_(std::move(link)),
       publisher_(run_, options.ring_capacity, options.ring_bytes, std::move(segments)),
-      receiver_(options.model_fingerprint, std::move(state), clock) {}
+      receiver_(options.model_fingerprint, options.trusted_signers, std::move(state), clock) {}
 
 ServerLink::~ServerLink() { stop(); }
 
@@ -125,7 +126,14 @@ void ServerLink::say_hello() {
   hello.served = receiver_.served();
   hello.refused = receiver_.refused();
   hello.refused_reason = receiver_.refused_reason();
-  hello.requests_running = options_.requests_running ? options_.requests_running() : 0;
+  if (options_.activity) {
+    ServerActivity activity = options_.activity();
+    hello.requests_running = activity.requests_running;
+    hello.busy = std::clamp(activity.busy, 0.0f, 1.0f);
+    hello.round_ms = std::move(activity.round_ms);
+    hello.head_start_ms = activity.head_start_ms;
+    hello.head_step_ms = activity.head_step_ms;
+  }
   hello.traces_sent = std::uint64_t(publisher_.sent());
   hello.traces_dropped = std::uint64_t(publisher_.dropped_total());
   link_.sender->try_send(serialize(hello));  // the next one comes in a second
@@ -142,6 +150,7 @@ void ServerLink::publish_stats() {
     stats.trainer_step = trainer->step;
     if (!std::isnan(trainer->loss)) stats.trainer_loss = trainer->loss;
     stats.trainer_verdict = trainer->verdict;
+    stats.trainer_verdicts = trainer->verdicts;
   }
   const std::lock_guard lock(stats_mutex_);
   stats_ = std::move(stats);

@@ -20,18 +20,27 @@
 
 namespace foretoken {
 
+// What the trainer is told of how the engine is doing. Called on the link thread.
+struct ServerActivity {
+  std::uint32_t requests_running = 0;
+  float busy = 0;               // share of the last second in which the engine ran rounds, 0 to 1
+  std::vector<float> round_ms;  // by rows, from 1 on; empty: not measured yet
+  float head_start_ms = 0, head_step_ms = 0;  // 0: not measured
+};
+
 struct ServerLinkOptions {
   // Both empty: no trainer is expected; the state folder's version is served, traces go to
   // trace_dir or nowhere. Traces wait in memory up to high_water_mark messages while a connected
   // trainer does not read.
   LinkEndpoints endpoints{"", "", 200};
   ModelFingerprint model_fingerprint{};
+  TrustedSigners trusted_signers;    // whose bundles are served; empty: nobody's
   std::filesystem::path state_root;  // empty: nothing is kept
   std::filesystem::path trace_dir;   // empty: no segments on disk
   std::size_t trace_dir_max_bytes = std::size_t{1} << 30;
   std::size_t ring_capacity = 256;  // requests finished within one turn of the thread (50 ms)
   std::size_t ring_bytes = std::size_t{256} << 20;
-  std::function<std::uint32_t()> requests_running;  // for the hello; may be empty
+  std::function<ServerActivity()> activity;  // for the hello, once a second; may be empty
 };
 
 class ServerLink {

@@ -22,13 +22,13 @@ Status StateDir::store_bundle(std::span<const std::byte> bytes) const {
   return write_file_atomically(bundle_path(), bytes);
 }
 
-std::optional<std::vector<std::byte>> StateDir::load_bundle() const {
+std::optional<std::vector<std::byte>> StateDir::load_bundle(const TrustedSigners& trusted) const {
   auto bytes = read_file(bundle_path(), kMaxBundleBytes);
   if (!bytes && bytes.error().code == ErrorCode::kNotFound) return std::nullopt;
   std::string problem;
   if (!bytes) {
     problem = bytes.error().message;
-  } else if (auto bundle = parse_bundle(*bytes); !bundle) {
+  } else if (auto bundle = parse_bundle(*bytes, trusted); !bundle) {
     problem = bundle.error().message;
   } else {
     return std::move(bytes).value();

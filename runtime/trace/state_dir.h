@@ -25,8 +25,9 @@ class StateDir {
 
   Status store_bundle(std::span<const std::byte> bytes) const;
   // The bytes of the last accepted bundle; nullopt: there is none. A file that cannot be read or
-  // parsed is renamed to current.bundle.damaged and logged.
-  std::optional<std::vector<std::byte>> load_bundle() const;
+  // parsed, or is of a signer not trusted (any more), is renamed to current.bundle.damaged and
+  // logged.
+  std::optional<std::vector<std::byte>> load_bundle(const TrustedSigners& trusted) const;
 
  private:
   explicit StateDir(std::filesystem::path folder) : folder_(std::move(folder)) {}

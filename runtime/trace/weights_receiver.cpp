@@ -17,13 +17,16 @@ Error refusal(const char* reason, std::string text) {
 
 }  // namespace
 
-WeightsReceiver::WeightsReceiver(const ModelFingerprint& fingerprint, std::optional<StateDir> state,
-                                 const Clock& clock)
-    : fingerprint_(fingerprint), state_(std::move(state)), clock_(clock) {}
+WeightsReceiver::WeightsReceiver(const ModelFingerprint& fingerprint, TrustedSigners trusted,
+                                 std::optional<StateDir> state, const Clock& clock)
+    : fingerprint_(fingerprint),
+      trusted_(std::move(trusted)),
+      state_(std::move(state)),
+      clock_(clock) {}
 
 void WeightsReceiver::restore(const OnTable& on_table) {
   if (!state_) return;
-  const auto bytes = state_->load_bundle();
+  const auto bytes = state_->load_bundle(trusted_);
   if (!bytes) return;
   if (auto s = accept(*bytes, on_table, true); !s) {
     spdlog::warn("{} is not served: {}", state_->bundle_path().string(), s.error().message);
@@ -62,7 +65,7 @@ Status WeightsReceiver::accept(std::span<const std::byte> bytes, const OnTable& 
   const std::uint64_t hash = content_hash(bytes);
   if (served_.value != 0 && hash == served_hash_)
     return Ok{};  // sent again before our hello arrived
-  auto bundle = parse_bundle(bytes);
+  auto bundle = parse_bundle(bytes, trusted_);
   if (!bundle) return bundle.error();
   if (bundle->model_fingerprint != fingerprint_) {
     return refusal("fingerprint",

@@ -1,8 +1,9 @@
 // The server's side of the weights channel as a state machine: bundles and trainer status in,
-// accepted tables out. A bundle is served only if it is whole, of this model, of the right shapes,
-// finite, and newer than what is served; everything else is refused, counted by reason, and
-// reported to the trainer in the next hello. Reasons: truncated, magic, format, protocol, checksum,
-// shape, non-finite, fingerprint, kind, version. Link thread only.
+// accepted tables out. A bundle is served only if it is whole, signed by a trusted key, of this
+// model, of the right shapes, finite, and newer than what is served; everything else is refused,
+// counted by reason, and reported to the trainer in the next hello. Reasons: truncated, magic,
+// format, protocol, checksum, signature, shape, non-finite, fingerprint, kind, version. Link thread
+// only.
 #pragma once
 
 #include <chrono>
@@ -25,8 +26,8 @@ using OnTable = std::function<void(std::shared_ptr<const FusionTable>, Speculato
 
 class WeightsReceiver {
  public:
-  WeightsReceiver(const ModelFingerprint& fingerprint, std::optional<StateDir> state,
-                  const Clock& clock);
+  WeightsReceiver(const ModelFingerprint& fingerprint, TrustedSigners trusted,
+                  std::optional<StateDir> state, const Clock& clock);
 
   // Serves the state folder's bundle, if there is one.
   void restore(const OnTable& on_table);
@@ -47,6 +48,7 @@ class WeightsReceiver {
   void refuse(const Error& error, SpeculatorVersion version);
 
   const ModelFingerprint fingerprint_;
+  const TrustedSigners trusted_;
   const std::optional<StateDir> state_;
   const Clock& clock_;
   BundleAssembler assembler_;

@@ -26,13 +26,17 @@ std::vector<std::uint64_t> versions_in(const fs::path& folder) {
 
 }  // namespace
 
-Result<VersionStore> VersionStore::open(const fs::path& folder) {
+Result<VersionStore> VersionStore::open(const fs::path& folder, const SigningKey& key) {
+  if (key.empty()) {
+    return Error{ErrorCode::kInvalidInput,
+                 "signature: the trainer has no key to sign its versions with"};
+  }
   std::error_code error;
   fs::create_directories(folder, error);
   if (error)
     return Error{ErrorCode::kIo,
                  fmt::format("{}: cannot create: {}", folder.string(), error.message())};
-  VersionStore store(folder);
+  VersionStore store(folder, key);
   const auto versions = versions_in(folder);
   if (!versions.empty()) store.highest_ = {versions.back()};
   return store;
@@ -51,7 +55,7 @@ Result<std::vector<std::byte>> VersionStore::add(const Bundle& bundle) {
     return Error{ErrorCode::kInternal,
                  fmt::format("version {} is not the next, {}", bundle.version.value, next().value)};
   }
-  std::vector<std::byte> bytes = serialize(bundle);
+  std::vector<std::byte> bytes = serialize(bundle, key_);
   if (auto s = write_file_atomically(path_of(bundle.version), bytes); !s) return s.error();
   highest_ = bundle.version;
   delete_old();
@@ -60,7 +64,7 @@ Result<std::vector<std::byte>> VersionStore::add(const Bundle& bundle) {
 
 std::optional<std::vector<std::byte>> VersionStore::load(SpeculatorVersion version) const {
   auto bytes = read_file(path_of(version), kMaxBundleBytes);
-  if (!bytes || !parse_bundle(*bytes)) return std::nullopt;
+  if (!bytes || !parse_bundle_of_anyone(*bytes)) return std::nullopt;
   return std::move(bytes).value();
 }
 

@@ -17,20 +17,23 @@ class VersionStore {
   // Only the newest files are kept; numbers of deleted ones stay taken, because the newest is
   // always kept.
   static constexpr int kKeep = 64;
-  static Result<VersionStore> open(const std::filesystem::path& folder);
+  // Errors: kIo; kInvalidInput without a key.
+  static Result<VersionStore> open(const std::filesystem::path& folder, const SigningKey& key);
 
   SpeculatorVersion highest() const { return highest_; }
   void reserve_up_to(SpeculatorVersion version);  // a server has seen numbers up to this one
   SpeculatorVersion next() const { return {highest_.value + 1}; }
-  // Writes bundle.version's file (it must be next()) and returns its bytes.
+  // Signs the bundle, writes bundle.version's file (it must be next()) and returns its bytes.
   Result<std::vector<std::byte>> add(const Bundle& bundle);
   std::optional<std::vector<std::byte>> load(SpeculatorVersion version) const;
 
  private:
-  explicit VersionStore(std::filesystem::path folder) : folder_(std::move(folder)) {}
+  VersionStore(std::filesystem::path folder, const SigningKey& key)
+      : folder_(std::move(folder)), key_(key) {}
   std::filesystem::path path_of(SpeculatorVersion version) const;
   void delete_old() const;
   std::filesystem::path folder_;
+  SigningKey key_;
   SpeculatorVersion highest_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <random>
@@ -11,6 +12,7 @@
 #include "foretoken/protocol/bundle.h"
 #include "foretoken/protocol/control.h"
 #include "foretoken/protocol/trace.h"
+#include "tests/support/test_keys.h"
 #include "tests/unit/protocol/sample_trace.h"
 
 namespace foretoken {
@@ -67,15 +69,30 @@ void expect_equal(const RequestTrace& a, const RequestTrace& b) {
   EXPECT_EQ(a.gap, b.gap);
 }
 
+std::vector<std::byte> signed_bytes(const Bundle& bundle) {
+  return serialize(bundle, test_signing_key());
+}
+
+// Bytes that count up, the scales of the blocks finite.
+BundleTensor blocks(TensorType type, std::vector<std::int64_t> shape, std::size_t n_bytes) {
+  std::vector<std::byte> bytes(n_bytes);
+  for (std::size_t i = 0; i < n_bytes; ++i) bytes[i] = std::byte(i % 0x70);
+  return BundleTensor::blocks(type, std::move(shape), std::move(bytes));
+}
+
 Bundle sample_bundle() {
   Bundle bundle;
   bundle.version = {7};
   bundle.parent = {6};
   bundle.model_fingerprint = sample_fingerprint();
   bundle.kind = "fusion";
-  bundle.tensors["fusion.bias"] = {{4}, {0.5f, -1.0f, 2.0f, 0.0f}};
-  bundle.tensors["fusion.other"] = {{1}, {1.5f}};
-  bundle.tensors["matrix"] = {{2, 3}, {1, 2, 3, 4, 5, 6}};
+  bundle.tensors["fusion.bias"] =
+      BundleTensor::f32({4}, std::vector<float>{0.5f, -1.0f, 2.0f, 0.0f});
+  bundle.tensors["fusion.other"] = BundleTensor::f32({1}, std::vector<float>{1.5f});
+  bundle.tensors["matrix"] = BundleTensor::f32({2, 3}, std::vector<float>{1, 2, 3, 4, 5, 6});
+  bundle.tensors["vocab"] = BundleTensor::i32({3}, std::vector<std::int32_t>{-1, 0, 1 << 30});
+  bundle.tensors["packed8"] = blocks(TensorType::kQ8_0, {2, 64}, 4 * 34);
+  bundle.tensors["packed4"] = blocks(TensorType::kQ4_0, {3, 32}, 3 * 18);
   bundle.trained_tokens = 12345;
   bundle.trained_requests = 67;
   bundle.created_unix_ms = 1'790'000'000'000;
@@ -108,7 +125,7 @@ std::vector<Case> every_message() {
        [](const Message& m) { return error_of(parse_server_hello(m)); }},
       {"status", serialize(status),
        [](const Message& m) { return error_of(parse_trainer_status(m)); }},
-      {"chunk", chunk_bundle({7}, serialize(sample_bundle())).front(),
+      {"chunk", chunk_bundle({7}, signed_bytes(sample_bundle())).front(),
        [](const Message& m) { return error_of(parse_bundle_chunk(m)); }},
   };
 }
@@ -236,7 +253,7 @@ TEST(TraceWire, RefusesWhatCannotBe) {
 
 TEST(BundleFile, ComesBackAsItWas) {
   const Bundle bundle = sample_bundle();
-  const auto parsed = parse_bundle(serialize(bundle));
+  const auto parsed = parse_bundle(signed_bytes(bundle), test_signers());
   ASSERT_TRUE(parsed) << parsed.error().message;
   EXPECT_EQ(parsed->version, bundle.version);
   EXPECT_EQ(parsed->parent, bundle.parent);
@@ -247,21 +264,22 @@ TEST(BundleFile, ComesBackAsItWas) {
   EXPECT_EQ(parsed->created_unix_ms, bundle.created_unix_ms);
   EXPECT_EQ(parsed->loss, bundle.loss);
   EXPECT_EQ(parsed->verdict, bundle.verdict);
-  ASSERT_EQ(parsed->tensors.size(), 3u);
-  for (const auto& [name, tensor] : bundle.tensors) {
-    EXPECT_EQ(parsed->tensors.at(name).shape, tensor.shape);
-    EXPECT_EQ(parsed->tensors.at(name).values, tensor.values);
-  }
+  EXPECT_EQ(parsed->signer, test_signing_key().public_key());
+  EXPECT_EQ(parsed->tensors, bundle.tensors);
+  EXPECT_EQ(parsed->tensors.at("matrix").f32_values()[4], 5.0f);
+  EXPECT_EQ(parsed->tensors.at("vocab").i32_values()[2], 1 << 30);
+  EXPECT_TRUE(parsed->tensors.at("vocab").f32_values().empty());
+  EXPECT_EQ(parsed->tensors.at("packed8").type, TensorType::kQ8_0);
 }
 
 TEST(BundleFile, EveryFlippedBitAndEveryTruncationIsAnError) {
-  const auto bytes = serialize(sample_bundle());
+  const auto bytes = signed_bytes(sample_bundle());
   auto damaged = bytes;
   std::map<std::string, int> reasons;
   for (std::byte& byte : damaged) {
     for (int bit = 0; bit < 8; ++bit) {
       byte ^= std::byte(1 << bit);
-      const std::string error = error_of(parse_bundle(damaged));
+      const std::string error = error_of(parse_bundle(damaged, test_signers()));
       ASSERT_NE(error, "");
       ++reasons[error.substr(0, error.find(':'))];
       byte ^= std::byte(1 << bit);
@@ -271,35 +289,104 @@ TEST(BundleFile, EveryFlippedBitAndEveryTruncationIsAnError) {
   EXPECT_GT(reasons["magic"], 0);
   EXPECT_GT(reasons["format"], 0);
   for (std::size_t size = 0; size < bytes.size(); ++size) {
-    ASSERT_FALSE(parse_bundle(std::span(bytes).first(size)));
+    ASSERT_FALSE(parse_bundle(std::span(bytes).first(size), test_signers()));
   }
   damaged.push_back({});
-  EXPECT_FALSE(parse_bundle(damaged));
+  EXPECT_FALSE(parse_bundle(damaged, test_signers()));
 }
 
 TEST(BundleFile, RefusesWhatCannotBe) {
   const auto error = [](const std::function<void(Bundle&)>& spoil) {
     Bundle bundle = sample_bundle();
     spoil(bundle);
-    return error_of(parse_bundle(serialize(bundle)));
+    return error_of(parse_bundle(signed_bytes(bundle), test_signers()));
   };
   using B = Bundle;
   const auto shape = StartsWith("shape: ");
+  const auto set_nan = [](BundleTensor& tensor, std::size_t i) {
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    std::memcpy(tensor.bytes.data() + 4 * i, &nan, sizeof nan);
+  };
   EXPECT_EQ(error([](B&) {}), "");
-  EXPECT_THAT(error([](B& b) { b.tensors["matrix"].values[3] = NAN; }),
+  EXPECT_THAT(error([&](B& b) { set_nan(b.tensors["matrix"], 3); }),
               StartsWith("non-finite: bundle: matrix[3]"));
   EXPECT_THAT(error([](B& b) { b.loss = INFINITY; }), StartsWith("non-finite: "));
   EXPECT_THAT(error([](B& b) { b.tensors["matrix"].shape = {2, 4000}; }), shape);
   EXPECT_THAT(error([](B& b) { b.tensors["matrix"].shape = {-1, 6}; }), shape);
   EXPECT_THAT(error([](B& b) { b.tensors["matrix"].shape = {1LL << 62, 1LL << 62}; }), shape);
   EXPECT_THAT(error([](B& b) { b.tensors["matrix"].shape.assign(9, 1); }), shape);
-  EXPECT_THAT(error([](B& b) { b.tensors[""] = {{1}, {1}}; }), shape);
+  EXPECT_THAT(error([](B& b) { b.tensors["matrix"].shape.clear(); }), shape);
+  // Scales of blocks are checked too: fp16 infinity in the second block.
+  EXPECT_THAT(error([](B& b) { b.tensors["packed8"].bytes[34 + 1] = std::byte(0x7c); }),
+              StartsWith("non-finite: bundle: packed8[32]"));
+  EXPECT_THAT(error([](B& b) { b.tensors["packed4"].bytes[36 + 1] = std::byte(0xfe); }),
+              StartsWith("non-finite: bundle: packed4[64]"));
+  EXPECT_THAT(error([](B& b) { b.tensors["packed8"].shape = {64, 2}; }), shape);
+  EXPECT_THAT(error([](B& b) { b.tensors["packed8"].type = TensorType(9); }),
+              StartsWith("shape: bundle: packed8: tensor type 9"));
+  EXPECT_THAT(error([](B& b) { b.tensors[""] = b.tensors["fusion.other"]; }), shape);
+}
+
+TEST(BundleFile, IsRefusedUnlessATrustedKeySignedIt) {
+  const auto bytes = signed_bytes(sample_bundle());
+  const auto signature = StartsWith("signature: bundle: ");
+  EXPECT_THAT(error_of(parse_bundle(bytes, {})), signature);
+  EXPECT_THAT(error_of(parse_bundle(bytes, {test_signing_key(2).public_key()})), signature);
+  EXPECT_EQ(error_of(parse_bundle(
+                bytes, {test_signing_key(2).public_key(), test_signing_key().public_key()})),
+            "");
+  // Another's key named as the signer; a signature over other bytes; none at all.
+  auto claimed = serialize(sample_bundle(), test_signing_key(2));
+  const auto own = test_signing_key().public_key();
+  std::memcpy(claimed.data() + claimed.size() - 96, own.data(), own.size());
+  EXPECT_THAT(error_of(parse_bundle(claimed, test_signers())), signature);
+  Bundle other = sample_bundle();
+  other.loss = 0.25;
+  auto grafted = bytes;
+  const auto another = signed_bytes(other);
+  std::copy(another.end() - 64, another.end(), grafted.end() - 64);
+  EXPECT_THAT(error_of(parse_bundle(grafted, test_signers())), signature);
+  auto bare = bytes;
+  bare.resize(bare.size() - 96);
+  std::fill_n(bare.begin() + 24, 4, std::byte(0));
+  EXPECT_THAT(error_of(parse_bundle(bare, test_signers())),
+              StartsWith("signature: bundle: missing"));
+  // Looking at a file needs no trust, but a signature that holds.
+  EXPECT_EQ(parse_bundle_of_anyone(bytes)->signer, test_signing_key().public_key());
+  EXPECT_THAT(error_of(parse_bundle_of_anyone(grafted)), signature);
+}
+
+TEST(Control, CarriesEverything) {
+  ServerHello hello{1, sample_fingerprint(), {4}, {3}, "shape: x", 2, 10, 1};
+  hello.busy = 0.5f;
+  hello.round_ms = {10.0f, 11.5f};
+  hello.head_start_ms = 0.25f;
+  hello.head_step_ms = 0.125f;
+  const auto heard = parse_server_hello(serialize(hello));
+  ASSERT_TRUE(heard) << heard.error().message;
+  EXPECT_EQ(heard->busy, 0.5f);
+  EXPECT_EQ(heard->round_ms, hello.round_ms);
+  EXPECT_EQ(heard->head_start_ms, 0.25f);
+  EXPECT_EQ(heard->head_step_ms, 0.125f);
+  hello.busy = NAN;
+  EXPECT_THAT(error_of(parse_server_hello(serialize(hello))), StartsWith("non-finite: "));
+  TrainerStatus status;
+  for (std::uint64_t i = 1; i <= 100; ++i)
+    status.verdicts.push_back({i, {i / 2}, 1000, 5, 16, "promoted", {{"gain", 0.25}}});
+  const auto read = parse_trainer_status(serialize(status));
+  ASSERT_TRUE(read) << read.error().message;
+  ASSERT_EQ(read->verdicts.size(), kMaxVerdicts);  // the newest
+  EXPECT_EQ(read->verdicts.back(), status.verdicts.back());
+  EXPECT_EQ(read->verdicts.front().candidate, 37u);
+  status.verdicts.resize(1);
+  status.verdicts[0].text = "a\n\xff";  // would spoil a log and a JSON document
+  EXPECT_EQ(parse_trainer_status(serialize(status))->verdicts[0].text, "a??");
 }
 
 TEST(BundleAssembler, TakesChunksInAnyOrderAndTwice) {
   Bundle bundle = sample_bundle();
-  bundle.tensors["large"] = {{5000}, std::vector<float>(5000, 1.25f)};
-  const auto bytes = serialize(bundle);
+  bundle.tensors["large"] = BundleTensor::f32({5000}, std::vector<float>(5000, 1.25f));
+  const auto bytes = signed_bytes(bundle);
   std::vector<BundleChunk> chunks;
   for (const Message& message : chunk_bundle({7}, bytes, 1000)) {
     auto chunk = parse_bundle_chunk(message);
@@ -324,8 +411,8 @@ TEST(BundleAssembler, TakesChunksInAnyOrderAndTwice) {
 TEST(BundleAssembler, NeverMixesTwoBundles) {
   Bundle first = sample_bundle(), second = sample_bundle();
   second.loss = 0.5;
-  const auto a = chunk_bundle({7}, serialize(first), 100);
-  const auto b = chunk_bundle({7}, serialize(second), 100);
+  const auto a = chunk_bundle({7}, signed_bytes(first), 100);
+  const auto b = chunk_bundle({7}, signed_bytes(second), 100);
   ASSERT_EQ(a.size(), b.size());
   BundleAssembler assembler;
   for (std::size_t i = 0; i < a.size(); ++i) {
@@ -339,7 +426,7 @@ TEST(BundleAssembler, NeverMixesTwoBundles) {
   ASSERT_TRUE(other.add(chunk));
   chunk.offset += 10;
   EXPECT_THAT(error_of(other.add(chunk)), StartsWith("shape: "));
-  auto lie = *parse_bundle_chunk(chunk_bundle({7}, serialize(first)).front());
+  auto lie = *parse_bundle_chunk(chunk_bundle({7}, signed_bytes(first)).front());
   lie.bundle_hash ^= 1;
   EXPECT_THAT(error_of(BundleAssembler().add(lie)), StartsWith("checksum: "));
 }

@@ -11,6 +11,7 @@
 #include "foretoken/protocol/trace.h"
 #include "foretoken/protocol/transport_memory.h"
 #include "runtime/evaluate/fusion_bundle.h"
+#include "tests/support/test_keys.h"
 #include "tests/unit/protocol/sample_trace.h"
 
 namespace foretoken {
@@ -31,12 +32,17 @@ Bundle good_bundle(std::uint64_t version) {
   return bundle;
 }
 
+std::vector<std::byte> signed_bytes(const Bundle& bundle) {
+  return serialize(bundle, test_signing_key());
+}
+
 class ServerLinkTest : public testing::Test {
  protected:
   void SetUp() override {
     root_ = fs::temp_directory_path() / ("foretoken-link-" + std::to_string(::getpid()));
     fs::remove_all(root_);
     options_.model_fingerprint = sample_fingerprint();
+    options_.trusted_signers = test_signers();
     options_.state_root = root_ / "state";
     start();
     trainer_ = network_.open_trainer();
@@ -144,19 +150,19 @@ TEST_F(ServerLinkTest, KeepsTracesOnDiskInTheBytesOfTheWire) {
 }
 
 TEST_F(ServerLinkTest, ServesAGoodBundleAndKeepsItAcrossARestart) {
-  publish(serialize(good_bundle(4)), 4);
+  publish(signed_bytes(good_bundle(4)), 4);
   EXPECT_THAT(swaps_, ElementsAre(4));
   EXPECT_EQ(last_hello().served.value, 4u);
   start();
   EXPECT_THAT(swaps_, ElementsAre(4));  // at once, before anybody was heard
   server_->turn();
   EXPECT_EQ(last_hello().served.value, 4u);
-  publish(serialize(good_bundle(5)), 5);
+  publish(signed_bytes(good_bundle(5)), 5);
   EXPECT_THAT(swaps_, ElementsAre(4, 5));
 }
 
 TEST_F(ServerLinkTest, RefusesByNameAndServesOn) {
-  publish(serialize(good_bundle(4)), 4);
+  publish(signed_bytes(good_bundle(4)), 4);
   const auto refused = [&](std::vector<std::byte> bytes, std::uint64_t version) {
     const auto before = server_->stats().bundles_rejected;
     publish(bytes, version);
@@ -166,37 +172,40 @@ TEST_F(ServerLinkTest, RefusesByNameAndServesOn) {
     }
     return std::string("accepted");
   };
-  auto flipped = serialize(good_bundle(5));
+  auto flipped = signed_bytes(good_bundle(5));
   flipped[flipped.size() / 2] ^= std::byte(1);
   EXPECT_EQ(refused(flipped, 5), "checksum");
   EXPECT_EQ(last_hello().refused.value, 5u);  // so that the trainer does not send it for ever
-  auto cut = serialize(good_bundle(5));
+  auto cut = signed_bytes(good_bundle(5));
   cut.resize(cut.size() - 7);
   EXPECT_EQ(refused(cut, 5), "truncated");
   Bundle bundle = good_bundle(6);
-  bundle.tensors["fusion.bias"].values[9] = NAN;
-  EXPECT_EQ(refused(serialize(bundle), 6), "non-finite");
+  std::array<float, kFusionClasses> values{};
+  values[9] = NAN;
+  bundle.tensors["fusion.bias"] = BundleTensor::f32({kFusionClasses}, values);
+  EXPECT_EQ(refused(signed_bytes(bundle), 6), "non-finite");
   bundle = good_bundle(7);
   bundle.model_fingerprint[0] ^= 1;
-  EXPECT_EQ(refused(serialize(bundle), 7), "fingerprint");
+  EXPECT_EQ(refused(signed_bytes(bundle), 7), "fingerprint");
   bundle = good_bundle(8);
-  bundle.tensors["fusion.bias"] = {{64}, std::vector<float>(64)};
-  EXPECT_EQ(refused(serialize(bundle), 8), "shape");
+  bundle.tensors["fusion.bias"] = BundleTensor::f32({64}, std::vector<float>(64));
+  EXPECT_EQ(refused(signed_bytes(bundle), 8), "shape");
   bundle = good_bundle(9);
   bundle.kind = "poem";
-  EXPECT_EQ(refused(serialize(bundle), 9), "kind");
-  EXPECT_EQ(refused(serialize(good_bundle(3)), 3), "version");
+  EXPECT_EQ(refused(signed_bytes(bundle), 9), "kind");
+  EXPECT_EQ(refused(signed_bytes(good_bundle(3)), 3), "version");
   EXPECT_EQ(refused(std::vector<std::byte>(500), 10), "magic");
+  EXPECT_EQ(refused(serialize(good_bundle(10), test_signing_key(2)), 10), "signature");
   EXPECT_THAT(swaps_, ElementsAre(4));
   EXPECT_EQ(last_hello().served.value, 4u);
   // The same bundle again is no offence, and a good one is still welcome.
-  EXPECT_EQ(refused(serialize(good_bundle(4)), 4), "accepted");
-  EXPECT_EQ(refused(serialize(good_bundle(11)), 11), "accepted");
+  EXPECT_EQ(refused(signed_bytes(good_bundle(4)), 4), "accepted");
+  EXPECT_EQ(refused(signed_bytes(good_bundle(11)), 11), "accepted");
   EXPECT_THAT(swaps_, ElementsAre(4, 11));
 }
 
 TEST_F(ServerLinkTest, AFlippedBitOnTheWayIsNamedToo) {
-  Message message = chunk_bundle({4}, serialize(good_bundle(4))).front();
+  Message message = chunk_bundle({4}, signed_bytes(good_bundle(4))).front();
   message[2][50] ^= std::byte(2);
   deliver(message);
   EXPECT_THAT(server_->stats().bundles_rejected, ElementsAre(Pair("checksum", 1)));
@@ -210,7 +219,7 @@ TEST_F(ServerLinkTest, AFlippedBitOnTheWayIsNamedToo) {
 }
 
 TEST_F(ServerLinkTest, ADamagedStateFileIsSetAsideAndNothingIsServed) {
-  publish(serialize(good_bundle(4)), 4);
+  publish(signed_bytes(good_bundle(4)), 4);
   const auto state = *StateDir::open(options_.state_root, options_.model_fingerprint);
   auto bytes = *read_file(state.bundle_path(), 1 << 20);
   bytes[100] ^= std::byte(1);
@@ -219,7 +228,7 @@ TEST_F(ServerLinkTest, ADamagedStateFileIsSetAsideAndNothingIsServed) {
   EXPECT_TRUE(swaps_.empty());
   EXPECT_FALSE(fs::exists(state.bundle_path()));
   EXPECT_TRUE(fs::exists(state.bundle_path().string() + ".damaged"));
-  publish(serialize(good_bundle(1)), 1);
+  publish(signed_bytes(good_bundle(1)), 1);
   EXPECT_THAT(swaps_, ElementsAre(1));
 }
 

@@ -13,6 +13,7 @@
 #include <sstream>
 #include <thread>
 
+#include "foretoken/protocol/keys.h"
 #include "runtime/trace/server_link.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
 
@@ -67,7 +68,10 @@ class Processes : public testing::Test {
     folder_ = fs::temp_directory_path() / ("foretoken-processes-" + std::to_string(::getpid()));
     fs::remove_all(folder_);
     fs::create_directories(folder_);
+    const KeyFolder keys(folder_ / "keys");
+    ASSERT_TRUE(keys.make(true, true));
     ServerLinkOptions options;
+    options.trusted_signers = keys.server()->signers;
     options.endpoints.traces = options.endpoints.weights = "tcp://127.0.0.1:*";
     options.model_fingerprint = test_fingerprint();
     options.state_root = folder_ / "server";
@@ -88,10 +92,10 @@ class Processes : public testing::Test {
   }
   std::unique_ptr<TrainerProcess> start_trainer() {
     return std::make_unique<TrainerProcess>(
-        std::vector<std::string>{"--traces-endpoint", server_->endpoints().traces,
-                                 "--weights-endpoint", server_->endpoints().weights, "--state-dir",
-                                 (folder_ / "trainer").string(), "--publish-every-requests", "4",
-                                 "--scheduling", "normal"},
+        std::vector<std::string>{
+            "--traces-endpoint", server_->endpoints().traces, "--weights-endpoint",
+            server_->endpoints().weights, "--state-dir", (folder_ / "trainer").string(), "--keys",
+            (folder_ / "keys").string(), "--publish-every-requests", "4", "--scheduling", "normal"},
         folder_ / "trainer.log");
   }
   std::uint64_t served() {

@@ -9,6 +9,7 @@
 
 #include "foretoken/protocol/transport_memory.h"
 #include "runtime/trace/server_link.h"
+#include "tests/support/test_keys.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
 #include "trainer/ingest/trainer.h"
 
@@ -31,6 +32,7 @@ class World {
   void start_server() {
     ServerLinkOptions options;
     options.model_fingerprint = test_fingerprint();
+    options.trusted_signers = test_signers();
     options.state_root = folder_ / "server";
     server_ = *ServerLink::create(options, network_.open_server(50), clock_);
     std::uint64_t last = 0;
@@ -52,6 +54,7 @@ class World {
   void start_trainer() {
     TrainerOptions options;
     options.state_root = folder_ / "trainer";
+    options.session.signing_key = test_signing_key();
     options.session.publish_every_requests = 4;
     options.session.learner.fusion.positions_per_step = 64;
     trainer_ = *Trainer::create(options, network_.open_trainer(50), clock_);
@@ -137,12 +140,14 @@ TEST(Simulation, ATrainerThatStartsOverNeverReusesANumber) {
   SyntheticTraffic traffic(3);
   ServerLinkOptions server_options;
   server_options.model_fingerprint = test_fingerprint();
+  server_options.trusted_signers = test_signers();
   auto server = *ServerLink::create(server_options, network.open_server(), clock);
   std::vector<std::uint64_t> versions;
   server->restore([&](auto, SpeculatorVersion version) { versions.push_back(version.value); });
   for (int life = 0; life < 2; ++life) {
     TrainerOptions options;
     options.state_root = folder / std::to_string(life);
+    options.session.signing_key = test_signing_key();
     options.session.publish_every_requests = 4;
     options.session.learner.fusion.positions_per_step = 64;
     auto trainer = *Trainer::create(options, network.open_trainer(), clock);

@@ -11,7 +11,9 @@
 
 namespace foretoken {
 
-Status write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes);
+// mode: as for open(2), before the umask.
+Status write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes,
+                             unsigned mode = 0644);
 // Errors: kNotFound, kIo, kOutOfRange (larger than max_bytes).
 Result<std::vector<std::byte>> read_file(const std::filesystem::path& path, std::size_t max_bytes);
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "foretoken/protocol/frame.h"
@@ -26,7 +27,21 @@ struct ServerHello {
   std::string refused_reason;
   std::uint32_t requests_running = 0;
   std::uint64_t traces_sent = 0, traces_dropped = 0;
+  float busy = 0;               // share of the last second in which the engine ran rounds, 0 to 1
+  std::vector<float> round_ms;  // time of a round by rows, from 1 row on; empty: not measured yet
+  float head_start_ms = 0, head_step_ms = 0;  // the head's cost of a draft; 0: not measured
 };
+
+// What the trainer's gate said of one candidate.
+struct CandidateVerdict {
+  std::uint64_t candidate = 0;  // counted from 1 over the life of the trainer's state
+  SpeculatorVersion version;    // the number it was published under, 0: refused
+  std::int64_t unix_ms = 0, step = 0, requests = 0;
+  std::string text;
+  std::vector<std::pair<std::string, double>> figures;  // what it was decided by
+  bool operator==(const CandidateVerdict&) const = default;
+};
+inline constexpr std::size_t kMaxVerdicts = 64, kMaxFigures = 64;
 
 // Trainer to server, once a second.
 struct TrainerStatus {
@@ -38,6 +53,7 @@ struct TrainerStatus {
   std::int64_t trained_tokens = 0, trained_requests = 0;
   std::int64_t buffer_requests = 0, buffer_bytes = 0, traces_refused = 0;
   std::string verdict;
+  std::vector<CandidateVerdict> verdicts;  // the last kMaxVerdicts, oldest first
 };
 
 // Bytes [offset, offset + bytes.size()) of a serialised bundle.
