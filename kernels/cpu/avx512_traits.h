@@ -41,6 +41,7 @@ struct Avx512Base {
     __builtin_memcpy(&v, p, 4);
     return _mm512_set1_epi32(v);
   }
+  FORETOKEN_INLINE F splat(float v) { return _mm512_set1_ps(v); }
   FORETOKEN_INLINE I splat_byte(int v) { return _mm512_set1_epi8(static_cast<char>(v)); }
   FORETOKEN_INLINE I splat_word(int v) { return _mm512_set1_epi16(static_cast<short>(v)); }
   FORETOKEN_INLINE I bit_and(I a, I b) { return _mm512_and_si512(a, b); }
@@ -54,6 +55,19 @@ struct Avx512Base {
   template <int N>
   FORETOKEN_INLINE I shift_left(I v) {
     return _mm512_slli_epi32(v, N);
+  }
+  FORETOKEN_INLINE I shift_right_by(I v, int n) {
+    return _mm512_srl_epi32(v, _mm_cvtsi32_si128(n));
+  }
+  template <int Shift, int Mask>
+  FORETOKEN_INLINE I field(I v) {  // of each dword
+    return _mm512_and_si512(_mm512_srli_epi32(v, Shift), _mm512_set1_epi32(Mask));
+  }
+  FORETOKEN_INLINE I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
+  FORETOKEN_INLINE I multiply_int(I a, I b) { return _mm512_mullo_epi32(a, b); }
+  FORETOKEN_INLINE I look_up(I table, I index) { return _mm512_shuffle_epi8(table, index); }
+  FORETOKEN_INLINE I signed_table(const std::int8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   FORETOKEN_INLINE F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   FORETOKEN_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }

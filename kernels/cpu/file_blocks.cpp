@@ -32,8 +32,8 @@ void nibbles32(const std::uint8_t* q, std::uint8_t* code) {
   }
 }
 
-// Q4_K's 12 bytes: eight 6-bit scales and eight 6-bit minimums; the upper two bits of numbers 4..7
-// lie above the 6-bit numbers 0..3.
+// 12 bytes of Q4_K and Q5_K: eight 6-bit scales and eight 6-bit minimums; the upper two bits of
+// numbers 4..7 lie above the 6-bit numbers 0..3.
 void unpack_scales_6bit(const std::uint8_t* p, std::int8_t* scale, std::uint8_t* min) {
   for (int j = 0; j < 4; ++j) {
     scale[j] = static_cast<std::int8_t>(p[j] & 63);
@@ -43,14 +43,30 @@ void unpack_scales_6bit(const std::uint8_t* p, std::int8_t* scale, std::uint8_t*
   }
 }
 
+// Q3_K's 12 bytes: sixteen 6-bit scales, less 32; their upper two bits are the last four bytes.
+void unpack_scales_q3(const std::uint8_t* p, std::int8_t* scale) {
+  for (int j = 0; j < 16; ++j) {
+    const int low = j < 8 ? p[j] & 15 : p[j - 8] >> 4;
+    const int high = p[8 + j % 4] >> (2 * (j / 4)) & 3;
+    scale[j] = static_cast<std::int8_t>((low | high << 4) - 32);
+  }
+}
+
+// 64 bytes hold 256 two-bit codes, by 128 values: bits 2j of byte i are value 32 j + i.
+void pairs256(const std::uint8_t* q, std::uint8_t* code) {
+  for (int i = 0; i < 256; ++i) code[i] = q[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
+}
+
 struct TypeInfo {
   const char* name;
   int values;
   std::size_t bytes;
 };
 constexpr TypeInfo kTypes[kWeightTypes] = {
-    {"F32", 1, 4},    {"F16", 1, 2},    {"BF16", 1, 2},     {"Q8_0", 32, 34},   {"Q4_0", 32, 18},
-    {"Q4_1", 32, 20}, {"Q5_0", 32, 22}, {"Q4_K", 256, 144}, {"Q6_K", 256, 210},
+    {"F32", 1, 4},      {"F16", 1, 2},      {"BF16", 1, 2},     {"Q8_0", 32, 34},
+    {"Q4_0", 32, 18},   {"Q4_1", 32, 20},   {"Q5_0", 32, 22},   {"Q5_1", 32, 24},
+    {"IQ4_NL", 32, 18}, {"Q2_K", 256, 84},  {"Q3_K", 256, 110}, {"Q4_K", 256, 144},
+    {"Q5_K", 256, 176}, {"Q6_K", 256, 210},
 };
 const TypeInfo& info(WeightType type) { return kTypes[static_cast<int>(type)]; }
 
@@ -72,6 +88,7 @@ void decode_file_block(WeightType type, const std::byte* block, DecodedBlock* ou
       for (int i = 0; i < 32; ++i) out->code[i] = p[2 + i] ^ 0x80;
       return;
     case WeightType::kQ4_0:  // d, nibbles
+    case WeightType::kIQ4_NL:
       out->d = load16(p);
       nibbles32(p + 2, out->code);
       return;
@@ -80,26 +97,50 @@ void decode_file_block(WeightType type, const std::byte* block, DecodedBlock* ou
       out->m = load16(p + 2);
       nibbles32(p + 4, out->code);
       return;
+    case WeightType::kQ5_1:    // d, m, fifth bits, nibbles
     case WeightType::kQ5_0: {  // d, fifth bits, nibbles
       out->d = load16(p);
-      const std::uint32_t high = load32(p + 2);
-      nibbles32(p + 6, out->code);
+      p += 2;
+      if (type == WeightType::kQ5_1) {
+        out->m = load16(p);
+        p += 2;
+      }
+      const std::uint32_t high = load32(p);
+      nibbles32(p + 4, out->code);
       for (int i = 0; i < 32; ++i)
         out->code[i] = static_cast<std::uint8_t>(out->code[i] | ((high >> i & 1) << 4));
       return;
     }
-    case WeightType::kQ4_K:  // d, dmin, 6-bit scales, nibbles by 64 values
+    case WeightType::kQ2_K:  // scale and minimum nibbles 16, pairs 64, d, dmin
+      for (int j = 0; j < 16; ++j) {
+        out->scale[j] = static_cast<std::int8_t>(p[j] & 15);
+        out->min[j] = p[j] >> 4;
+      }
+      pairs256(p + 16, out->code);
+      out->d = load16(p + 80);
+      out->m = load16(p + 82);
+      return;
+    case WeightType::kQ3_K:  // third bits 32, pairs 64, 6-bit scales 12, d
+      pairs256(p + 32, out->code);
+      for (int i = 0; i < 256; ++i)
+        out->code[i] = static_cast<std::uint8_t>(out->code[i] | (p[i % 32] >> (i / 32) & 1) << 2);
+      unpack_scales_q3(p + 96, out->scale);
+      out->d = load16(p + 108);
+      return;
+    case WeightType::kQ4_K:    // d, dmin, 6-bit scales, nibbles by 64 values
+    case WeightType::kQ5_K: {  // d, dmin, 6-bit scales, fifth bits 32, nibbles by 64 values
       out->d = load16(p);
       out->m = load16(p + 2);
       unpack_scales_6bit(p + 4, out->scale, out->min);
-      for (int chunk = 0; chunk < 4; ++chunk) {
-        const std::uint8_t* q = p + 16 + 32 * chunk;
-        for (int i = 0; i < 32; ++i) {
-          out->code[64 * chunk + i] = q[i] & 15;
-          out->code[64 * chunk + 32 + i] = q[i] >> 4;
-        }
+      const bool five = type == WeightType::kQ5_K;
+      for (int i = 0; i < 256; ++i) {
+        const std::uint8_t byte = p[(five ? 48 : 16) + i / 64 * 32 + i % 32];
+        const int low = i % 64 < 32 ? byte & 15 : byte >> 4;
+        const int high = five ? p[16 + i % 32] >> (i / 32) & 1 : 0;
+        out->code[i] = static_cast<std::uint8_t>(low | high << 4);
       }
       return;
+    }
     case WeightType::kQ6_K:  // low nibbles 128, high pairs 64, scales 16, d
       for (int half = 0; half < 2; ++half) {
         const std::uint8_t* low = p + 64 * half;
@@ -133,26 +174,36 @@ void block_values(WeightType type, const DecodedBlock& block, float* out) {
       for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(block.code[i] - offset);
       return;
     }
-    case WeightType::kQ4_1: {
+    case WeightType::kIQ4_NL:
+      for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(kIq4Values[block.code[i]]);
+      return;
+    case WeightType::kQ4_1:
+    case WeightType::kQ5_1: {
       const float m = half_to_float(block.m);
       for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(block.code[i]) + m;
       return;
     }
-    case WeightType::kQ4_K: {
+    case WeightType::kQ2_K:
+    case WeightType::kQ4_K:
+    case WeightType::kQ5_K: {
       const float m = half_to_float(block.m);
+      const int values = type == WeightType::kQ2_K ? 16 : 32;
       for (int i = 0; i < 256; ++i) {
-        const float scale = d * static_cast<float>(block.scale[i / 32]);
-        const float min = m * static_cast<float>(block.min[i / 32]);
+        const float scale = d * static_cast<float>(block.scale[i / values]);
+        const float min = m * static_cast<float>(block.min[i / values]);
         out[i] = scale * static_cast<float>(block.code[i]) - min;
       }
       return;
     }
-    case WeightType::kQ6_K:
+    case WeightType::kQ3_K:
+    case WeightType::kQ6_K: {
+      const int offset = type == WeightType::kQ3_K ? 4 : 32;
       for (int i = 0; i < 256; ++i) {
         const float scale = d * static_cast<float>(block.scale[i / 16]);
-        out[i] = scale * static_cast<float>(block.code[i] - 32);
+        out[i] = scale * static_cast<float>(block.code[i] - offset);
       }
       return;
+    }
     case WeightType::kF32:
     case WeightType::kF16:
     case WeightType::kBF16:

@@ -38,6 +38,7 @@ struct Avx2 {
   FORETOKEN_INLINE I broadcast_pair(const void* p) {
     return _mm256_castps_si256(_mm256_broadcast_ss(static_cast<const float*>(p)));
   }
+  FORETOKEN_INLINE F splat(float v) { return _mm256_set1_ps(v); }
   FORETOKEN_INLINE I splat_byte(int v) { return _mm256_set1_epi8(static_cast<char>(v)); }
   FORETOKEN_INLINE I splat_word(int v) { return _mm256_set1_epi16(static_cast<short>(v)); }
   FORETOKEN_INLINE I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
@@ -52,6 +53,16 @@ struct Avx2 {
   FORETOKEN_INLINE I shift_left(I v) {
     return _mm256_slli_epi32(v, N);
   }
+  FORETOKEN_INLINE I shift_right_by(I v, int n) {
+    return _mm256_srl_epi32(v, _mm_cvtsi32_si128(n));
+  }
+  template <int Shift, int Mask>
+  FORETOKEN_INLINE I field(I v) {  // of each dword
+    return _mm256_and_si256(_mm256_srli_epi32(v, Shift), _mm256_set1_epi32(Mask));
+  }
+  FORETOKEN_INLINE I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
+  FORETOKEN_INLINE I multiply_int(I a, I b) { return _mm256_mullo_epi32(a, b); }
+  FORETOKEN_INLINE I look_up(I table, I index) { return _mm256_shuffle_epi8(table, index); }
   FORETOKEN_INLINE F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   FORETOKEN_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   FORETOKEN_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
@@ -88,6 +99,9 @@ struct Avx2 {
   }
   // vpmaddubsw would saturate at codes up to 255: take |w| <= 128 and give x the sign of w instead.
   FORETOKEN_INLINE I load_q8(const void* p) { return _mm256_xor_si256(load(p), splat_byte(0x80)); }
+  FORETOKEN_INLINE I byte_table(const std::int8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   FORETOKEN_INLINE I initial_q8(const Record32&) { return zero_int(); }
   FORETOKEN_INLINE I signed_products(I w, const std::int8_t* x) {
     return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(broadcast_pair(x), w));

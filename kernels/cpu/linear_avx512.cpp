@@ -34,6 +34,7 @@ struct Avx512 : Avx512Base {
     }
   }
   FORETOKEN_INLINE I load_q8(const void* p) { return _mm512_xor_si512(load(p), splat_byte(0x80)); }
+  FORETOKEN_INLINE I byte_table(const std::int8_t* p) { return signed_table(p); }
   FORETOKEN_INLINE I initial_q8(const Record32&) { return zero_int(); }
   FORETOKEN_INLINE I signed_products(I w, const std::int8_t* x) {
     const I q = broadcast_pair(x);

@@ -25,6 +25,9 @@ struct Avx512Vnni : Avx512Base {
       for (int g = 0; g < G; ++g) sum[g] = multiply_add(sum[g], w[j], x + g * stride + 4 * j);
   }
   FORETOKEN_INLINE I load_q8(const void* p) { return load(p); }
+  FORETOKEN_INLINE I byte_table(const std::int8_t* p) {
+    return _mm512_xor_si512(signed_table(p), splat_byte(0x80));
+  }
   FORETOKEN_INLINE I initial_q8(const Record32& x) { return broadcast(&x.minus128_sum); }
 };
 

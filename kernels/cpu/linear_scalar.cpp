@@ -1,14 +1,16 @@
 // The reference, and the truth the other instruction sets are tested against: the same integer sums
 // and the same float operations in the same order, one output and one row at a time.
 //
-//   blocks of 32:   y = fma(float(sum q w), d * scale, y) over the blocks; Q4_1: then
+//   blocks of 32:   y = fma(float(sum q w), d * scale, y) over the blocks; with minimums: then
 //                   y = fma(m, scale * sum q, y)
-//   blocks of 256:  s = -(float(sum m q) * dmin), Q6_K: 0; s = fma(float(sum q w), d * scale_j, s)
-//                   over the sub-blocks; y = fma(s, scale, y)
+//   blocks of 256:  s = -(float(sum m q) * dmin), without minimums: 0;
+//                   s = fma(float(sum q w), d * scale_j, s) over the sub-blocks;
+//                   y = fma(s, scale, y)
 //   float weights:  y = fma(w, x, y) over k
 #include <cmath>
 #include <cstring>
 
+#include "file_blocks.h"
 #include "half.h"
 #include "linear_functions.h"
 #include "packed_layout.h"
@@ -36,11 +38,19 @@ std::int32_t dot(const std::int32_t* code, const std::int8_t* q, int n) {
   return sum;
 }
 
+// Bit `shift` and above of 32 codes, from a plane of bits or of pairs.
+void add_bits(const std::uint8_t* plane, int lane, std::int32_t* code, int shift) {
+  for (int i = 0; i < 32; ++i) code[i] |= (plane[lane * 4 + (i & 3)] >> (i / 4) & 1) << shift;
+}
+void add_pairs(const std::uint8_t* plane, int lane, std::int32_t* code, int shift) {
+  for (int i = 0; i < 32; ++i)
+    code[i] |= (plane[i / 16 * 64 + lane * 4 + (i & 3)] >> (2 * (i / 4 & 3)) & 3) << shift;
+}
+
 float row_block32(WeightType type, const std::uint8_t* record, const std::uint8_t* tail, int lane,
                   const Record32& x, float y) {
   std::int32_t code[32];
   std::int32_t offset = 0;
-  float d;
   if (type == WeightType::kQ8_0) {
     for (int i = 0; i < 32; ++i) code[i] = record[i / 4 * 64 + lane * 4 + (i & 3)];
     offset = x.minus128_sum;
@@ -48,50 +58,81 @@ float row_block32(WeightType type, const std::uint8_t* record, const std::uint8_
     nibble_codes(record, lane, code);
   }
   if (type == WeightType::kQ4_0) offset = x.minus8_sum;
-  if (type == WeightType::kQ5_0) {
-    for (int i = 0; i < 32; ++i) code[i] |= (record[256 + lane * 4 + (i & 3)] >> (i / 4) & 1) << 4;
-    offset = 2 * x.minus8_sum;
-  }
-  d = half_at(type == WeightType::kQ4_1 ? record + 256 : tail, lane);
+  if (type == WeightType::kIQ4_NL)
+    for (std::int32_t& c : code) c = kIq4Values[c];
+  if (type == WeightType::kQ5_0 || type == WeightType::kQ5_1) add_bits(record + 256, lane, code, 4);
+  if (type == WeightType::kQ5_0) offset = 2 * x.minus8_sum;
+  const std::size_t minimum_at = record_bytes(type) - 32;  // where there is one
+  const bool minimum = type == WeightType::kQ4_1 || type == WeightType::kQ5_1;
+  const float d = half_at(minimum ? record + minimum_at - 32 : tail, lane);
   y = std::fma(static_cast<float>(offset + dot(code, x.q, 32)), d * x.scale, y);
-  if (type == WeightType::kQ4_1) y = std::fma(half_at(record + 288, lane), x.scaled_sum, y);
+  if (minimum) y = std::fma(half_at(record + minimum_at, lane), x.scaled_sum, y);
   return y;
 }
 
-float row_q4_k(const std::uint8_t* record, int lane, const Record256& x, float y) {
+// Q4_K, Q5_K.
+float row_min_k(WeightType type, const std::uint8_t* record, int lane, const Record256& x,
+                float y) {
   constexpr int kPairPlace[8] = {0, 2, 1, 3, 4, 6, 5, 7};
   std::int32_t min_sum = 0;
   for (int b = 0; b < 8; ++b)
-    min_sum += record[kQ4KMins + static_cast<std::size_t>(b / 4 * 64 + lane * 4 + (b & 3))] *
+    min_sum += record[k_mins(type) + static_cast<std::size_t>(b / 4 * 64 + lane * 4 + (b & 3))] *
                x.pair_sum[kPairPlace[b]];
-  const float d = half_at(record + kQ4KD, lane);
-  float s = static_cast<float>(min_sum) * -half_at(record + kQ4KDmin, lane);
+  const float d = half_at(record + k_d(type), lane);
+  float s = static_cast<float>(min_sum) * -half_at(record + k_dmin(type), lane);
   std::int32_t code[32];
   for (int b = 0; b < 8; ++b) {
     nibble_codes(record + 256 * b, lane, code);
+    if (type == WeightType::kQ5_K) add_bits(record + kQ5KFifths + 64 * b, lane, code, 4);
     const float scale =
-        d * static_cast<float>(record[kQ4KScales + static_cast<std::size_t>(16 * b + lane)]);
+        d * static_cast<float>(record[k_scales(type) + static_cast<std::size_t>(16 * b + lane)]);
     s = std::fma(static_cast<float>(dot(code, x.q + 32 * b, 32)), scale, s);
   }
   return std::fma(s, x.scale, y);
 }
 
-float row_q6_k(const std::uint8_t* record, const std::uint8_t* tail, int lane, const Record256& x,
-               float y) {
-  const float d = half_at(tail, lane);
+float row_q2_k(const std::uint8_t* record, int lane, const Record256& x, float y) {
+  auto nibbles = [&](int s) {
+    return record[kQ2KScales + static_cast<std::size_t>(s / 4 * 64 + lane * 4 + (s & 3))];
+  };
+  // 32 times the sum of minimums: at most 15 * 32 * 256 * 127 < 2^24, exact in a float.
+  std::int32_t min_sum = 0;
+  for (int s = 0; s < 16; ++s) min_sum += (nibbles(s) >> 4) * x.minus32_sum[s];
+  const float d = half_at(record + kQ2KD, lane);
+  float s = static_cast<float>(min_sum) * (half_at(record + kQ2KDmin, lane) * 0.03125f);
+  std::int32_t code[32];
+  for (int b = 0; b < 8; ++b) {
+    std::memset(code, 0, sizeof(code));
+    add_pairs(record + 128 * b, lane, code, 0);
+    for (int half = 0; half < 2; ++half) {
+      const int sub = 2 * b + half;
+      const float scale = d * static_cast<float>(nibbles(sub) & 15);
+      s = std::fma(static_cast<float>(dot(code + 16 * half, x.q + 16 * sub, 16)), scale, s);
+    }
+  }
+  return std::fma(s, x.scale, y);
+}
+
+// Q6_K, and Q3_K as if its three bits were the upper ones of six: 8 code - 32, an eighth of d.
+float row_signed_k(WeightType type, const std::uint8_t* record, const std::uint8_t* tail, int lane,
+                   const Record256& x, float y) {
+  const bool three = type == WeightType::kQ3_K;
+  const std::uint8_t* scales = record + (three ? kQ3KScales : kQ6KScales);
+  const float d = half_at(tail, lane) * (three ? 0.125f : 1.0f);
   float s = 0;
   std::int32_t code[32];
   for (int b = 0; b < 8; ++b) {
-    nibble_codes(record + 256 * b, lane, code);
-    for (int i = 0; i < 32; ++i) {
-      const int pairs =
-          record[kQ6KPairs + static_cast<std::size_t>(128 * b + i / 16 * 64 + lane * 4 + (i & 3))];
-      code[i] |= (pairs >> (2 * (i / 4 & 3)) & 3) << 4;
+    if (three) {
+      std::memset(code, 0, sizeof(code));
+      add_pairs(record + 128 * b, lane, code, 3);
+      add_bits(record + kQ3KThirds + 64 * b, lane, code, 5);
+    } else {
+      nibble_codes(record + 256 * b, lane, code);
+      add_pairs(record + kQ6KPairs + 128 * b, lane, code, 4);
     }
     for (int half = 0; half < 2; ++half) {
       const int sub = 2 * b + half;
-      const auto scale =
-          static_cast<std::int8_t>(record[kQ6KScales + static_cast<std::size_t>(16 * sub + lane)]);
+      const auto scale = static_cast<std::int8_t>(scales[16 * sub + lane]);
       const std::int32_t sum = x.minus32_sum[sub] + dot(code + 16 * half, x.q + 16 * sub, 16);
       s = std::fma(static_cast<float>(sum), d * static_cast<float>(scale), s);
     }
@@ -117,10 +158,15 @@ float output(const PackedMatrix& w, const std::uint8_t* group, int lane, const A
   for (std::int64_t b = 0; b < n_blocks; ++b) {
     if (wants_block32(w.type)) {
       y = row_block32(w.type, group, tail, lane, x.tile32(tile)[b * width + row - tile], y);
-    } else if (w.type == WeightType::kQ4_K) {
-      y = row_q4_k(group, lane, x.tile256(tile)[b * width + row - tile], y);
-    } else if (w.type == WeightType::kQ6_K) {
-      y = row_q6_k(group, tail, lane, x.tile256(tile)[b * width + row - tile], y);
+    } else if (wants_block256(w.type)) {
+      const Record256& record = x.tile256(tile)[b * width + row - tile];
+      if (w.type == WeightType::kQ2_K) {
+        y = row_q2_k(group, lane, record, y);
+      } else if (w.type == WeightType::kQ4_K || w.type == WeightType::kQ5_K) {
+        y = row_min_k(w.type, group, lane, record, y);
+      } else {
+        y = row_signed_k(w.type, group, tail, lane, record, y);
+      }
     } else {
       y = std::fma(float_weight(w.type, group, lane), x.x[row * x.stride + b], y);
     }

@@ -12,6 +12,7 @@
 // beat two by 1.2 at eight rows.
 #pragma once
 
+#include "file_blocks.h"
 #include "linear_functions.h"
 #include "packed_layout.h"
 
@@ -30,15 +31,23 @@ FORETOKEN_INLINE void in_groups(Fn&& fn) {
   }
 }
 
+constexpr bool has_fifth_bits(WeightType t) {
+  return t == WeightType::kQ5_0 || t == WeightType::kQ5_1 || t == WeightType::kQ5_K;
+}
+constexpr bool has_minimum(WeightType t) {  // of the types with blocks of 32
+  return t == WeightType::kQ4_1 || t == WeightType::kQ5_1;
+}
+
 // Sums of G rows over one block of 32. V::dot<largest code, n, G> adds n lane vectors' products to
 // each row's sum; x of row g is at x + g * stride bytes.
 template <class V, WeightType T, int G>
 FORETOKEN_INLINE void block_dots(const typename V::I (&w)[8], const Record32* x,
                                  typename V::I (&sum)[G]) {
-  constexpr int kMax = T == WeightType::kQ8_0 ? 255 : T == WeightType::kQ5_0 ? 31 : 15;
+  constexpr bool kBytes = T == WeightType::kQ8_0 || T == WeightType::kIQ4_NL;
+  constexpr int kMax = kBytes ? 255 : has_fifth_bits(T) ? 31 : 15;
 #pragma GCC unroll 16
   for (int g = 0; g < G; ++g) {
-    if constexpr (T == WeightType::kQ8_0) {
+    if constexpr (kBytes) {
       sum[g] = V::initial_q8(x[g]);
     } else if constexpr (T == WeightType::kQ4_0) {
       sum[g] = V::broadcast(&x[g].minus8_sum);
@@ -75,26 +84,28 @@ FORETOKEN_INLINE typename V::I move_bits(typename V::I v) {
   }
 }
 
-template <class V>
-FORETOKEN_INLINE void add_fifth_bits(typename V::I bits, typename V::I (&w)[8]) {
-  const typename V::I mask = V::splat_byte(16);
-  w[0] = V::or_masked(w[0], move_bits<V, 0, 4>(bits), mask);
-  w[1] = V::or_masked(w[1], move_bits<V, 1, 4>(bits), mask);
-  w[2] = V::or_masked(w[2], move_bits<V, 2, 4>(bits), mask);
-  w[3] = V::or_masked(w[3], move_bits<V, 3, 4>(bits), mask);
-  w[4] = V::or_masked(w[4], move_bits<V, 4, 4>(bits), mask);
-  w[5] = V::or_masked(w[5], move_bits<V, 5, 4>(bits), mask);
-  w[6] = V::or_masked(w[6], move_bits<V, 6, 4>(bits), mask);
-  w[7] = V::or_masked(w[7], move_bits<V, 7, 4>(bits), mask);
+// A plane of bits to bit `To` of eight lane vectors.
+template <class V, int To>
+FORETOKEN_INLINE void add_bits(typename V::I bits, typename V::I (&w)[8]) {
+  const typename V::I mask = V::splat_byte(1 << To);
+  w[0] = V::or_masked(w[0], move_bits<V, 0, To>(bits), mask);
+  w[1] = V::or_masked(w[1], move_bits<V, 1, To>(bits), mask);
+  w[2] = V::or_masked(w[2], move_bits<V, 2, To>(bits), mask);
+  w[3] = V::or_masked(w[3], move_bits<V, 3, To>(bits), mask);
+  w[4] = V::or_masked(w[4], move_bits<V, 4, To>(bits), mask);
+  w[5] = V::or_masked(w[5], move_bits<V, 5, To>(bits), mask);
+  w[6] = V::or_masked(w[6], move_bits<V, 6, To>(bits), mask);
+  w[7] = V::or_masked(w[7], move_bits<V, 7, To>(bits), mask);
 }
 
-template <class V>
-FORETOKEN_INLINE void add_high_pairs(typename V::I pairs, typename V::I* w) {
-  const typename V::I mask = V::splat_byte(0x30);
-  w[0] = V::or_masked(w[0], move_bits<V, 0, 4>(pairs), mask);
-  w[1] = V::or_masked(w[1], move_bits<V, 2, 4>(pairs), mask);
-  w[2] = V::or_masked(w[2], move_bits<V, 4, 4>(pairs), mask);
-  w[3] = V::or_masked(w[3], move_bits<V, 6, 4>(pairs), mask);
+// A plane of pairs to bits `To`, `To` + 1 of four lane vectors.
+template <class V, int To>
+FORETOKEN_INLINE void add_pairs(typename V::I pairs, typename V::I* w) {
+  const typename V::I mask = V::splat_byte(3 << To);
+  w[0] = V::or_masked(w[0], move_bits<V, 0, To>(pairs), mask);
+  w[1] = V::or_masked(w[1], move_bits<V, 2, To>(pairs), mask);
+  w[2] = V::or_masked(w[2], move_bits<V, 4, To>(pairs), mask);
+  w[3] = V::or_masked(w[3], move_bits<V, 6, To>(pairs), mask);
 }
 
 // Adds the bias and stores row r's lanes; `lanes` of the 16 outputs exist.
@@ -145,6 +156,7 @@ void tile_block32(const Tile& t) {
   const std::uint8_t* record = t.records + 4 * t.lane;
   const std::uint8_t* scales = t.tail + 2 * t.lane;
   const auto* x = static_cast<const Record32*>(t.x);
+  [[maybe_unused]] const I values = V::byte_table(kIq4Values);
   F sum[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) sum[r] = V::zero();
@@ -157,11 +169,16 @@ void tile_block32(const Tile& t) {
     } else {
       unpack_nibbles<V>(record, w);
     }
-    if constexpr (T == WeightType::kQ5_0) add_fifth_bits<V>(V::load(record + 256), w);
+    if constexpr (T == WeightType::kIQ4_NL) {
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) w[j] = V::look_up(values, w[j]);
+    }
+    if constexpr (has_fifth_bits(T)) add_bits<V, 4>(V::load(record + 256), w);
     F d, m;
-    if constexpr (T == WeightType::kQ4_1) {
-      d = V::load_half(record - 4 * t.lane + 256 + 2 * t.lane);
-      m = V::load_half(record - 4 * t.lane + 288 + 2 * t.lane);
+    if constexpr (has_minimum(T)) {
+      const std::uint8_t* halves = record - 2 * t.lane + record_bytes(T) - 64;
+      d = V::load_half(halves);
+      m = V::load_half(halves + 32);
     } else {
       d = V::load_half(scales);
     }
@@ -172,8 +189,7 @@ void tile_block32(const Tile& t) {
       for (int g = 0; g < kCount; ++g) {
         const int r = kFirst + g;
         sum[r] = V::fma(V::to_float(dot[g]), V::mul(d, V::broadcast(&x[r].scale)), sum[r]);
-        if constexpr (T == WeightType::kQ4_1)
-          sum[r] = V::fma(m, V::broadcast(&x[r].scaled_sum), sum[r]);
+        if constexpr (has_minimum(T)) sum[r] = V::fma(m, V::broadcast(&x[r].scaled_sum), sum[r]);
       }
     });
     record += record_bytes(T);
@@ -184,8 +200,9 @@ void tile_block32(const Tile& t) {
   for (int r = 0; r < R; ++r) store_outputs<V>(sum[r], t.bias, t.y + r * t.y_stride, t.lanes);
 }
 
+// Q4_K, Q5_K.
 template <class V, WeightType T, int R>
-void tile_q4_k(const Tile& t) {
+void tile_min_k(const Tile& t) {
   using F = typename V::F;
   using I = typename V::I;
   const std::uint8_t* record = t.records;
@@ -194,12 +211,12 @@ void tile_q4_k(const Tile& t) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) sum[r] = V::zero();
   for (std::int64_t b = 0; b < t.n_blocks; ++b) {
-    const F d = V::load_half(record + kQ4KD + 2 * t.lane);
+    const F d = V::load_half(record + k_d(T) + 2 * t.lane);
     F block_sum[R];
     {
-      const F minus_dmin = V::negate(V::load_half(record + kQ4KDmin + 2 * t.lane));
-      const I low = V::load(record + kQ4KMins + 4 * t.lane);
-      const I high = V::load(record + kQ4KMins + 64 + 4 * t.lane);
+      const F minus_dmin = V::negate(V::load_half(record + k_dmin(T) + 2 * t.lane));
+      const I low = V::load(record + k_mins(T) + 4 * t.lane);
+      const I high = V::load(record + k_mins(T) + 64 + 4 * t.lane);
       const I mask = V::splat_word(0xff);
       const I m02 = V::bit_and(low, mask), m13 = V::template shift_right<8>(low);
       const I m46 = V::bit_and(high, mask), m57 = V::template shift_right<8>(high);
@@ -218,13 +235,15 @@ void tile_q4_k(const Tile& t) {
       if (t.prefetch) prefetch_ahead<record_bytes(T) / 8>(record + record_bytes(T) / 8 * j);
       I w[8];
       unpack_nibbles<V>(record + 256 * j + 4 * t.lane, w);
-      const F scale = V::mul(d, V::load_u8(record + kQ4KScales + 16 * j + t.lane));
+      if constexpr (T == WeightType::kQ5_K)
+        add_bits<V, 4>(V::load(record + kQ5KFifths + 64 * j + 4 * t.lane), w);
+      const F scale = V::mul(d, V::load_u8(record + k_scales(T) + 16 * j + t.lane));
       in_groups<R, V::kDotRows>([&]<int kFirst, int kCount>() FORETOKEN_LAMBDA_INLINE {
         I dot[kCount];
 #pragma GCC unroll 16
         for (int g = 0; g < kCount; ++g) dot[g] = V::zero_int();
-        V::template dot<15, 8, kCount>(dot, w, x[kFirst].q + 32 * j,
-                                       static_cast<int>(sizeof(Record256)));
+        V::template dot<has_fifth_bits(T) ? 31 : 15, 8, kCount>(
+            dot, w, x[kFirst].q + 32 * j, static_cast<int>(sizeof(Record256)));
 #pragma GCC unroll 16
         for (int g = 0; g < kCount; ++g)
           block_sum[kFirst + g] = V::fma(V::to_float(dot[g]), scale, block_sum[kFirst + g]);
@@ -240,17 +259,90 @@ void tile_q4_k(const Tile& t) {
 }
 
 template <class V, WeightType T, int R>
-void tile_q6_k(const Tile& t) {
+void tile_q2_k(const Tile& t) {
   using F = typename V::F;
   using I = typename V::I;
   const std::uint8_t* record = t.records;
-  const std::uint8_t* scales = t.tail + 2 * t.lane;
   const auto* x = static_cast<const Record256*>(t.x);
   F sum[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) sum[r] = V::zero();
   for (std::int64_t b = 0; b < t.n_blocks; ++b) {
-    const F d = V::load_half(scales);
+    const F d = V::load_half(record + kQ2KD + 2 * t.lane);
+    // Activations carry -32 times their sums.
+    const F dmin = V::mul(V::load_half(record + kQ2KDmin + 2 * t.lane), V::splat(0.03125f));
+    const std::uint8_t* nibbles = record + kQ2KScales + 4 * t.lane;
+    I min_sum[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) min_sum[r] = V::zero_int();
+#pragma GCC unroll 1
+    for (int v = 0; v < 4; ++v) {
+      const I four = V::load(nibbles + 64 * v);
+      const I m[4] = {V::template field<4, 15>(four), V::template field<12, 15>(four),
+                      V::template field<20, 15>(four), V::template field<28, 15>(four)};
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k)
+          min_sum[r] = V::add_int(
+              min_sum[r], V::multiply_int(m[k], V::broadcast(&x[r].minus32_sum[4 * v + k])));
+      }
+    }
+    F block_sum[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) block_sum[r] = V::mul(V::to_float(min_sum[r]), dmin);
+#pragma GCC unroll 1
+    for (int j = 0; j < 8; ++j) {
+      if (t.prefetch) prefetch_ahead<record_bytes(T) / 8>(record + record_bytes(T) / 8 * j);
+      I w[8];
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) w[i] = V::zero_int();
+      const std::uint8_t* pairs = record + 128 * j + 4 * t.lane;
+      add_pairs<V, 0>(V::load(pairs), w);
+      add_pairs<V, 0>(V::load(pairs + 64), w + 4);
+      const I four = V::shift_right_by(V::load(nibbles + 64 * (j / 2)), 16 * (j & 1));
+      const F scales[2] = {V::mul(d, V::to_float(V::template field<0, 15>(four))),
+                           V::mul(d, V::to_float(V::template field<8, 15>(four)))};
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        in_groups<R, V::kDotRows>([&]<int kFirst, int kCount>() FORETOKEN_LAMBDA_INLINE {
+          I dot[kCount];
+#pragma GCC unroll 16
+          for (int g = 0; g < kCount; ++g) dot[g] = V::zero_int();
+          V::template dot<3, 4, kCount>(dot, w + 4 * half, x[kFirst].q + 32 * j + 16 * half,
+                                        static_cast<int>(sizeof(Record256)));
+#pragma GCC unroll 16
+          for (int g = 0; g < kCount; ++g)
+            block_sum[kFirst + g] =
+                V::fma(V::to_float(dot[g]), scales[half], block_sum[kFirst + g]);
+        });
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sum[r] = V::fma(block_sum[r], V::broadcast(&x[r].scale), sum[r]);
+    record += record_bytes(T);
+    x += t.x_stride;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) store_outputs<V>(sum[r], t.bias, t.y + r * t.y_stride, t.lanes);
+}
+
+// Q6_K, and Q3_K as if its three bits were the upper ones of six: 8 code - 32, an eighth of d.
+template <class V, WeightType T, int R>
+void tile_signed_k(const Tile& t) {
+  using F = typename V::F;
+  using I = typename V::I;
+  const std::uint8_t* record = t.records;
+  const std::uint8_t* scales = t.tail + 2 * t.lane;
+  constexpr bool kThree = T == WeightType::kQ3_K;
+  constexpr std::size_t kScales = kThree ? kQ3KScales : kQ6KScales;
+  const auto* x = static_cast<const Record256*>(t.x);
+  F sum[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) sum[r] = V::zero();
+  for (std::int64_t b = 0; b < t.n_blocks; ++b) {
+    F d = V::load_half(scales);
+    if constexpr (kThree) d = V::mul(d, V::splat(0.125f));
     F block_sum[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) block_sum[r] = V::zero();
@@ -258,14 +350,21 @@ void tile_q6_k(const Tile& t) {
     for (int j = 0; j < 8; ++j) {
       if (t.prefetch) prefetch_ahead<record_bytes(T) / 8>(record + record_bytes(T) / 8 * j);
       I w[8];
-      unpack_nibbles<V>(record + 256 * j + 4 * t.lane, w);
-      const std::uint8_t* pairs = record + kQ6KPairs + 128 * j + 4 * t.lane;
-      add_high_pairs<V>(V::load(pairs), w);
-      add_high_pairs<V>(V::load(pairs + 64), w + 4);
+      if constexpr (kThree) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) w[i] = V::zero_int();
+        add_bits<V, 5>(V::load(record + kQ3KThirds + 64 * j + 4 * t.lane), w);
+      } else {
+        unpack_nibbles<V>(record + 256 * j + 4 * t.lane, w);
+      }
+      constexpr int kTo = kThree ? 3 : 4;
+      const std::uint8_t* pairs = record + (kThree ? 0 : kQ6KPairs) + 128 * j + 4 * t.lane;
+      add_pairs<V, kTo>(V::load(pairs), w);
+      add_pairs<V, kTo>(V::load(pairs + 64), w + 4);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const int sub = 2 * j + half;
-        const F scale = V::mul(d, V::load_s8(record + kQ6KScales + 16 * sub + t.lane));
+        const F scale = V::mul(d, V::load_s8(record + kScales + 16 * sub + t.lane));
         in_groups<R, V::kDotRows>([&]<int kFirst, int kCount>() FORETOKEN_LAMBDA_INLINE {
           I dot[kCount];
 #pragma GCC unroll 16
@@ -313,10 +412,12 @@ void tile_float(const Tile& t) {
 
 template <class V, WeightType T, int R>
 FORETOKEN_INLINE void tile(const Tile& t) {
-  if constexpr (T == WeightType::kQ4_K) {
-    tile_q4_k<V, T, R>(t);
-  } else if constexpr (T == WeightType::kQ6_K) {
-    tile_q6_k<V, T, R>(t);
+  if constexpr (T == WeightType::kQ4_K || T == WeightType::kQ5_K) {
+    tile_min_k<V, T, R>(t);
+  } else if constexpr (T == WeightType::kQ2_K) {
+    tile_q2_k<V, T, R>(t);
+  } else if constexpr (T == WeightType::kQ3_K || T == WeightType::kQ6_K) {
+    tile_signed_k<V, T, R>(t);
   } else if constexpr (record_bytes(T) <= 64) {
     tile_float<V, T, R>(t);
   } else {
@@ -363,7 +464,7 @@ void groups_of(const LinearTask& task, std::int64_t first_group, std::int64_t la
   const PackedMatrix& w = task.w;
   const Activations::Impl& x = *task.x;
   constexpr bool kFloat = record_bytes(T) <= 64;
-  constexpr bool k256 = T == WeightType::kQ4_K || T == WeightType::kQ6_K;
+  constexpr bool k256 = record_bytes(T) > 512;
   const std::int64_t row_bytes = kFloat ? w.n_in * 4
                                  : k256
                                      ? w.n_in / 256 * static_cast<std::int64_t>(sizeof(Record256))
@@ -427,8 +528,18 @@ FORETOKEN_INLINE void groups_of_type(const LinearTask& task, std::int64_t first,
       return groups_of<V, WeightType::kQ4_1>(task, first, last);
     case WeightType::kQ5_0:
       return groups_of<V, WeightType::kQ5_0>(task, first, last);
+    case WeightType::kQ5_1:
+      return groups_of<V, WeightType::kQ5_1>(task, first, last);
+    case WeightType::kIQ4_NL:
+      return groups_of<V, WeightType::kIQ4_NL>(task, first, last);
+    case WeightType::kQ2_K:
+      return groups_of<V, WeightType::kQ2_K>(task, first, last);
+    case WeightType::kQ3_K:
+      return groups_of<V, WeightType::kQ3_K>(task, first, last);
     case WeightType::kQ4_K:
       return groups_of<V, WeightType::kQ4_K>(task, first, last);
+    case WeightType::kQ5_K:
+      return groups_of<V, WeightType::kQ5_K>(task, first, last);
     case WeightType::kQ6_K:
       return groups_of<V, WeightType::kQ6_K>(task, first, last);
   }

@@ -38,17 +38,46 @@ void get_nibbles(const std::uint8_t* plane, int lane, std::uint8_t* code) {
   }
 }
 
+// One more bit of each of 32 codes, above `shift` others: bit j of byte i is that of byte i of lane
+// vector j.
+void put_bits(std::uint8_t* plane, int lane, const std::uint8_t* code, int shift) {
+  for (int i = 0; i < 32; ++i) {
+    std::uint8_t& byte = plane[lane * 4 + (i & 3)];
+    byte = static_cast<std::uint8_t>(byte | (code[i] >> shift & 1) << (i / 4));
+  }
+}
+void get_bits(const std::uint8_t* plane, int lane, std::uint8_t* code, int shift) {
+  for (int i = 0; i < 32; ++i) {
+    const int bit = plane[lane * 4 + (i & 3)] >> (i / 4) & 1;
+    code[i] = static_cast<std::uint8_t>(code[i] | bit << shift);
+  }
+}
+
+// Two bits of each of 32 codes, above `shift` others.
+void put_pairs(std::uint8_t* plane, int lane, const std::uint8_t* code, int shift) {
+  for (int i = 0; i < 32; ++i) {
+    std::uint8_t& byte = plane[i / 16 * 64 + lane * 4 + (i & 3)];
+    byte = static_cast<std::uint8_t>(byte | (code[i] >> shift & 3) << (2 * (i / 4 & 3)));
+  }
+}
+void get_pairs(const std::uint8_t* plane, int lane, std::uint8_t* code, int shift) {
+  for (int i = 0; i < 32; ++i) {
+    const int pair = plane[i / 16 * 64 + lane * 4 + (i & 3)] >> (2 * (i / 4 & 3)) & 3;
+    code[i] = static_cast<std::uint8_t>(code[i] | pair << shift);
+  }
+}
+
 // `record` and `tail` are zero before the first lane is put.
 void put_block(WeightType type, const DecodedBlock& block, int lane, std::uint8_t* record,
                std::uint8_t* tail) {
+  if (tail_bytes(type) > 0) put16(tail, lane, block.d);
   switch (type) {
     case WeightType::kQ8_0:
       for (int i = 0; i < 32; ++i) record[i / 4 * 64 + lane * 4 + (i & 3)] = block.code[i];
-      put16(tail, lane, block.d);
       return;
     case WeightType::kQ4_0:
+    case WeightType::kIQ4_NL:
       put_nibbles(record, lane, block.code);
-      put16(tail, lane, block.d);
       return;
     case WeightType::kQ4_1:
       put_nibbles(record, lane, block.code);
@@ -56,37 +85,53 @@ void put_block(WeightType type, const DecodedBlock& block, int lane, std::uint8_
       put16(record + 288, lane, block.m);
       return;
     case WeightType::kQ5_0:
+    case WeightType::kQ5_1:
       put_nibbles(record, lane, block.code);
-      for (int i = 0; i < 32; ++i) {
-        std::uint8_t& byte = record[256 + lane * 4 + (i & 3)];
-        byte = static_cast<std::uint8_t>(byte | (block.code[i] >> 4) << (i / 4));
+      put_bits(record + 256, lane, block.code, 4);
+      if (type == WeightType::kQ5_1) {
+        put16(record + 320, lane, block.d);
+        put16(record + 352, lane, block.m);
       }
-      put16(tail, lane, block.d);
+      return;
+    case WeightType::kQ2_K:
+      for (int b = 0; b < 8; ++b) put_pairs(record + 128 * b, lane, block.code + 32 * b, 0);
+      for (int s = 0; s < 16; ++s)
+        record[kQ2KScales + static_cast<std::size_t>(s / 4 * 64 + lane * 4 + (s & 3))] =
+            static_cast<std::uint8_t>(block.scale[s] | block.min[s] << 4);
+      put16(record + kQ2KD, lane, block.d);
+      put16(record + kQ2KDmin, lane, block.m);
+      return;
+    case WeightType::kQ3_K:
+      for (int b = 0; b < 8; ++b) {
+        put_pairs(record + 128 * b, lane, block.code + 32 * b, 0);
+        put_bits(record + kQ3KThirds + 64 * b, lane, block.code + 32 * b, 2);
+      }
+      for (int s = 0; s < 16; ++s)
+        record[kQ3KScales + static_cast<std::size_t>(16 * s + lane)] =
+            static_cast<std::uint8_t>(block.scale[s]);
       return;
     case WeightType::kQ4_K:
+    case WeightType::kQ5_K:
       for (int b = 0; b < 8; ++b) {
         put_nibbles(record + 256 * b, lane, block.code + 32 * b);
-        record[kQ4KScales + static_cast<std::size_t>(16 * b + lane)] =
+        if (type == WeightType::kQ5_K)
+          put_bits(record + kQ5KFifths + 64 * b, lane, block.code + 32 * b, 4);
+        record[k_scales(type) + static_cast<std::size_t>(16 * b + lane)] =
             static_cast<std::uint8_t>(block.scale[b]);
-        record[kQ4KMins + static_cast<std::size_t>(b / 4 * 64 + lane * 4 + (b & 3))] = block.min[b];
+        record[k_mins(type) + static_cast<std::size_t>(b / 4 * 64 + lane * 4 + (b & 3))] =
+            block.min[b];
       }
-      put16(record + kQ4KD, lane, block.d);
-      put16(record + kQ4KDmin, lane, block.m);
+      put16(record + k_d(type), lane, block.d);
+      put16(record + k_dmin(type), lane, block.m);
       return;
     case WeightType::kQ6_K:
       for (int b = 0; b < 8; ++b) {
-        const std::uint8_t* code = block.code + 32 * b;
-        put_nibbles(record + 256 * b, lane, code);
-        for (int i = 0; i < 32; ++i) {
-          std::uint8_t& byte = record[kQ6KPairs + static_cast<std::size_t>(128 * b + i / 16 * 64 +
-                                                                           lane * 4 + (i & 3))];
-          byte = static_cast<std::uint8_t>(byte | (code[i] >> 4) << (2 * (i / 4 & 3)));
-        }
+        put_nibbles(record + 256 * b, lane, block.code + 32 * b);
+        put_pairs(record + kQ6KPairs + 128 * b, lane, block.code + 32 * b, 4);
       }
       for (int s = 0; s < 16; ++s)
         record[kQ6KScales + static_cast<std::size_t>(16 * s + lane)] =
             static_cast<std::uint8_t>(block.scale[s]);
-      put16(tail, lane, block.d);
       return;
     default:
       __builtin_trap();
@@ -95,14 +140,14 @@ void put_block(WeightType type, const DecodedBlock& block, int lane, std::uint8_
 
 void get_block(WeightType type, const std::uint8_t* record, const std::uint8_t* tail, int lane,
                DecodedBlock* block) {
+  if (tail_bytes(type) > 0) block->d = get16(tail, lane);
   switch (type) {
     case WeightType::kQ8_0:
       for (int i = 0; i < 32; ++i) block->code[i] = record[i / 4 * 64 + lane * 4 + (i & 3)];
-      block->d = get16(tail, lane);
       return;
     case WeightType::kQ4_0:
+    case WeightType::kIQ4_NL:
       get_nibbles(record, lane, block->code);
-      block->d = get16(tail, lane);
       return;
     case WeightType::kQ4_1:
       get_nibbles(record, lane, block->code);
@@ -110,39 +155,58 @@ void get_block(WeightType type, const std::uint8_t* record, const std::uint8_t* 
       block->m = get16(record + 288, lane);
       return;
     case WeightType::kQ5_0:
+    case WeightType::kQ5_1:
       get_nibbles(record, lane, block->code);
-      for (int i = 0; i < 32; ++i) {
-        const int bit = record[256 + lane * 4 + (i & 3)] >> (i / 4) & 1;
-        block->code[i] = static_cast<std::uint8_t>(block->code[i] | bit << 4);
+      get_bits(record + 256, lane, block->code, 4);
+      if (type == WeightType::kQ5_1) {
+        block->d = get16(record + 320, lane);
+        block->m = get16(record + 352, lane);
       }
-      block->d = get16(tail, lane);
+      return;
+    case WeightType::kQ2_K:
+      std::memset(block->code, 0, sizeof(block->code));
+      for (int b = 0; b < 8; ++b) get_pairs(record + 128 * b, lane, block->code + 32 * b, 0);
+      for (int s = 0; s < 16; ++s) {
+        const std::uint8_t byte =
+            record[kQ2KScales + static_cast<std::size_t>(s / 4 * 64 + lane * 4 + (s & 3))];
+        block->scale[s] = static_cast<std::int8_t>(byte & 15);
+        block->min[s] = byte >> 4;
+      }
+      block->d = get16(record + kQ2KD, lane);
+      block->m = get16(record + kQ2KDmin, lane);
+      return;
+    case WeightType::kQ3_K:
+      std::memset(block->code, 0, sizeof(block->code));
+      for (int b = 0; b < 8; ++b) {
+        get_pairs(record + 128 * b, lane, block->code + 32 * b, 0);
+        get_bits(record + kQ3KThirds + 64 * b, lane, block->code + 32 * b, 2);
+      }
+      for (int s = 0; s < 16; ++s)
+        block->scale[s] =
+            static_cast<std::int8_t>(record[kQ3KScales + static_cast<std::size_t>(16 * s + lane)]);
       return;
     case WeightType::kQ4_K:
+    case WeightType::kQ5_K:
       for (int b = 0; b < 8; ++b) {
         get_nibbles(record + 256 * b, lane, block->code + 32 * b);
-        block->scale[b] =
-            static_cast<std::int8_t>(record[kQ4KScales + static_cast<std::size_t>(16 * b + lane)]);
+        if (type == WeightType::kQ5_K)
+          get_bits(record + kQ5KFifths + 64 * b, lane, block->code + 32 * b, 4);
+        block->scale[b] = static_cast<std::int8_t>(
+            record[k_scales(type) + static_cast<std::size_t>(16 * b + lane)]);
         block->min[b] =
-            record[kQ4KMins + static_cast<std::size_t>(b / 4 * 64 + lane * 4 + (b & 3))];
+            record[k_mins(type) + static_cast<std::size_t>(b / 4 * 64 + lane * 4 + (b & 3))];
       }
-      block->d = get16(record + kQ4KD, lane);
-      block->m = get16(record + kQ4KDmin, lane);
+      block->d = get16(record + k_d(type), lane);
+      block->m = get16(record + k_dmin(type), lane);
       return;
     case WeightType::kQ6_K:
       for (int b = 0; b < 8; ++b) {
-        std::uint8_t* code = block->code + 32 * b;
-        get_nibbles(record + 256 * b, lane, code);
-        for (int i = 0; i < 32; ++i) {
-          const std::uint8_t byte =
-              record[kQ6KPairs +
-                     static_cast<std::size_t>(128 * b + i / 16 * 64 + lane * 4 + (i & 3))];
-          code[i] = static_cast<std::uint8_t>(code[i] | (byte >> (2 * (i / 4 & 3)) & 3) << 4);
-        }
+        get_nibbles(record + 256 * b, lane, block->code + 32 * b);
+        get_pairs(record + kQ6KPairs + 128 * b, lane, block->code + 32 * b, 4);
       }
       for (int s = 0; s < 16; ++s)
         block->scale[s] =
             static_cast<std::int8_t>(record[kQ6KScales + static_cast<std::size_t>(16 * s + lane)]);
-      block->d = get16(tail, lane);
       return;
     default:
       __builtin_trap();

@@ -42,12 +42,22 @@ std::optional<WeightType> weight_type_of(std::uint32_t ggml_type) {
       return WeightType::kQ4_1;
     case 6:
       return WeightType::kQ5_0;
+    case 7:
+      return WeightType::kQ5_1;
     case 8:
       return WeightType::kQ8_0;
+    case 10:
+      return WeightType::kQ2_K;
+    case 11:
+      return WeightType::kQ3_K;
     case 12:
       return WeightType::kQ4_K;
+    case 13:
+      return WeightType::kQ5_K;
     case 14:
       return WeightType::kQ6_K;
+    case 20:
+      return WeightType::kIQ4_NL;
     case 30:
       return WeightType::kBF16;
     default:
@@ -81,7 +91,7 @@ class Loader {
     if (!type) {
       return bad(ErrorCode::kUnsupported,
                  fmt::format("tensor {} has type {}, wanted one of F32, F16, BF16, Q8_0, Q4_0, "
-                             "Q4_1, Q5_0, Q4_K, Q6_K",
+                             "Q4_1, Q5_0, Q5_1, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K",
                              tensor.name, ggml_type_name(tensor.ggml_type)));
     }
     if (tensor.shape[0] % kernels::weight_block_values(*type) != 0) {

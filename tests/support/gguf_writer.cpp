@@ -2,12 +2,17 @@
 
 #include <unistd.h>
 
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <random>
+
+#include "foretoken/kernels/linear.h"
+#include "runtime/model/weights.h"
 
 namespace foretoken::testing {
 namespace {
@@ -101,6 +106,53 @@ void GgufWriter::write(const std::string& path) const {
       .write(reinterpret_cast<const char*>(data.data()), std::streamsize(data.size()));
 }
 
+namespace {
+
+// fp16, towards zero; of ordinary size.
+std::uint16_t half_bits(float v) {
+  const auto bits = std::bit_cast<std::uint32_t>(v);
+  return std::uint16_t((bits >> 16 & 0x8000) | ((bits >> 13 & 0x3ffff) - (112 << 10)));
+}
+
+// Random codes and scales of a quantised type; its fp16 fields are set so that the values have mean
+// 0 and root mean square `rms`.
+std::vector<std::uint8_t> random_blocks(std::uint32_t ggml_type, std::int64_t n_values, float rms,
+                                        std::mt19937_64& random) {
+  struct Fields {
+    std::size_t d, m;  // offsets in a block; m = 0: none
+    float m_of_d;      // minimum that makes the mean 0, where d is 1
+  };
+  static const std::map<std::uint32_t, Fields> kFields = {
+      {2, {0, 0, 0}},      {3, {0, 2, -7.5f}},   {6, {0, 0, 0}},    {7, {0, 2, -15.5f}},
+      {8, {0, 0, 0}},      {10, {80, 82, 1.5f}}, {11, {108, 0, 0}}, {12, {0, 2, 7.5f}},
+      {13, {0, 2, 15.5f}}, {14, {208, 0, 0}},    {20, {0, 0, 0}}};
+  const Fields f = kFields.at(ggml_type);
+  const GgmlBlock block = ggml_block(ggml_type).value();
+  std::vector<std::uint8_t> bytes(std::size_t(n_values / block.elements * block.bytes));
+  for (std::uint8_t& b : bytes) b = std::uint8_t(random());
+  auto put_half = [&](std::size_t at, float v) {
+    const std::uint16_t half = half_bits(v);
+    std::memcpy(bytes.data() + at, &half, 2);
+  };
+  auto set = [&](float d) {
+    for (std::size_t at = 0; at < bytes.size(); at += std::size_t(block.bytes)) {
+      put_half(at + f.d, d);
+      if (f.m) put_half(at + f.m, d * f.m_of_d);
+    }
+  };
+  set(1.0f);
+  std::vector<float> values(static_cast<std::size_t>(n_values));
+  kernels::dequantize_file_row(weight_type_of(ggml_type).value(),
+                               reinterpret_cast<const std::byte*>(bytes.data()), n_values,
+                               values.data());
+  double square = 0;
+  for (const float v : values) square += double(v) * v;
+  set(float(rms / std::sqrt(square / double(n_values))));
+  return bytes;
+}
+
+}  // namespace
+
 void write_tiny_model(const std::string& path, const TinyModelOptions& o) {
   GgufWriter w;
   const std::string arch = o.qwen2 ? "qwen2" : "llama";
@@ -162,6 +214,11 @@ void write_tiny_model(const std::string& path, const TinyModelOptions& o) {
   auto matrix = [&](const std::string& name, std::int64_t n_out, std::int64_t n_in, float gain) {
     std::vector<float> values(std::size_t(n_out * n_in));
     const float scale = gain / std::sqrt(float(n_in));
+    if (o.ggml_type != 0) {
+      w.add_raw_tensor(name, {n_in, n_out}, o.ggml_type,
+                       random_blocks(o.ggml_type, n_out * n_in, scale, random));
+      return;
+    }
     for (float& v : values) v = normal(random) * scale;
     w.add_tensor(name, {n_in, n_out}, values);
   };

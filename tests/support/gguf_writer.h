@@ -44,6 +44,8 @@ struct TinyModelOptions {
   int context_length = 2048;
   float logit_scale = 4.0f;  // how peaked its distributions are
   bool qwen2 = false;        // biases and NeoX rotary instead of Llama's
+  // Of the matrices (0: F32). A quantised type takes random blocks, scaled to the wanted size.
+  std::uint32_t ggml_type = 0;
 };
 // A random-weight model with a byte-level vocabulary: every code path of a real one, in
 // milliseconds.

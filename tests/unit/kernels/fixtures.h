@@ -13,9 +13,11 @@
 
 namespace foretoken::kernels {
 
-inline constexpr WeightType kAllTypes[] = {WeightType::kF32,  WeightType::kF16,  WeightType::kBF16,
-                                           WeightType::kQ8_0, WeightType::kQ4_0, WeightType::kQ4_1,
-                                           WeightType::kQ5_0, WeightType::kQ4_K, WeightType::kQ6_K};
+inline constexpr WeightType kAllTypes[] = {
+    WeightType::kF32,  WeightType::kF16,  WeightType::kBF16, WeightType::kQ8_0,   WeightType::kQ4_0,
+    WeightType::kQ4_1, WeightType::kQ5_0, WeightType::kQ5_1, WeightType::kIQ4_NL, WeightType::kQ2_K,
+    WeightType::kQ3_K, WeightType::kQ4_K, WeightType::kQ5_K, WeightType::kQ6_K};
+static_assert(std::size(kAllTypes) == kWeightTypes);
 
 // Runs the scope on one instruction set and restores the previous one.
 class ScopedIsa {
@@ -62,8 +64,14 @@ inline std::vector<std::byte> random_file_rows(WeightType type, std::int64_t n_r
     default: {
       const std::size_t block = weight_row_bytes(type, weight_block_values(type));
       for (std::size_t at = 0; at < rows.size(); at += block) {
-        put_half(type == WeightType::kQ6_K ? at + 208 : at);
-        if (type == WeightType::kQ4_1 || type == WeightType::kQ4_K) put_half(at + 2);
+        const std::size_t first = type == WeightType::kQ6_K   ? 208
+                                  : type == WeightType::kQ3_K ? 108
+                                  : type == WeightType::kQ2_K ? 80
+                                                              : 0;
+        put_half(at + first);
+        if (type == WeightType::kQ4_1 || type == WeightType::kQ5_1 || type == WeightType::kQ2_K ||
+            type == WeightType::kQ4_K || type == WeightType::kQ5_K)
+          put_half(at + first + 2);
       }
     }
   }

@@ -216,8 +216,11 @@ TEST_P(LinearTypes, LargestCodesDoNotSaturate) {
     const std::size_t block = weight_row_bytes(GetParam(), weight_block_values(GetParam()));
     for (std::size_t i = 0; i < m.file.size(); ++i) {
       const std::size_t at = i % block;
-      const bool scale = GetParam() == WeightType::kQ6_K
-                             ? at >= 208
+      const auto type = GetParam();
+      const bool scale = type == WeightType::kQ6_K   ? at >= 208
+                         : type == WeightType::kQ3_K ? at >= 108
+                         : type == WeightType::kQ2_K
+                             ? at >= 80
                              : at < (block == 34 || block == 18 || block == 22 ? 2u : 4u);
       if (!scale) m.file[i] = static_cast<std::byte>(fill);
     }

@@ -79,8 +79,8 @@ TEST_P(Tiny, LogitsMatchTheOracle) {
   for (int i = 0; i < 90; ++i) tokens.push_back((i * 31 + i * i) % 300);
   const auto wanted = reference_logits((*model)->file(), (*model)->config(), tokens);
   const auto got = runtime_logits(**model, tokens, 17);
-  // F32 weights: what is left is the cache's bf16, 2^-9 a value, which sharp random attention amplifies at
-  // some positions. A wrong rotation, mask or head mapping is off by the whole norm.
+  // F32 weights: what is left is the cache's bf16, 2^-9 a value, which sharp random attention
+  // amplifies at some positions. A wrong rotation, mask or head mapping is off by the whole norm.
   double total = 0;
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     double error = 0, norm = 0;
@@ -92,6 +92,37 @@ TEST_P(Tiny, LogitsMatchTheOracle) {
     total += std::sqrt(error / norm);
   }
   EXPECT_LT(total / double(tokens.size()), 0.01);
+}
+
+// Every type that a file may have, through the loader and the whole forward pass. What is left is
+// the rounding of activations to 8 bits, about 1/200 a layer and matrix.
+TEST(WeightTypes, PerplexityWithinHalfAPercentOfFloat) {
+  for (const std::uint32_t type : {2u, 3u, 6u, 7u, 8u, 10u, 11u, 12u, 13u, 14u, 20u}) {
+    SCOPED_TRACE(ggml_type_name(type));
+    TemporaryDirectory directory;
+    TinyModelOptions options;
+    options.hidden = 256;
+    options.n_layers = 2;
+    options.logit_scale = 1.0f;
+    options.ggml_type = type;
+    write_tiny_model(directory.file("m.gguf"), options);
+    auto model = Model::load(directory.file("m.gguf"), {.threads = 2});
+    ASSERT_TRUE(model) << model.error().message;
+    std::vector<TokenId> tokens;
+    for (int i = 0; i < 480; ++i) tokens.push_back((i * 31 + i * i) % 300);
+    const auto wanted = reference_logits((*model)->file(), (*model)->config(), tokens);
+    const auto got = runtime_logits(**model, tokens, 64);
+    const double ratio = perplexity(got, tokens) / perplexity(wanted, tokens);
+    EXPECT_NEAR(ratio, 1.0, 0.005);
+    double error = 0, norm = 0;
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      for (std::size_t v = 0; v < wanted[i].size(); ++v) {
+        error += std::pow(double(got[i][v]) - wanted[i][v], 2);
+        norm += std::pow(double(wanted[i][v]), 2);
+      }
+    }
+    EXPECT_LT(std::sqrt(error / norm), 0.06);
+  }
 }
 
 TEST_P(Tiny, ChunkingChangesNoBit) {

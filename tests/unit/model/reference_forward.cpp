@@ -3,39 +3,16 @@
 #include <cmath>
 
 #include "foretoken/kernels/linear.h"
+#include "runtime/model/weights.h"
 
 namespace foretoken::testing {
 namespace {
 
 using Rows = std::vector<std::vector<float>>;
 
-kernels::WeightType type_of(std::uint32_t ggml) {
-  using W = kernels::WeightType;
-  switch (ggml) {
-    case 0:
-      return W::kF32;
-    case 1:
-      return W::kF16;
-    case 2:
-      return W::kQ4_0;
-    case 3:
-      return W::kQ4_1;
-    case 6:
-      return W::kQ5_0;
-    case 8:
-      return W::kQ8_0;
-    case 12:
-      return W::kQ4_K;
-    case 14:
-      return W::kQ6_K;
-    default:
-      return W::kBF16;
-  }
-}
-
 std::vector<float> row_of(const GgufTensor& t, std::int64_t row) {
   std::vector<float> out(std::size_t(t.shape[0]));
-  const auto type = type_of(t.ggml_type);
+  const auto type = weight_type_of(t.ggml_type).value();
   kernels::dequantize_file_row(
       type, t.data.data() + std::size_t(row) * kernels::weight_row_bytes(type, t.shape[0]),
       t.shape[0], out.data());

@@ -15,8 +15,10 @@
 
 namespace foretoken::kernels {
 
-enum class WeightType : std::uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ4_K, kQ6_K };
-inline constexpr int kWeightTypes = 9;
+enum class WeightType : std::uint8_t {
+  kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kIQ4_NL, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K
+};
+inline constexpr int kWeightTypes = 14;
 const char* weight_type_name(WeightType type);            // "Q4_K"
 int weight_block_values(WeightType type);                 // values a block: 1, 32 or 256; n_in must be a multiple
 std::size_t weight_row_bytes(WeightType type, std::int64_t n_in);   // of the *file's* format
@@ -48,7 +50,7 @@ class Activations {
   Activations(const Activations&) = delete;
   Activations& operator=(const Activations&) = delete;
   // x: [n_rows, n_in] float, row stride in floats; must stay valid while used. Forms not asked for are
-  // not made (`block32`: int8 in blocks of 32 for Q8_0, Q4_0, Q4_1, Q5_0; `block256`: for Q4_K, Q6_K).
+  // not made (`block32`: int8 in blocks of 32, `block256`: of 256).
   void set(const float* x, std::int64_t n_rows, std::int64_t n_in, std::int64_t stride, bool block32,
            bool block256, ThreadPool& pool);
   struct Impl;
@@ -57,10 +59,8 @@ class Activations {
  private:
   std::unique_ptr<Impl> impl_;
 };
-inline bool wants_block32(WeightType t) {
-  return t == WeightType::kQ8_0 || t == WeightType::kQ4_0 || t == WeightType::kQ4_1 || t == WeightType::kQ5_0;
-}
-inline bool wants_block256(WeightType t) { return t == WeightType::kQ4_K || t == WeightType::kQ6_K; }
+inline bool wants_block32(WeightType t) { return weight_block_values(t) == 32; }
+inline bool wants_block256(WeightType t) { return weight_block_values(t) == 256; }
 
 // y: [n_rows, n_out], row stride in floats. bias: [n_out] or null. Rows come from `x`.
 void linear(const PackedMatrix& w, const Activations& x, const float* bias, float* y, std::int64_t y_stride,
