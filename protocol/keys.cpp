@@ -129,7 +129,8 @@ fs::path KeyFolder::public_path(KeyRole role) const {
 
 Status KeyFolder::make(bool server, bool trainer) const {
   std::error_code error;
-  fs::create_directories(folder_, error);
+  const bool created = fs::create_directories(folder_, error);
+  if (created) fs::permissions(folder_, fs::perms::owner_all, error);
   if (error) {
     return Error{ErrorCode::kIo,
                  fmt::format("{}: cannot create: {}", folder_.string(), error.message())};

@@ -116,6 +116,7 @@ int main(int argc, char** argv) {
   auto keys = key_folder.trainer();
   if (!keys) return fail(keys.error());
   options.session.signing_key = keys->signing;
+  endpoints.keys = keys->link;
   auto link = open_trainer_link(endpoints);
   if (!link) return fail(link.error());
   auto created = Trainer::create(options, std::move(link).value(), system_clock());

@@ -137,6 +137,7 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
   auto keys = flags.load_keys();
   if (!keys) return keys.error();
   link.trusted_signers = keys->signers;
+  link.endpoints.keys = keys->link;
   link.model_fingerprint = loaded.model->fingerprint();
   link.state_root = flags.state_dir;
   link.trace_dir = flags.trace_dir;

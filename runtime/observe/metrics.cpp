@@ -127,6 +127,9 @@ std::string metrics_text(const EngineStats* engine, const LinkStats& link,
   f.open(MetricType::Counter, "weight_bundles_rejected_total", "Weight bundles refused");
   for (const auto& [reason, n] : link.bundles_rejected)
     f.add(static_cast<double>(n), {{"reason", reason}});
+  f.counter("link_peers_refused_total",
+            "Attempts to connect to the trainer's endpoints without a trusted key",
+            link.peers_refused);
   f.gauge("trainer_connected", "1 while a trainer is connected", link.trainer_connected ? 1 : 0);
   if (link.trainer_step)
     f.counter("trainer_steps_total", "Steps of the trainer", *link.trainer_step);

@@ -80,6 +80,7 @@ struct LinkStats {
   std::map<std::string, std::int64_t> traces_dropped;  // by reason
   std::int64_t bundles_received = 0;
   std::map<std::string, std::int64_t> bundles_rejected;  // by reason
+  std::int64_t peers_refused = 0;  // attempts to connect without a trusted key
   bool trainer_connected = false;
   std::optional<std::int64_t> trainer_step;
   std::optional<double> trainer_loss;

@@ -158,6 +158,7 @@ json::object stats_json(const EngineStats& s, const LinkStats& link, const Stats
       {"trainer",
        json::object{
            {"connected", link.trainer_connected},
+           {"peers_refused", link.peers_refused},
            {"step", link.trainer_step ? json::value(*link.trainer_step) : json::value(nullptr)},
            {"loss", link.trainer_loss ? finite(*link.trainer_loss) : json::value(nullptr)},
            {"verdict", link.trainer_verdict.empty() ? json::value(nullptr)

@@ -145,6 +145,7 @@ void ServerLink::publish_stats() {
   stats.traces_dropped = publisher_.dropped();
   stats.bundles_received = receiver_.bundles_received();
   stats.bundles_rejected = receiver_.rejected();
+  if (link_.peers_refused) stats.peers_refused = link_.peers_refused->load();
   if (const auto trainer = receiver_.trainer()) {
     stats.trainer_connected = true;
     stats.trainer_step = trainer->step;

@@ -117,6 +117,100 @@ TEST(ZmqLink, AnEndpointThatIsTakenIsNamed) {
   EXPECT_FALSE(open_server_link({"nonsense", "tcp://127.0.0.1:*"}));
 }
 
+struct Keys {
+  CurveKeyPair server = CurveKeyPair::generate(), trainer = CurveKeyPair::generate();
+  LinkEndpoints for_server() const {
+    return {"tcp://127.0.0.1:*", "tcp://127.0.0.1:*", 50, LinkKeys{server, {trainer.public_key}}};
+  }
+};
+
+LinkEndpoints with_keys(LinkEndpoints endpoints, std::optional<LinkKeys> keys) {
+  endpoints.keys = std::move(keys);
+  return endpoints;
+}
+
+TEST(ZmqLinkWithKeys, CarriesMessagesBothWays) {
+  const Keys keys;
+  Link server = *open_server_link(keys.for_server());
+  Link trainer = *open_trainer_link(
+      with_keys(server.endpoints, LinkKeys{keys.trainer, {keys.server.public_key}}));
+  ASSERT_TRUE(send_until_taken(*server.sender, hello(5)));
+  ASSERT_TRUE(receive(*trainer.receiver));
+  ASSERT_TRUE(send_until_taken(*trainer.sender, hello(6)));
+  EXPECT_EQ(parse_server_hello(*receive(*server.receiver))->run, 6u);
+  EXPECT_EQ(server.peers_refused->load(), 0);
+}
+
+// Whoever is not trusted gets nothing, brings nothing, and is counted: a stranger who knows the
+// server's public key, one who takes it for another server, and one without any keys.
+TEST(ZmqLinkWithKeys, RefusesStrangersAndCountsThem) {
+  const Keys keys;
+  const CurveKeyPair stranger = CurveKeyPair::generate();
+  const std::optional<LinkKeys> wrong[] = {LinkKeys{stranger, {keys.server.public_key}},
+                                           LinkKeys{keys.trainer, {stranger.public_key}},
+                                           std::nullopt};
+  for (const auto& theirs : wrong) {
+    Link server = *open_server_link(keys.for_server());
+    Link peer = *open_trainer_link(with_keys(server.endpoints, theirs));
+    for (int i = 0; i < 1000 && server.peers_refused->load() < 2; ++i) {
+      EXPECT_FALSE(server.sender->try_send(hello(1)));
+      peer.sender->try_send(hello(2));
+      EXPECT_FALSE(server.receiver->try_receive());
+      EXPECT_FALSE(peer.receiver->try_receive());
+      std::this_thread::sleep_for(10ms);
+    }
+    EXPECT_GE(server.peers_refused->load(), 2);  // both sockets
+    // They do not stand in the way of the one who may.
+    Link trainer = *open_trainer_link(
+        with_keys(server.endpoints, LinkKeys{keys.trainer, {keys.server.public_key}}));
+    ASSERT_TRUE(send_until_taken(*server.sender, hello(5)));
+    EXPECT_TRUE(receive(*trainer.receiver));
+  }
+}
+
+TEST(ZmqLinkWithKeys, AServerWithoutTrustedTrainersIsClosed) {
+  Keys keys;
+  LinkEndpoints endpoints = keys.for_server();
+  endpoints.keys->peers.clear();
+  Link server = *open_server_link(endpoints);
+  Link trainer = *open_trainer_link(
+      with_keys(server.endpoints, LinkKeys{keys.trainer, {keys.server.public_key}}));
+  for (int i = 0; i < 1000 && server.peers_refused->load() < 2; ++i) {
+    EXPECT_FALSE(server.sender->try_send(hello(1)));
+    std::this_thread::sleep_for(10ms);
+  }
+  EXPECT_GE(server.peers_refused->load(), 2);
+}
+
+// The server was told to trust it, and started again.
+TEST(ZmqLinkWithKeys, ATrainerThatIsTrustedLaterGetsIn) {
+  Keys keys;
+  LinkEndpoints endpoints = keys.for_server();
+  endpoints.keys->peers.clear();
+  Link server = *open_server_link(endpoints);
+  const LinkEndpoints bound = server.endpoints;
+  Link trainer =
+      *open_trainer_link(with_keys(bound, LinkKeys{keys.trainer, {keys.server.public_key}}));
+  for (int i = 0; i < 1000 && server.peers_refused->load() < 2; ++i)
+    std::this_thread::sleep_for(10ms);
+  server = {};
+  const auto trusting = with_keys(bound, keys.for_server().keys);
+  auto again = open_server_link(trusting);
+  for (int i = 0; i < 100 && !again; ++i) {
+    std::this_thread::sleep_for(50ms);
+    again = open_server_link(trusting);
+  }
+  ASSERT_TRUE(again) << again.error().message;
+  std::optional<Message> got;
+  for (int i = 0; i < 200 && !got; ++i) {
+    again->sender->try_send(hello(9));
+    got = receive(*trainer.receiver, 100ms);
+  }
+  ASSERT_TRUE(got);
+  ASSERT_TRUE(send_until_taken(*trainer.sender, hello(6)));
+  EXPECT_TRUE(receive(*again->receiver));
+}
+
 struct Simulated : testing::Test {
   ManualClock clock;
   MemoryNetwork network{clock, 11};

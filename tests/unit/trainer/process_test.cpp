@@ -72,6 +72,7 @@ class Processes : public testing::Test {
     ASSERT_TRUE(keys.make(true, true));
     ServerLinkOptions options;
     options.trusted_signers = keys.server()->signers;
+    options.endpoints.keys = keys.server()->link;
     options.endpoints.traces = options.endpoints.weights = "tcp://127.0.0.1:*";
     options.model_fingerprint = test_fingerprint();
     options.state_root = folder_ / "server";
