@@ -287,6 +287,7 @@ Message serialize(const RequestTrace& trace) {
       std::size_t(std::max(trace.n_taps, 0)) * std::size_t(std::max(trace.tap_width, 0));
   header.add_n_positions(
       tap_floats ? static_cast<std::int32_t>(trace.tap_values.size() / tap_floats) : 0);
+  header.add_tap_first(trace.tap_first);
   header.add_gap(trace.gap);
   header.add_rounds(rounds_at);
   header.add_frames(infos_at);
@@ -343,12 +344,14 @@ Result<RequestTrace> parse_trace(std::span<const Frame> message) {
 
   trace.n_taps = header.n_taps();
   trace.tap_width = header.tap_width();
+  trace.tap_first = header.tap_first();
   const std::int64_t n_positions = header.n_positions();
   constexpr std::int64_t kMaxTaps = 64, kMaxTapWidth = 1 << 20;
   if (trace.n_taps < 0 || trace.n_taps > kMaxTaps || trace.tap_width < 0 ||
-      trace.tap_width > kMaxTapWidth || n_positions < 0 || n_positions > std::int64_t(n_tokens)) {
-    return invalid("shape",
-                   fmt::format("taps: [{}, {}, {}]", n_positions, trace.n_taps, trace.tap_width));
+      trace.tap_width > kMaxTapWidth || n_positions < 0 || trace.tap_first < 0 ||
+      trace.tap_first + n_positions > std::int64_t(n_tokens)) {
+    return invalid("shape", fmt::format("taps: [{}, {}, {}] from position {} of {}", n_positions,
+                                        trace.n_taps, trace.tap_width, trace.tap_first, n_tokens));
   }
   const auto n_scales = std::size_t(n_positions * trace.n_taps);
   if (auto s = frames->take(Kind::TapScales, n_scales, trace.tap_scales); !s) return s.error();

@@ -102,16 +102,26 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   PortfolioOptions portfolio;
   portfolio.ngram = o.spec_type == SpecType::kNgram || o.spec_type == SpecType::kAuto;
   portfolio.fusion = o.spec_type == SpecType::kHead || o.spec_type == SpecType::kAuto;
+  portfolio.head = o.spec_type == SpecType::kHead || o.spec_type == SpecType::kAuto;
+  portfolio.hidden = config.hidden;
+  portfolio.model_step_bytes = model->step_bytes();
   portfolio.n_max = o.spec_draft_n_max;
   portfolio.n_fixed = o.spec_draft_n_fixed;
   portfolio.max_sequences = o.max_num_seqs;
   portfolio.max_model_len = o.max_model_len;
-  self->portfolio_ = std::make_unique<Portfolio>(portfolio, std::move(model_speculator));
+  self->portfolio_ =
+      std::make_unique<Portfolio>(portfolio, std::move(model_speculator), *self->pool_);
   self->coin_ = ControlCoin(o.control_fraction, 0x666f7265746f6bull);
   self->learned_.served = initial_weights();
 
   self->max_logit_rows_ = o.max_num_seqs * (1 + o.spec_draft_n_max);
   self->workspace_ = model->make_workspace(o.max_batch_rows, self->max_logit_rows_);
+  self->taps_ = head_taps(config.n_layers);
+  if (self->trace_sink_ || portfolio.head) {
+    self->tap_values_.resize(std::size_t(o.max_batch_rows) * kHeadTaps *
+                             std::size_t(config.hidden));
+    self->feature_values_.resize(kHeadTaps * std::size_t(config.hidden));
+  }
   self->sampler_ = std::make_unique<Sampler>(config.n_vocab);
   self->logits_.resize(std::size_t(self->max_logit_rows_) * std::size_t(config.n_vocab));
   self->top_ids_.resize(kTeacherTopK);

@@ -3,6 +3,7 @@
 // Nothing here is shared: engine.cpp carries requests in and statistics out.
 #pragma once
 
+#include <array>
 #include <deque>
 #include <memory>
 #include <vector>
@@ -38,7 +39,8 @@ struct Round {
   std::vector<TokenId> tokens;  // [n_rows]
   std::vector<KvRows> groups;
   std::vector<int> logit_rows;
-  bool control = false;  // speculation off, by the coin
+  bool control = false;   // speculation off, by the coin
+  bool has_taps = false;  // tap_values_ are of this round
   bool has_prefill = false;
   int prefill_rows = 0;           // at least that many beside the decoding rows
   int n_entries = 0, n_jobs = 0;  // used prefixes: buffers are kept from round to round
@@ -91,6 +93,8 @@ class EngineCore {
   DraftContext context_of(const Sequence& sequence) const;
   void swap_for_test();
   const LearnedWeights* learned_of(const Sequence& sequence) const;
+  void capture(const RoundEntry& entry);  // taps.cpp
+  bool wants_features(const Sequence& sequence) const;
   void accept_one(RoundEntry& entry);
   void commit_one(RoundEntry& entry);
 
@@ -110,7 +114,10 @@ class EngineCore {
   std::vector<std::unique_ptr<Sequence>> running_;  // admission order
   std::vector<bool> slot_used_;
   Round round_;
-  std::vector<float> logits_;  // [max_logit_rows, n_vocab]
+  std::array<int, kHeadTaps> taps_{};
+  std::vector<float> tap_values_;              // [max_batch_rows, kHeadTaps, hidden] of this round
+  std::vector<std::uint16_t> feature_values_;  // [kHeadTaps, hidden], scratch
+  std::vector<float> logits_;                  // [max_logit_rows, n_vocab]
   std::vector<std::int32_t> top_ids_;
   std::vector<float> top_values_;
   int max_logit_rows_ = 0;

@@ -86,6 +86,19 @@ class ThreadedEngine final : public Engine {
       trace->sampling = {request.sampling.temperature, request.sampling.top_k,
                          request.sampling.top_p, request.sampling.min_p, request.sampling.seed};
       trace->n_prompt = std::int32_t(n);
+      // Reserved here, on the caller's thread, so that the engine's seldom allocates: what an
+      // ordinary request needs, a long one grows.
+      constexpr std::int64_t kReservedTokens = 1024;
+      const auto generated =
+          std::size_t(std::min<std::int64_t>(request.max_tokens, kReservedTokens));
+      trace->generated.reserve(generated);
+      trace->rounds.reserve(generated);
+      trace->n_taps = kHeadTaps;
+      trace->tap_width = std::int32_t(model_->config().hidden);
+      trace->tap_first = std::int32_t(std::max<std::int64_t>(0, n - kTracedPrompt));
+      const auto positions = std::size_t(n - trace->tap_first) + generated;
+      trace->tap_scales.reserve(positions * kHeadTaps);
+      trace->tap_values.reserve(positions * kHeadTaps * std::size_t(trace->tap_width));
       sequence->trace = std::move(trace);
     }
     sequence->request = std::move(request);

@@ -59,6 +59,15 @@ void EngineCore::verify() {
     batch.sequences = r.groups;
     batch.logit_rows = r.logit_rows;
     batch.logits = logits_.data();
+    // A few copies of hidden states, and the final norm of every row: only when somebody reads
+    // them.
+    r.has_taps = false;
+    for (int i = 0; i < r.n_entries; ++i)
+      r.has_taps |= wants_features(*r.entries[std::size_t(i)].sequence);
+    if (r.has_taps) {
+      batch.taps = taps_;
+      batch.tap_values = tap_values_.data();
+    }
     model_->forward(batch, *kv_, *workspace_, *pool_);
     if (options_.fault == EngineFault::kBatchDependentKernel) {
       // As if the order of summation followed the number of rows.

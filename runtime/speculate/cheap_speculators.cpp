@@ -3,55 +3,58 @@
 #include <algorithm>
 
 namespace foretoken {
+
+CheapChoice choose_cheap(DraftSources& sources, CheapKinds kinds, const DraftContext& context,
+                         std::span<const TokenId> drafted) {
+  if (!kinds.ngram && !kinds.fusion) return {};
+  if (!kinds.fusion) return {sources.ngram(context, drafted), SpeculatorKind::kNgram};
+  const auto fusion = sources.fusion(context, drafted);
+  if (!kinds.ngram) return {fusion, SpeculatorKind::kFusion};
+  const auto ngram = sources.ngram(context, drafted);
+  // On a tie the learned one: it has seen more candidates.
+  return ngram.confidence > fusion.confidence ? CheapChoice{ngram, SpeculatorKind::kNgram}
+                                              : CheapChoice{fusion, SpeculatorKind::kFusion};
+}
+
+// Until it has nothing, the draft is long enough, unlikely or at an end.
+void extend_cheap(DraftSources& sources, CheapKinds kinds, DraftJob& job, float survival) {
+  const auto& stops = job.context.stop_tokens;
+  const auto ended = [&] {
+    return !job.draft.tokens.empty() &&
+           std::find(stops.begin(), stops.end(), job.draft.tokens.back()) != stops.end();
+  };
+  while (static_cast<int>(job.draft.tokens.size()) < job.max_tokens && !ended()) {
+    const CheapChoice choice =
+        choose_cheap(sources, kinds, job.context, std::span<const TokenId>(job.draft.tokens));
+    const Proposal& proposal = choice.calibrated.proposal;
+    if (proposal.empty()) break;
+    survival *= choice.calibrated.confidence;
+    if (survival < job.min_survival) break;
+    job.draft.push(proposal.token, choice.calibrated.confidence, choice.kind, proposal.raw);
+  }
+}
+
 namespace {
 
-struct Choice {
-  DraftSources::Calibrated calibrated;
-  SpeculatorKind kind;
-};
-
-// choose(context, drafted) -> Choice, until it has nothing, the draft is long enough, unlikely or
-// at an end.
-template <class Choose>
-void draft_chain(std::span<DraftJob> jobs, Choose choose) {
+void propose(DraftSources& sources, CheapKinds kinds, std::span<DraftJob> jobs) {
   for (DraftJob& job : jobs) {
     job.draft.clear();
-    float survival = 1;
-    const auto& stops = job.context.stop_tokens;
-    while (static_cast<int>(job.draft.tokens.size()) < job.max_tokens) {
-      const Choice choice = choose(job.context, std::span<const TokenId>(job.draft.tokens));
-      const Proposal& proposal = choice.calibrated.proposal;
-      if (proposal.empty()) break;
-      survival *= choice.calibrated.confidence;
-      if (survival < job.min_survival) break;
-      job.draft.push(proposal.token, choice.calibrated.confidence, choice.kind, proposal.raw);
-      if (std::find(stops.begin(), stops.end(), proposal.token) != stops.end()) break;
-    }
+    extend_cheap(sources, kinds, job, 1.0f);
   }
 }
 
 }  // namespace
 
 void NgramSpeculator::propose(std::span<DraftJob> jobs) {
-  draft_chain(jobs, [this](const DraftContext& context, std::span<const TokenId> drafted) {
-    return Choice{sources_.ngram(context, drafted), SpeculatorKind::kNgram};
-  });
+  foretoken::propose(sources_, {.ngram = true}, jobs);
 }
 
 void FusionSpeculator::propose(std::span<DraftJob> jobs) {
-  draft_chain(jobs, [this](const DraftContext& context, std::span<const TokenId> drafted) {
-    return Choice{sources_.fusion(context, drafted), SpeculatorKind::kFusion};
-  });
+  foretoken::propose(sources_, {.fusion = true}, jobs);
 }
 
 void propose_best(DraftSources& sources, std::span<DraftJob> jobs) {
-  draft_chain(jobs, [&sources](const DraftContext& context, std::span<const TokenId> drafted) {
-    const auto ngram = sources.ngram(context, drafted);
-    const auto fusion = sources.fusion(context, drafted);
-    // On a tie the learned one: it has seen more candidates.
-    return ngram.confidence > fusion.confidence ? Choice{ngram, SpeculatorKind::kNgram}
-                                                : Choice{fusion, SpeculatorKind::kFusion};
-  });
+  propose(sources, {.ngram = true, .fusion = true}, jobs);
 }
 
 }  // namespace foretoken

@@ -33,6 +33,21 @@ class FusionSpeculator : public CheapSpeculator {
   void propose(std::span<DraftJob> jobs) override;
 };
 
+// Which of the cheap kinds may propose.
+struct CheapKinds {
+  bool ngram = false, fusion = false;
+};
+
+struct CheapChoice {
+  DraftSources::Calibrated calibrated;  // empty proposal: nothing known
+  SpeculatorKind kind = SpeculatorKind::kNone;
+};
+// The one of the allowed kinds with the higher calibrated confidence for the token after `drafted`.
+CheapChoice choose_cheap(DraftSources& sources, CheapKinds kinds, const DraftContext& context,
+                         std::span<const TokenId> drafted);
+// Goes on with a draft that holds with probability `survival` so far.
+void extend_cheap(DraftSources& sources, CheapKinds kinds, DraftJob& job, float survival);
+
 // Position by position the one of the two with the higher calibrated confidence, whatever the other
 // speculators do: the cheap half of `auto`.
 void propose_best(DraftSources& sources, std::span<DraftJob> jobs);

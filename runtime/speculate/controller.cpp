@@ -26,6 +26,11 @@ constexpr double kCatchUpRowCost = 0.25;
 // A first burst must be affordable within any 2,000 tokens: half a per cent of as many rounds.
 constexpr double kFirstProbeBudget = 10;
 constexpr double kProbeBudgetCap = 100;
+// A first burst of the head: a twentieth of a round a step, so a few rounds' worth.
+constexpr double kFirstHeadProbeBudget = 4;
+// A head's hit opens the position after it as well: what one is worth beyond its own token, at the
+// acceptance of .3 to .4 that drafts have where this is in doubt.
+constexpr double kHeadFurther = 1.5;
 
 double context_work(std::span<const DraftJob> jobs) {
   double sum = 0;
@@ -47,7 +52,8 @@ Controller::Controller(const ControllerOptions& options)
       survival_(static_cast<std::size_t>(options.max_sequences)),
       rates_(static_cast<std::size_t>(options.max_sequences) + 1),
       random_(options.seed * 0x9e3779b97f4a7c15u + 1),
-      probe_budget_(kFirstProbeBudget) {
+      probe_budget_(kFirstProbeBudget),
+      head_probe_budget_(kFirstHeadProbeBudget) {
   slots_.reserve(static_cast<std::size_t>(options.max_sequences) *
                  static_cast<std::size_t>(options.max_draft));
 }
@@ -119,7 +125,11 @@ void Controller::collect(std::span<const DraftJob> jobs) {
       slots_.push_back({survival, static_cast<int>(i), depth++});
     }
   }
-  // Survival never rises along a draft, so a sequence's slots stay in order.
+  sort_slots();
+}
+
+// Survival never rises along a draft, so a sequence's slots stay in order.
+void Controller::sort_slots() {
   std::sort(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) {
     if (a.survival != b.survival) return a.survival > b.survival;
     return a.depth != b.depth ? a.depth < b.depth : a.job < b.job;
@@ -151,8 +161,80 @@ void Controller::trim(std::span<DraftJob> jobs, int prefill_rows, int max_extra_
     jobs[i].draft.truncate(static_cast<std::size_t>(keep_[i]));
 }
 
+Controller::HeadPlan Controller::plan_head(std::span<const DraftJob> jobs,
+                                           std::span<const std::uint8_t> ready,
+                                           const HeadLift& lift) {
+  HeadPlan plan;
+  if (jobs.empty()) return plan;
+  const int n = static_cast<int>(jobs.size());
+  const double rate = this->rate(n);
+  const double work = context_work(jobs);
+  collect(jobs);
+  best_slots(n, work, 0, &plan.value);
+  const double start = costs_.relative_head_start(), step = costs_.relative_head_step();
+  const auto believed = static_cast<float>(trust());
+  int longest = 0;
+  for (std::size_t i = 0; i < jobs.size(); ++i)
+    if (ready[i]) longest = std::max(longest, std::min(jobs[i].max_tokens, options_.max_draft));
+  if (longest == 0) return plan;
+  for (int depth = 1; depth <= longest; ++depth) {
+    slots_.clear();
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+      const DraftJob& job = jobs[i];
+      const bool sampled = job.context.sampling->temperature > 0;
+      const auto known = static_cast<int>(job.draft.confidences.size());
+      const int length = ready[i] ? std::min(job.max_tokens, std::max(depth, known))
+                                  : std::min(known, options_.max_draft);
+      float survival = believed;
+      for (int d = 0; d < length && d < options_.max_draft; ++d) {
+        // Past the cheap draft's end nothing is known of what the cheap kinds would say.
+        const float cheap = d < known ? job.draft.confidences[static_cast<std::size_t>(d)] : 0.0f;
+        survival *= ready[i] && d < depth ? std::max(cheap, lift.estimate(cheap, sampled)) : cheap;
+        slots_.push_back({survival, static_cast<int>(i), d});
+      }
+    }
+    sort_slots();
+    double value = 0;
+    best_slots(n, work, 0, &value);
+    value -= rate * (start + step * depth);
+    if (value > plan.value) {
+      plan.value = value;
+      plan.depth = depth;
+    }
+  }
+  if (plan.depth == 0) {
+    const double round = start + step * kProbeLength + price(n, n * kProbeLength, 0);
+    if (head_probe_rounds_left_ == 0 && head_probe_budget_ >= round * kProbeRounds)
+      head_probe_rounds_left_ = kProbeRounds;
+    if (head_probe_rounds_left_ > 0) {
+      --head_probe_rounds_left_;
+      head_probe_budget_ -= round;
+      plan.depth = std::min(kProbeLength, longest);
+    }
+  }
+  return plan;
+}
+
+bool Controller::another_head_step(int sequences, int depth,
+                                   std::span<const HeadOutlook> jobs) const {
+  if (jobs.empty()) return false;
+  const double rate = this->rate(sequences);
+  const int n = static_cast<int>(jobs.size());
+  const double row =
+      rate * (price(sequences, n * (depth + 1), 0) - price(sequences, n * depth, 0)) / n;
+  double gain = 0;
+  for (const HeadOutlook& job : jobs) {
+    const double survival = trust() * static_cast<double>(job.survival);
+    const double with = std::max(0.0, survival * static_cast<double>(job.with_head) - row);
+    const double without = std::max(0.0, survival * static_cast<double>(job.without) - row);
+    gain += std::max(0.0, with - without);
+  }
+  return kHeadFurther * gain > rate * costs_.relative_head_step();
+}
+
 void Controller::plan_model(std::span<const DraftJob> jobs, const DraftSources& sources,
-                            std::span<const std::int64_t> lags, std::span<int> lengths) {
+                            std::span<const std::int64_t> lags, std::span<int> lengths,
+                            double other_value) {
   std::fill(lengths.begin(), lengths.end(), 0);
   if (jobs.empty()) return;
   const int n = static_cast<int>(jobs.size());
@@ -161,6 +243,7 @@ void Controller::plan_model(std::span<const DraftJob> jobs, const DraftSources& 
   collect(jobs);
   double cheap_value = 0;
   best_slots(n, work, 0, &cheap_value);
+  cheap_value = std::max(cheap_value, other_value);
 
   // All sequences together, to a common depth: a draft step reads the draft's weights once for all.
   const double step = costs_.relative_draft_step(SpeculatorKind::kModel);
@@ -210,9 +293,13 @@ void Controller::observe(const RoundMeasurement& round) {
   costs_.observe(round.rows, round.work, round.verify_ms);
   if (round.draft_steps > 0)
     costs_.observe_draft(round.draft_kind, round.draft_steps, round.draft_ms);
+  if (round.head_steps > 0)
+    costs_.observe_head(round.head_begin_ms, round.head_steps, round.head_steps_ms);
   const int n = std::min(round.sequences, options_.max_sequences);
   // A budget for one burst in reserve, not for a storm after an hour of quiet.
   probe_budget_ = std::min(probe_budget_ + kProbeShare / 2 * costs_.relative(n), kProbeBudgetCap);
+  head_probe_budget_ =
+      std::min(head_probe_budget_ + kProbeShare / 2 * costs_.relative(n), kProbeBudgetCap);
   if (round.control) return;
   predicted_ = predicted_ * (1.0 - 1.0 / kTrustMemory) + predicted_now_;
   came_true_ =
@@ -222,7 +309,10 @@ void Controller::observe(const RoundMeasurement& round) {
   const double keep = 1.0 - 1.0 / kRateMemory;
   rate.tokens = rate.tokens * keep + round.emitted;
   rate.cost = rate.cost * keep + costs_.relative(round.rows, round.work) +
-              costs_.relative_draft_step(round.draft_kind) * round.draft_steps;
+              costs_.relative_draft_step(round.draft_kind) * round.draft_steps +
+              (round.head_steps > 0
+                   ? costs_.relative_head_start() + costs_.relative_head_step() * round.head_steps
+                   : 0.0);
 }
 
 }  // namespace foretoken

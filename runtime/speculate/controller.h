@@ -19,6 +19,7 @@
 
 #include "runtime/speculate/cost_model.h"
 #include "runtime/speculate/draft_sources.h"
+#include "runtime/speculate/head_lift.h"
 #include "runtime/speculate/speculator.h"
 
 namespace foretoken {
@@ -41,6 +42,8 @@ struct RoundMeasurement {
   SpeculatorKind draft_kind = SpeculatorKind::kNone;  // that ran a model, if one did
   int draft_steps = 0;
   double draft_ms = 0;
+  int head_steps = 0;  // of the recurrent head; 0: it did not run
+  double head_begin_ms = 0, head_steps_ms = 0;
 };
 
 class Controller {
@@ -52,15 +55,34 @@ class Controller {
   // same round.
   void trim(std::span<DraftJob> jobs, int prefill_rows, int max_extra_rows);
 
+  // How many positions the recurrent head should draft in this round, given the cheap drafts
+  // (proposed, not yet trimmed), and what the round is then expected to gain. ready[i]: the head
+  // can draft for job i. Depth 0: the cheap drafts are as good.
+  struct HeadPlan {
+    int depth = 0;
+    double value = 0;  // in tokens, the price of time taken off
+  };
+  HeadPlan plan_head(std::span<const DraftJob> jobs, std::span<const std::uint8_t> ready,
+                     const HeadLift& lift);
+  // One job's next position while the head drafts: the chance that all before it is right, and that
+  // its proposal is, with another step of the head and without.
+  struct HeadOutlook {
+    float survival = 0, with_head = 0, without = 0;
+  };
+  // Whether another step of the head pays for these jobs together.
+  bool another_head_step(int sequences, int depth, std::span<const HeadOutlook> jobs) const;
+
   // Whether the `model` speculator should draft in this round, and how far, given the cheap drafts
   // (already proposed, not yet trimmed): sets lengths[i] (0: keep the cheap draft of job i).
-  // lags[i]: tokens the draft model has not seen yet.
+  // lags[i]: tokens the draft model has not seen yet. other_value: of the best plan without it.
   void plan_model(std::span<const DraftJob> jobs, const DraftSources& sources,
-                  std::span<const std::int64_t> lags, std::span<int> lengths);
+                  std::span<const std::int64_t> lags, std::span<int> lengths,
+                  double other_value = 0);
 
   void observe(const RoundMeasurement& round);
 
   const CostModel& costs() const { return costs_; }
+  CostModel& costs() { return costs_; }
   double rate(int sequences) const;  // tokens per relative cost
   // Accepted over predicted of what was lately drafted: survivals are scaled by it. Calibration
   // learns slowly, cell by cell; this notices within a dozen drafts that traffic turned.
@@ -71,6 +93,7 @@ class Controller {
   void collect(std::span<const DraftJob> jobs);
   // How many of slots_ to verify; *value: what they gain, in tokens.
   int best_slots(int sequences, double work_per_slot, int prefill_rows, double* value) const;
+  void sort_slots();
   double price(int sequences, int slots,
                int prefill_rows) const;  // relative cost of `slots` more rows
   double uniform();
@@ -93,6 +116,8 @@ class Controller {
   std::uint64_t random_;
   double probe_budget_;  // relative cost the draft model may spend unproven
   int probe_rounds_left_ = 0;
+  double head_probe_budget_;  // the same for the head
+  int head_probe_rounds_left_ = 0;
 };
 
 }  // namespace foretoken

@@ -46,8 +46,7 @@ double CostModel::relative(int rows, double work) const {
 }
 
 double CostModel::relative_draft_step(SpeculatorKind kind) const {
-  const DraftCost& cost = draft_[static_cast<std::size_t>(kind)];
-  return cost.steps > 0 ? cost.relative / cost.steps : 0.0;
+  return draft_[static_cast<std::size_t>(kind)].per(0.0);
 }
 
 double CostModel::draft_step_ms(SpeculatorKind kind) const {
@@ -89,14 +88,23 @@ void CostModel::observe(int rows, double work, double ms) {
 
 void CostModel::observe_draft(SpeculatorKind kind, int steps, double ms) {
   if (steps < 1 || !(ms >= 0)) return;
-  DraftCost& cost = draft_[static_cast<std::size_t>(kind)];
-  if (cost.steps >= kDraftMemory) {
-    const double keep = kDraftMemory / (kDraftMemory + steps);
-    cost.relative *= keep;
-    cost.steps *= keep;
+  draft_[static_cast<std::size_t>(kind)].add(ms / speed_ms(), steps);
+}
+
+void CostModel::observe_head(double begin_ms, int steps, double steps_ms) {
+  if (steps < 1 || !(begin_ms >= 0) || !(steps_ms >= 0)) return;
+  head_start_.add(begin_ms / speed_ms(), 1);
+  head_step_.add(steps_ms / speed_ms(), steps);
+}
+
+void CostModel::DraftCost::add(double cost, int n) {
+  if (steps >= kDraftMemory) {
+    const double keep = kDraftMemory / (kDraftMemory + n);
+    relative *= keep;
+    steps *= keep;
   }
-  cost.relative += ms / speed_ms();
-  cost.steps += steps;
+  relative += cost;
+  steps += n;
 }
 
 void CostModel::refit() {

@@ -30,6 +30,14 @@ class CostModel {
   // steps: forward passes of the draft model in this round, catching up included.
   void observe_draft(SpeculatorKind kind, int steps, double ms);
 
+  // The recurrent head in one round: beginning its drafts, and `steps` positions of all of them.
+  void observe_head(double begin_ms, int steps, double steps_ms);
+  // Before it was measured: a step costs this share of a round of one row.
+  void expect_head(double relative) { head_expected_ = relative; }
+  double relative_head_start() const { return head_start_.per(head_expected_); }
+  double relative_head_step() const { return head_step_.per(head_expected_); }
+  bool head_measured() const { return head_step_.steps > 0; }
+
   double round_ms(int rows, double work = 0) const { return speed_ms() * relative(rows, work); }
   double draft_step_ms(SpeculatorKind kind) const;  // catching up included; 0: never measured
   // In units of the round's speed of the moment, so that ratios survive its drift.
@@ -62,7 +70,11 @@ class CostModel {
   std::int64_t rounds_ = 0;
   struct DraftCost {
     double relative = 0, steps = 0;  // sums, forgetting
+    void add(double cost, int n);
+    double per(double otherwise) const { return steps > 0 ? relative / steps : otherwise; }
   };
+  DraftCost head_start_, head_step_;
+  double head_expected_ = 0.05;
   std::array<DraftCost, kSpeculatorKinds> draft_;
   std::vector<double> block_mean_, block_weight_;  // scratch of refit()
   std::vector<int> block_width_;

@@ -124,6 +124,10 @@ void DraftSources::score(Sequence& sequence, SpeculatorKind kind, float raw, boo
   traffic_form_[sampled ? 1 : 0][k].update(hit, kTrafficStep);
 }
 
+void DraftSources::score_head(const DraftContext& context, float raw, bool hit) {
+  score(at(context.slot), SpeculatorKind::kHead, raw, is_sampled(context), hit);
+}
+
 void DraftSources::commit(const DraftContext& context, std::span<const TokenId> emitted) {
   Sequence& sequence = at(context.slot);
   const bool sampled = is_sampled(context);
@@ -169,7 +173,7 @@ void DraftSources::observe(const DraftOutcome& outcome) {
   for (std::size_t i = 0; i < draft.tokens.size() && i < outcome.emitted.size(); ++i) {
     const bool hit = draft.tokens[i] == outcome.emitted[i];
     const SpeculatorKind kind = draft.kinds[i];
-    if (kind != SpeculatorKind::kNgram && kind != SpeculatorKind::kFusion && i < draft.raw.size()) {
+    if (kind == SpeculatorKind::kModel && i < draft.raw.size()) {
       score(sequence, kind, draft.raw[i], sampled, hit);
     }
     if (!hit) break;

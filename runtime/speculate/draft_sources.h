@@ -62,6 +62,14 @@ class DraftSources {
   Calibrated ngram(const DraftContext& context, std::span<const TokenId> drafted);
   Calibrated fusion(const DraftContext& context, std::span<const TokenId> drafted);
 
+  // The candidates of the token after the sequence's and `drafted`; valid until the next look-up.
+  const CandidateList& candidates(const DraftContext& context, std::span<const TokenId> drafted) {
+    return lookup(at(context.slot), drafted);
+  }
+  // The head ran at this round's next emitted position, whatever was drafted there: was it right?
+  // Before commit(), in the positions' order.
+  void score_head(const DraftContext& context, float raw, bool hit);
+
   // For kinds that are not scored in the shadow (model): calibration of a draft's position `depth`,
   // and of one not drafted yet; learned from outcomes by observe().
   float calibrate(SpeculatorKind kind, const DraftContext& context, float raw, int depth) const;

@@ -13,16 +13,20 @@
 #include "runtime/speculate/controller.h"
 #include "runtime/speculate/draft_sources.h"
 #include "runtime/speculate/fusion_table.h"
+#include "runtime/speculate/head_speculator.h"
 #include "runtime/speculate/model_speculator.h"
 #include "runtime/speculate/speculator.h"
 
 namespace foretoken {
 
 struct PortfolioOptions {
-  bool ngram = true,
-       fusion = true;  // which cheap kinds may draft; a draft model drafts if there is one
-  int n_max = 8;       // draft tokens at most
-  int n_fixed = -1;    // this many always (tests, replay); -1: by measured cost
+  // Which kinds may draft; a draft model drafts if there is one, the head where the sequence's
+  // learned weights have one.
+  bool ngram = true, fusion = true, head = false;
+  std::int64_t hidden = 0;           // of the target, with head
+  std::size_t model_step_bytes = 0;  // of the target: what a head's step is first expected to cost
+  int n_max = 8;                     // draft tokens at most
+  int n_fixed = -1;                  // this many always (tests, replay); -1: by measured cost
   int max_sequences = 8;
   std::int64_t max_model_len = 0;
   std::size_t store_bytes = std::size_t(32) << 20;
@@ -30,7 +34,8 @@ struct PortfolioOptions {
 
 class Portfolio {
  public:
-  Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpeculator> model);
+  Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpeculator> model,
+            kernels::ThreadPool& pool);
 
   int acquire_store(const std::string& key_id) { return sources_.stores().acquire(key_id); }
   void open(const DraftContext& context);
@@ -50,21 +55,45 @@ class Portfolio {
   // the right prefix. For the trace.
   std::span<const CandidateList> logged(int slot) const { return sources_.logged(slot); }
 
+  // Whether these weights' head would draft, and so wants features.
+  bool uses_head(const LearnedWeights* learned) const { return head_ && learned && learned->head; }
+  // Of the last position that has KV, after every round; see HeadSpeculator.
+  void set_features(int slot, std::int64_t position, const std::uint16_t* values,
+                    const float* scales) {
+    head_->set_features(slot, position, values, scales);
+  }
   void fill(EngineStats& stats) const;
   DraftSources& sources() { return sources_; }
 
  private:
+  CheapKinds cheap() const { return {options_.ngram, options_.fusion}; }
+  void plan(std::span<DraftJob> jobs);
+  void draft_head(std::span<DraftJob> jobs, int depth);
   void draft_model(std::span<DraftJob> jobs);
 
   PortfolioOptions options_;
   DraftSources sources_;
-  NgramSpeculator ngram_;
-  FusionSpeculator fusion_;
   std::unique_ptr<ModelSpeculator> model_;
   Controller controller_;
   std::vector<std::int64_t> lags_;
   std::vector<int> lengths_;
   std::vector<DraftJob> model_jobs_;
+  // What the head said of each position at which it ran this round, by slot: scored at commit.
+  struct HeadRecord {
+    TokenId token;  // its proposal
+    float raw;
+    TokenId drafted;  // what was chosen there
+    float cheap;      // the best cheap confidence there
+  };
+  std::unique_ptr<HeadSpeculator> head_;  // null: no head may draft
+  HeadLift lift_;
+  std::vector<std::vector<HeadRecord>> head_records_;  // [slot]
+  std::vector<DraftJob> head_jobs_;
+  std::vector<std::uint8_t> ready_, active_;
+  std::vector<TokenId> step_tokens_;
+  std::vector<float> survival_;
+  std::vector<Controller::HeadOutlook> outlook_;
+  int head_steps_ = 0;   // of this round
   int draft_steps_ = 0;  // of this round's draft model
   double draft_model_ms_ = 0;
 };

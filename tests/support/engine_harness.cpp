@@ -4,7 +4,10 @@
 
 #include <condition_variable>
 #include <mutex>
+#include <set>
 #include <thread>
+
+#include "runtime/speculate/head/initial_head.h"
 
 namespace foretoken::testing {
 
@@ -26,6 +29,7 @@ HarnessResult run_engine(const HarnessModels& models, const EngineOptions& optio
     ADD_FAILURE() << engine.error().message;
     return result;
   }
+  if (models.learned) (*engine)->set_learned(models.learned, models.canary, models.canary_fraction);
   for (std::size_t i = 0; i < requests.size(); ++i) {
     if (in_flight > 0) {
       std::unique_lock lock(mutex);
@@ -63,6 +67,33 @@ HarnessResult run_engine(const HarnessModels& models, const EngineOptions& optio
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   result.stats = (*engine)->stats();
   return result;
+}
+
+std::shared_ptr<const LearnedWeights> untrained_head(std::shared_ptr<const Model> model,
+                                                     std::span<const TokenId> text,
+                                                     std::int64_t inner, std::size_t n_vocab,
+                                                     std::uint64_t seed, std::uint64_t version) {
+  std::set<TokenId> ids;
+  for (const TokenId token : text) {
+    if (ids.size() < n_vocab) ids.insert(token);
+  }
+  for (TokenId token = 0; ids.size() < n_vocab; ++token) ids.insert(token);
+  const std::vector<TokenId> vocab(ids.begin(), ids.end());
+  const std::int64_t hidden = model->config().hidden;
+  auto rows = VocabularyRows::of(std::move(model));
+  if (!rows) {
+    ADD_FAILURE() << rows.error().message;
+    return nullptr;
+  }
+  auto head = RecurrentHead::create(initial_head(hidden, inner, vocab, seed), *rows);
+  if (!head) {
+    ADD_FAILURE() << head.error().message;
+    return nullptr;
+  }
+  auto weights = std::make_shared<LearnedWeights>();
+  weights->version.value = version;
+  weights->head = *head;
+  return weights;
 }
 
 }  // namespace foretoken::testing

@@ -3,11 +3,13 @@
 
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "runtime/engine/engine.h"
 #include "runtime/model/model.h"
+#include "runtime/speculate/learned.h"
 
 namespace foretoken::testing {
 
@@ -31,11 +33,21 @@ struct HarnessModels {
   std::shared_ptr<const KvCalibration> calibration;
   std::shared_ptr<const Model> draft;  // may be null
   std::shared_ptr<const KvCalibration> draft_calibration;
+  // Served from the first round on; null: as shipped. canary may be null.
+  std::shared_ptr<const LearnedWeights> learned, canary;
+  double canary_fraction = 0;
 };
 
 // Submits all requests at once, `in_flight` of them open at a time (0: all). Fails the current test
 // on error.
 HarnessResult run_engine(const HarnessModels& models, const EngineOptions& options,
                          const std::vector<HarnessRequest>& requests, int in_flight = 0);
+
+// A head that was not trained, in the model's shapes, useful as the n-gram candidates are: its
+// vocabulary is the tokens of `text` and as many of the lowest ids as fill n_vocab.
+std::shared_ptr<const LearnedWeights> untrained_head(std::shared_ptr<const Model> model,
+                                                     std::span<const TokenId> text,
+                                                     std::int64_t inner, std::size_t n_vocab,
+                                                     std::uint64_t seed, std::uint64_t version);
 
 }  // namespace foretoken::testing

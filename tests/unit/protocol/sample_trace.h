@@ -54,6 +54,7 @@ inline RequestTrace sample_trace(std::uint64_t request = 42, int n_generated = 5
   if (n_generated > 3) trace.rounds.push_back({6, {}, {}, {}, 0, {3}, 0.0f, 18.0f, 2, true});
   trace.n_taps = 2;
   trace.tap_width = 3;
+  trace.tap_first = 1;
   for (int position = 0; position < 2; ++position) {
     for (int i = 0; i < 6; ++i) trace.tap_values.push_back(static_cast<std::uint16_t>(0x3c00 + i));
     trace.tap_scales.insert(trace.tap_scales.end(), {0.5f, 2.0f});

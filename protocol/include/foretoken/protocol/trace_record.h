@@ -25,6 +25,7 @@ inline constexpr int kFusionClasses = 65;
 inline constexpr int kMaxCandidates = 8;  // 1 own-context + 2 for each of the orders 2, 3, 4; one spare
 
 inline constexpr int kTeacherTopK = 64;
+inline constexpr int kTracedPrompt = 256;  // positions at the prompt's end whose taps are logged
 
 struct GeneratedTokenTrace {
   std::vector<Candidate> candidates;     // as this server saw them, looked up once
@@ -67,10 +68,15 @@ struct RequestTrace {
   std::int32_t n_prompt = 0;
   std::vector<GeneratedTokenTrace> generated;
   std::vector<RoundTrace> rounds;
-  // Hidden states of the taps, fp16 with one fp32 scale a (position, tap): empty when not captured.
-  std::int32_t n_taps = 0, tap_width = 0;
+  // Hidden states of the taps, fp16 with one fp32 scale a (position, tap), of the positions
+  // tap_first, tap_first + 1, ...: the end of the prompt and every generated position that has KV.
+  // Empty when not captured.
+  std::int32_t n_taps = 0, tap_width = 0, tap_first = 0;
   std::vector<std::uint16_t> tap_values; // [n_positions, n_taps, tap_width]
   std::vector<float> tap_scales;         // [n_positions, n_taps]
+  std::int64_t tap_positions() const {
+    return n_taps > 0 ? std::int64_t(tap_scales.size()) / n_taps : 0;
+  }
   bool gap = false;                      // something is missing (preemption, ring pressure): do not train on rounds
 };
 

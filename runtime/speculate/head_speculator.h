@@ -1,0 +1,70 @@
+// Runs the recurrent head for a round's drafting sequences together: a step reads its weights once
+// for all of them. Keeps each slot's features, those of the last position that has KV, as the
+// engine rounded them; a sequence without them (just swapped in, just admitted) is not ready and
+// drafts otherwise. Served and canary weights may differ: rows are grouped by head. Engine thread;
+// nothing allocates after construction.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "foretoken/kernels/thread_pool.h"
+#include "runtime/speculate/head/recurrent_head.h"
+#include "runtime/speculate/learned.h"
+#include "runtime/speculate/speculator.h"
+
+namespace foretoken {
+
+class HeadSpeculator {
+ public:
+  HeadSpeculator(int max_sequences, std::int64_t hidden, kernels::ThreadPool& pool);
+
+  // values [kHeadTaps, hidden], scales [kHeadTaps] of absolute position `position`.
+  void set_features(int slot, std::int64_t position, const std::uint16_t* values,
+                    const float* scales);
+  void forget(int slot) { slots_[std::size_t(slot)].position = -1; }
+  // There is a head, and features of the position before the newest token's.
+  bool ready(const DraftContext& context) const;
+
+  // One round: begin(), then step() and choose() as long as drafts go on, keep() when some end.
+  // active[i]: whether jobs[i] takes part; it must be ready.
+  void begin(std::span<const DraftJob> jobs, std::span<const std::uint8_t> active);
+  void step(std::span<const TokenId> tokens);  // one a job; those of others are not read
+  // Of jobs[job], after a step; once a step.
+  Proposal choose(int job, const DraftContext& context, const CandidateList& candidates,
+                  std::int64_t position);
+  void keep(std::span<const std::uint8_t> active);  // a subset
+
+  // Of the last round.
+  int steps() const { return steps_; }
+  double begin_ms() const { return begin_ms_; }
+  double steps_ms() const { return steps_ms_; }
+
+ private:
+  struct Slot {
+    std::int64_t position = -1;
+    std::vector<float> features;  // [kHeadTaps, hidden], decoded
+  };
+  struct Lane {
+    const RecurrentHead* head = nullptr;
+    HeadWorkspace workspace;
+    std::vector<int> jobs;  // of each row
+  };
+  struct Place {
+    int lane = -1, row = -1;
+  };
+  std::int64_t hidden_;
+  kernels::ThreadPool& pool_;
+  std::vector<Slot> slots_;
+  std::array<Lane, 2> lanes_;    // at most a served and a canary's head
+  std::vector<Place> places_;    // of each job
+  std::vector<float> features_;  // [max_sequences, kHeadTaps, hidden]
+  std::vector<TokenId> tokens_;
+  std::vector<int> kept_;
+  int steps_ = 0;
+  double begin_ms_ = 0, steps_ms_ = 0;
+};
+
+}  // namespace foretoken
