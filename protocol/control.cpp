@@ -161,7 +161,8 @@ Message serialize(const ServerHello& hello) {
                       wire::CreateServerHello(builder, hello.run, fingerprint, hello.served.value,
                                               hello.refused.value, reason, hello.requests_running,
                                               hello.traces_sent, hello.traces_dropped, hello.busy,
-                                              round_ms, hello.head_start_ms, hello.head_step_ms));
+                                              round_ms, hello.head_start_ms, hello.head_step_ms,
+                                              hello.canary.value, hello.pause));
 }
 
 Message serialize(const TrainerStatus& status) {
@@ -209,6 +210,8 @@ Result<ServerHello> parse_server_hello(std::span<const Frame> message) {
   hello.busy = from.busy();
   hello.head_start_ms = from.head_start_ms();
   hello.head_step_ms = from.head_step_ms();
+  hello.canary = {from.canary_version()};
+  hello.pause = from.pause();
   if (const auto* times = from.round_ms()) {
     if (times->size() > kMaxRoundTimes)
       return invalid("shape", fmt::format("{} round times", times->size()));

@@ -48,6 +48,10 @@ void ServeFlags::add_to(Flags& flags) {
       .option("control-fraction", engine.control_fraction,
               "share of rounds run without speculation, to measure the speedup")
       ->check(CLI::Range(0.0, 0.5));
+  flags
+      .option("canary-fraction", canary_fraction,
+              "share of requests that a new speculator version drafts for until it is proven")
+      ->check(CLI::Range(0.01, 1.0));
   flags.toggle("share-across-keys", engine.share_across_keys, "API keys share one traffic store");
   flags.option("threads", engine.threads, "kernel threads, 0: all cores")
       ->check(CLI::Range(0, 1024));

@@ -20,6 +20,7 @@ struct ServeFlags {
   std::string device = "cpu", log_level = "info";
   std::string calibration_text;
   bool calibration = true, check = false;
+  double canary_fraction = 0.25;
   double shutdown_timeout_s = 30, health_stall_timeout_s = 30;
   EngineOptions engine;
   HttpServerOptions http;

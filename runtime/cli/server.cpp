@@ -150,6 +150,12 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
     activity.round_ms.assign(stats.round_ms_by_rows.begin(), stats.round_ms_by_rows.end());
     return activity;
   };
+  auto vocabulary = VocabularyRows::of(loaded.model);
+  if (vocabulary)
+    link.vocabulary = std::move(*vocabulary);
+  else
+    spdlog::warn("only fusion tables are taken, no heads: {}", vocabulary.error().message);
+  link.versions.canary_fraction = flags.canary_fraction;
   auto opened = ServerLink::create(link);
   if (!opened) return opened.error();
   loaded.link = std::move(*opened);
@@ -158,13 +164,9 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
   if (!engine) return engine.error();
   loaded.engine = std::move(*engine);
   Engine* running = loaded.engine.get();
-  loaded.link->start(
-      [running](std::shared_ptr<const FusionTable> table, SpeculatorVersion version) {
-        auto weights = std::make_shared<LearnedWeights>();
-        weights->version = version;
-        weights->fusion = *table;
-        running->set_learned(std::move(weights), nullptr, 0);
-      });
+  loaded.link->start([running](LearnedPointer served, LearnedPointer canary, double fraction) {
+    running->set_learned(std::move(served), std::move(canary), fraction);
+  });
   return Ok{};
 }
 
@@ -310,6 +312,13 @@ int run_server(const ServeFlags& flags, const ServerHooks& hooks) {
   };
   options.trace_opted_out = [&link] {
     if (ServerLink* open = link) open->count_opted_out();
+  };
+  options.speculator = [&link]() -> SpeculatorControl {
+    ServerLink* open = link;
+    if (!open) return {};
+    return {[open] { return open->versions().state(); },
+            [open] { return open->versions().rollback("by an operator"); },
+            [open] { open->versions().freeze(); }, [open] { open->versions().unfreeze(); }};
   };
   Service service(std::move(options));
   // Listening comes first, so that a port in use is known at once and /health can say "loading".

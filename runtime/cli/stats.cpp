@@ -57,6 +57,19 @@ std::string interval(const json::value& v) {
                      shown(number(v, "control_rounds"), "{:.0f}"));
 }
 
+std::string net_interval(const json::value& v) {
+  const json::value& ci = at(v, "ci95");
+  if (!ci.is_array() || ci.get_array().size() != 2)
+    return fmt::format("not enough windows of plain serving yet ({})",
+                       shown(number(v, "plain_windows"), "{:.0f}"));
+  auto end = [&](std::size_t i) {
+    return ci.get_array()[i].is_number() ? ci.get_array()[i].to_number<double>() : std::nan("");
+  };
+  return fmt::format("{} [{}, {}], {} windows, {} of plain serving", shown(number(v, "value")),
+                     shown(end(0)), shown(end(1)), shown(number(v, "windows"), "{:.0f}"),
+                     shown(number(v, "plain_windows"), "{:.0f}"));
+}
+
 // Control characters never reach the terminal: names come from clients.
 std::string printable(std::string_view text) {
   std::string out;
@@ -116,6 +129,7 @@ std::string render(const json::value& s) {
                              shown(number(s, "tokens.decode_per_s_last_minute"), "{:.1f}")));
   line("speedup", interval(at(s, "speedup.overall")));
   line("  last minute", interval(at(s, "speedup.last_minute")));
+  line("net speedup", net_interval(at(s, "net_speedup")));
   for (auto [name, path] : {std::pair{"acceptance", "acceptance.overall"},
                             std::pair{"  last minute", "acceptance.last_minute"}}) {
     const json::value& a = at(s, path);
@@ -133,11 +147,26 @@ std::string render(const json::value& s) {
                                shown(number(s, "kv.pool_bytes") / 1048576, "{:.0f}"),
                                shown(number(s, "kv.bytes_per_token_sealed"), "{:.0f}"),
                                shown(number(s, "kv.bytes_per_token_bf16"), "{:.0f}")));
-  line("speculator", fmt::format("version {}, {} s old, {} swaps, longest pause {} ms",
-                                 json::serialize(at(s, "speculator.version")),
-                                 shown(number(s, "speculator.age_s"), "{:.0f}"),
-                                 json::serialize(at(s, "speculator.swaps")),
-                                 shown(number(s, "speculator.swap_pause_max_ms"), "{:.3f}")));
+  line("speculator",
+       fmt::format("version {} ({}){}, {} s old", json::serialize(at(s, "speculator.version")),
+                   printable(at(s, "speculator.kind")),
+                   at(s, "speculator.frozen") == json::value(true) ? ", frozen" : "",
+                   shown(number(s, "speculator.age_s"), "{:.0f}")));
+  if (const json::value& canary = at(s, "speculator.canary"); canary.is_object())
+    line("  canary", fmt::format("version {}, {} requests judged, {} % tokens a round",
+                                 json::serialize(at(canary, "version")),
+                                 shown(number(canary, "requests_judged"), "{:.0f}"),
+                                 shown(100 * number(canary, "replay.gain"), "{:+.1f}")));
+  line("  versions", fmt::format("{} promoted, {} rolled back, {} refused; bundles refused: {}",
+                                 shown(number(s, "speculator.promoted"), "{:.0f}"),
+                                 shown(number(s, "speculator.rolled_back"), "{:.0f}"),
+                                 shown(number(s, "speculator.refused"), "{:.0f}"),
+                                 counts(at(s, "bundles.rejected"))));
+  line("  swaps", fmt::format("{}, pause p50 {} ms, p99 {} ms, longest {} ms",
+                              json::serialize(at(s, "speculator.swaps")),
+                              shown(number(s, "speculator.swap_pause_p50_ms"), "{:.3f}"),
+                              shown(number(s, "speculator.swap_pause_p99_ms"), "{:.3f}"),
+                              shown(number(s, "speculator.swap_pause_max_ms"), "{:.3f}")));
   line("traces", fmt::format("{} sent, dropped: {}", json::serialize(at(s, "traces.sent")),
                              counts(at(s, "traces.dropped"))));
   line(
@@ -147,8 +176,8 @@ std::string render(const json::value& s) {
                   json::serialize(at(s, "trainer.step")),
                   shown(number(s, "trainer.loss"), "{:.4f}"), printable(at(s, "trainer.verdict"))));
   acceptance_table(out, "domain", at(s, "acceptance.by_domain"), at(s, "speedup.by_domain"));
-  acceptance_table(out, "speculator", at(s, "acceptance.by_kind"), nullptr);
-  acceptance_table(out, "version", at(s, "acceptance.by_version"), nullptr);
+  acceptance_table(out, "speculator", at(s, "acceptance.by_kind"), at(s, "speedup.by_kind"));
+  acceptance_table(out, "version", at(s, "acceptance.by_version"), at(s, "speedup.by_version"));
   return out;
 }
 

@@ -91,14 +91,23 @@ void engine_families(Families& f, const EngineStats& s) {
          "interval");
   speedup(f, s.speedup, "overall");
   speedup(f, s.speedup_last_minute, "last_minute");
+  if (s.net_speedup.value) {
+    f.open(MetricType::Gauge, "net_speedup",
+           "As speedup, but everything on against plain serving with capture and trainer off");
+    speedup(f, s.net_speedup.value, "overall");
+  }
   f.gauge("decode_tokens_per_second", "Generated tokens a second, last minute",
           s.decode_tokens_per_s_last_minute);
   f.gauge("speculator_version", "Version of the learned speculator in use",
           static_cast<double>(s.version.value));
   f.gauge("speculator_age_seconds", "Since it was swapped in", s.version_age_s);
-  f.open(MetricType::Counter, "speculator_swaps_total", "Speculator versions swapped in");
-  f.add(static_cast<double>(s.swaps), {{"result", "promoted"}});
-  f.gauge("speculator_swap_pause_seconds", "Pause of the last swap", s.swap_pause_last_ms / 1000);
+  f.counter("speculator_swaps_total", "Swaps of weights between two rounds, canaries included",
+            s.swaps);
+  f.open(MetricType::Gauge, "speculator_swap_pause_seconds",
+         "Time the engine spent applying a swap, of the last 1024");
+  f.add(s.swap_pause_p50_ms / 1000, {{"quantile", "0.5"}});
+  f.add(s.swap_pause_p99_ms / 1000, {{"quantile", "0.99"}});
+  f.add(s.swap_pause_max_ms / 1000, {{"quantile", "1"}});
   f.gauge("traffic_store_bytes", "Memory of the n-gram stores",
           static_cast<double>(s.traffic_store_bytes));
 }
@@ -130,6 +139,14 @@ std::string metrics_text(const EngineStats* engine, const LinkStats& link,
   f.counter("link_peers_refused_total",
             "Attempts to connect to the trainer's endpoints without a trusted key",
             link.peers_refused);
+  f.open(MetricType::Counter, "speculator_versions_total", "What became of learned versions");
+  f.add(static_cast<double>(link.speculator.promoted), {{"result", "promoted"}});
+  f.add(static_cast<double>(link.speculator.rolled_back), {{"result", "rolled_back"}});
+  f.add(static_cast<double>(link.speculator.refused), {{"result", "refused"}});
+  f.gauge("speculator_canary_version", "Version on trial, 0: none",
+          link.speculator.canary ? static_cast<double>(link.speculator.canary->version.value) : 0);
+  f.gauge("speculator_frozen", "1 while an operator has frozen the speculator",
+          link.speculator.frozen ? 1 : 0);
   f.gauge("trainer_connected", "1 while a trainer is connected", link.trainer_connected ? 1 : 0);
   if (link.trainer_step)
     f.counter("trainer_steps_total", "Steps of the trainer", *link.trainer_step);

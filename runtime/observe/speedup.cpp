@@ -4,19 +4,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "runtime/observe/student_t.h"
+
 namespace foretoken {
 namespace {
-
-// Two-sided 95 % of Student's t: exact at 1..10 degrees of freedom, then the expansion in 1/df
-// (within .1 %).
-double t_quantile(double df) {
-  constexpr std::array<double, 10> kExact = {12.706, 4.303, 3.182, 2.776, 2.571,
-                                             2.447,  2.365, 2.306, 2.262, 2.228};
-  if (df <= 10) return kExact[static_cast<std::size_t>(std::max(1.0, std::floor(df))) - 1];
-  constexpr double z = 1.959964;
-  return z + (z * z * z + z) / (4 * df) +
-         (5 * std::pow(z, 5) + 16 * z * z * z + 3 * z) / (96 * df * df);
-}
 
 int context_stratum(double context) {
   int stratum = 0;
@@ -126,7 +117,7 @@ std::optional<Interval> SpeedupSums::estimate() const {
   }
   Interval interval;
   interval.value = without / with;
-  const double half = t_quantile(degrees) * std::sqrt(variance);
+  const double half = student_t_quantile(degrees) * std::sqrt(variance);
   interval.low = interval.value * std::exp(-half);
   interval.high = interval.value * std::exp(half);
   interval.rounds = static_cast<std::int64_t>(rounds);

@@ -16,6 +16,7 @@
 #include "foretoken/protocol/control.h"
 #include "foretoken/protocol/ids.h"
 #include "runtime/kv/kv_cache.h"
+#include "runtime/observe/speculator_state.h"
 
 namespace foretoken {
 
@@ -26,6 +27,14 @@ inline constexpr int kMaxDraft = 16;  // positions kept in statistics
 struct Interval {
   double value = 0, low = 0, high = 0;  // 95 %
   std::int64_t rounds = 0, control_rounds = 0;
+};
+
+// Everything on (capture, trainer, speculation) against plain serving with capture off and the
+// trainer paused, from windows drawn at random: net_speedup.h.
+struct NetSpeedup {
+  std::optional<Interval> value;  // nullopt: not enough windows yet; rounds: windows, see below
+  std::int64_t windows = 0, plain_windows = 0;
+  bool plain_now = false;
 };
 
 struct AcceptanceStats {
@@ -56,7 +65,10 @@ struct EngineStats {
   std::map<std::uint64_t, AcceptanceStats> by_version;
   std::optional<Interval> speedup;  // nullopt: not enough control rounds yet
   std::optional<Interval> speedup_last_minute;
-  std::map<std::string, Interval> speedup_by_domain;
+  // By what drafted: the kinds of a round's drafts, the version of its sequences, where they agree.
+  std::map<std::string, Interval> speedup_by_domain, speedup_by_kind;
+  std::map<std::uint64_t, Interval> speedup_by_version;
+  NetSpeedup net_speedup;
   // A copy of the estimator's sums over all rounds so far: the speedup of any span of time is
   // estimated from the difference of two (GET /stats?sums=1). Null: nothing measured.
   std::shared_ptr<const SpeedupSums> speedup_sums;
@@ -64,7 +76,9 @@ struct EngineStats {
   std::optional<SpeculatorVersion> canary;  // drafts for a share of the requests
   double version_age_s = 0;
   std::int64_t swaps = 0;
-  double swap_pause_last_ms = 0, swap_pause_max_ms = 0;
+  // The time the engine spent between two rounds to apply a swap; of the last 1024 swaps.
+  double swap_pause_last_ms = 0, swap_pause_p50_ms = 0, swap_pause_p99_ms = 0,
+         swap_pause_max_ms = 0;
   KvStats kv, draft_kv;
   std::int64_t traffic_store_entries = 0, traffic_store_bytes = 0;
   // the round cost model as fitted now: ms for 1..17 rows at the current mean context
@@ -86,6 +100,7 @@ struct LinkStats {
   std::optional<double> trainer_loss;
   std::string trainer_verdict;                     // of the last gate, once there is one
   std::vector<CandidateVerdict> trainer_verdicts;  // the last decisions, oldest first
+  SpeculatorState speculator;
 };
 
 }  // namespace foretoken

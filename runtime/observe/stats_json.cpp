@@ -1,5 +1,7 @@
 #include "runtime/observe/stats_json.h"
 
+#include "runtime/observe/speculator_json.h"
+
 #include <cmath>
 
 namespace foretoken {
@@ -20,6 +22,22 @@ json::value interval_json(const Interval& i) {
 
 json::value interval_json(const std::optional<Interval>& i) {
   return i ? interval_json(*i) : json::value(nullptr);
+}
+
+json::object net_speedup_json(const NetSpeedup& net) {
+  json::object out{{"value", nullptr}, {"ci95", nullptr}};
+  if (net.value) {
+    out["value"] = finite(net.value->value);
+    out["ci95"] = json::array{finite(net.value->low), finite(net.value->high)};
+  }
+  out["windows"] = net.windows;
+  out["plain_windows"] = net.plain_windows;
+  out["plain_now"] = net.plain_now;
+  out["definition"] =
+      "decode time per token of plain serving (no speculation, no capture, trainer paused) over "
+      "that with everything on, ratio at equal concurrency, 95 % interval; from windows of time "
+      "drawn at random";
+  return out;
 }
 
 json::object acceptance_json(const AcceptanceStats& a, bool positions) {
@@ -103,6 +121,11 @@ json::object stats_json(const EngineStats& s, const LinkStats& link, const Stats
   json::object by_domain;
   for (const auto& [domain, interval] : s.speedup_by_domain)
     by_domain[domain] = interval_json(interval);
+  json::object by_kind, by_version;
+  for (const auto& [kind, interval] : s.speedup_by_kind) by_kind[kind] = interval_json(interval);
+  for (const auto& [version, interval] : s.speedup_by_version)
+    by_version[std::to_string(version)] = interval_json(interval);
+  const SpeculatorState& spec = link.speculator;
   json::array round_ms;
   for (double ms : s.round_ms_by_rows) round_ms.push_back(finite(ms));
   return {
@@ -128,9 +151,12 @@ json::object stats_json(const EngineStats& s, const LinkStats& link, const Stats
            {"overall", interval_json(s.speedup)},
            {"last_minute", interval_json(s.speedup_last_minute)},
            {"by_domain", std::move(by_domain)},
+           {"by_kind", std::move(by_kind)},
+           {"by_version", std::move(by_version)},
            {"definition",
             "decode time per token without speculation / with it, from control rounds of the "
             "same requests on this machine; ratio at equal concurrency, 95 % interval"}}},
+      {"net_speedup", net_speedup_json(s.net_speedup)},
       {"acceptance", json::object{{"overall", acceptance_json(s.acceptance, true)},
                                   {"last_minute", acceptance_json(s.acceptance_last_minute, true)},
                                   {"by_domain", acceptance_map(s.by_domain)},
@@ -142,11 +168,23 @@ json::object stats_json(const EngineStats& s, const LinkStats& link, const Stats
       {"rounds", json::object{{"engine", s.engine_rounds},
                               {"control", s.control_rounds},
                               {"ms_by_rows", std::move(round_ms)}}},
-      {"speculator", json::object{{"version", s.version.value},
-                                  {"age_s", s.version_age_s},
-                                  {"swaps", s.swaps},
-                                  {"swap_pause_last_ms", s.swap_pause_last_ms},
-                                  {"swap_pause_max_ms", s.swap_pause_max_ms}}},
+      {"speculator",
+       json::object{
+           {"version", s.version.value},
+           {"age_s", s.version_age_s},
+           {"swaps", s.swaps},
+           {"swap_pause_last_ms", s.swap_pause_last_ms},
+           {"swap_pause_p50_ms", s.swap_pause_p50_ms},
+           {"swap_pause_p99_ms", s.swap_pause_p99_ms},
+           {"swap_pause_max_ms", s.swap_pause_max_ms},
+           {"kind", spec.kind},
+           {"frozen", spec.frozen},
+           {"canary", canary_json(spec)},
+           {"previous", spec.previous ? json::value(spec.previous->value) : json::value(nullptr)},
+           {"promoted", spec.promoted},
+           {"rolled_back", spec.rolled_back},
+           {"refused", spec.refused},
+           {"last_event", spec.lineage.empty() ? json::value(nullptr) : spec.lineage.back()}}},
       {"kv", kv_json(s.kv)},
       {"draft_kv", s.draft_kv.pool_bytes ? json::value(kv_json(s.draft_kv)) : json::value(nullptr)},
       {"traffic_store",

@@ -313,6 +313,15 @@ void Session::on_header(ErrorCodeB error) {
     c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   request_.authorization = std::string(to_std(message[http::field::authorization]));
   request_.origin = std::string(to_std(message[http::field::origin]));
+  boost::system::error_code unknown;
+  const auto peer = socket_.remote_endpoint(unknown);
+  if (!unknown) {
+    request_.peer = peer.address().to_string();
+    request_.loopback = peer.address().is_loopback();
+  }
+  request_.forwarded = message.find(http::field::forwarded) != message.end() ||
+                       message.find("X-Forwarded-For") != message.end() ||
+                       message.find(http::field::via) != message.end();
   request_.request_headers =
       std::string(to_std(message[http::field::access_control_request_headers]));
 

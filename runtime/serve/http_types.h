@@ -17,6 +17,9 @@ struct HttpRequest {
   std::string content_type;   // lower case, without parameters
   std::string authorization;  // the header's value
   std::string origin;
+  std::string peer;             // the client's address, without its port
+  bool loopback = false;        // it is on this machine
+  bool forwarded = false;       // a proxy stands between: the peer is not who asks
   std::string request_headers;  // Access-Control-Request-Headers of a preflight
   std::string body;
 };

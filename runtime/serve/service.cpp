@@ -8,6 +8,7 @@
 #include "runtime/observe/build_info.h"
 #include "runtime/observe/dashboard.h"
 #include "runtime/observe/metrics.h"
+#include "runtime/observe/speculator_json.h"
 #include "runtime/observe/speedup_text.h"
 #include "runtime/observe/stats_json.h"
 #include "runtime/serve/json_fields.h"
@@ -21,6 +22,7 @@ struct Route {
   std::string_view path, method;
   bool needs_key;
   bool json_body;
+  bool operators = false;  // with a key, or from this machine where none is wanted
 };
 constexpr std::array kRoutes = {
     Route{"/v1/chat/completions", "POST", true, true},
@@ -34,6 +36,10 @@ constexpr std::array kRoutes = {
     Route{"/stats", "GET", true, false},
     Route{"/dashboard", "GET", false,
           false},  // a static page; the figures it asks for need the key
+    Route{"/v1/speculator", "GET", true, false, true},
+    Route{"/v1/speculator/rollback", "POST", true, false, true},
+    Route{"/v1/speculator/freeze", "POST", true, false, true},
+    Route{"/v1/speculator/unfreeze", "POST", true, false, true},
     Route{"/version", "GET", true, false},
     Route{"/tokenize", "POST", true, true},
     Route{"/detokenize", "POST", true, true},
@@ -108,6 +114,18 @@ std::optional<HttpReply> Service::answer_early(const HttpRequest& head) {
     error.code = "invalid_api_key";
     return error_response(error);
   }
+  // Without keys an operator is who sits at this machine. Not a page in its browser, though (one
+  // names its origin with every POST), and not whoever is behind a proxy on it.
+  if (route->operators && !options_.api_keys.required() &&
+      (!head.loopback || head.forwarded || !head.origin.empty())) {
+    ApiError error = ApiError::invalid(
+        "", fmt::format("{}: for operators: from this machine itself, or with a key of "
+                        "--api-key-file",
+                        route->path));
+    error.status = 403;
+    error.code = "operators_only";
+    return error_response(error);
+  }
   // Forms are what a browser may send across origins without asking; JSON is not.
   if (route->json_body && !head.content_type.empty() && head.content_type != "application/json") {
     ApiError error =
@@ -132,6 +150,13 @@ void Service::handle(HttpRequest request, std::shared_ptr<Exchange> exchange) {
       exchange->respond(request.path == "/tokenize" ? tokenize(request) : detokenize(request));
     };
     if (!worker_.try_post(std::move(work)))
+      exchange->respond(
+          error_response(ApiError::overloaded("too many requests are waiting to be read")));
+    return;
+  }
+  if (path.starts_with("/v1/speculator")) {
+    // Lineage is synced to disk before it takes effect: not on a connection's thread.
+    if (!worker_.try_post([this, path, exchange] { exchange->respond(speculator(path)); }))
       exchange->respond(
           error_response(ApiError::overloaded("too many requests are waiting to be read")));
     return;
@@ -312,6 +337,29 @@ HttpReply Service::stats(const std::string& query) const {
                                : json::value(nullptr);
   if (query.find("history=1") != std::string::npos) body["history"] = history_.json();
   HttpReply response = json_response(body);
+  response.headers = {{"Cache-Control", "no-store"}};
+  return response;
+}
+
+HttpReply Service::speculator(const std::string& path) const {
+  auto served = backend();
+  const SpeculatorControl control =
+      options_.speculator ? options_.speculator() : SpeculatorControl{};
+  if (!served || !control.state)
+    return error_response(ApiError::unavailable("the model is loading", 5));
+  if (path == "/v1/speculator/rollback") {
+    if (Status status = control.rollback(); !status) {
+      ApiError error = ApiError::invalid("", status.error().message);
+      error.status = 409;
+      error.code = "nothing_to_roll_back";
+      return error_response(error);
+    }
+  } else if (path == "/v1/speculator/freeze") {
+    control.freeze();
+  } else if (path == "/v1/speculator/unfreeze") {
+    control.unfreeze();
+  }
+  HttpReply response = json_response(speculator_json(control.state(), served->engine->stats()));
   response.headers = {{"Cache-Control", "no-store"}};
   return response;
 }

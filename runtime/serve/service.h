@@ -21,6 +21,14 @@
 
 namespace foretoken {
 
+// What an operator may ask of the learned speculator. All empty while the model loads. Any thread;
+// the actions may wait for the disk.
+struct SpeculatorControl {
+  std::function<SpeculatorState()> state;
+  std::function<Status()> rollback;
+  std::function<void()> freeze, unfreeze;
+};
+
 struct ServiceOptions {
   std::string model_name = "model";  // label of the metrics
   ApiKeys api_keys;
@@ -28,6 +36,7 @@ struct ServiceOptions {
   std::size_t max_admission_queue = 256;
   std::function<LinkStats()> link_stats;  // may be empty
   std::function<void()> trace_opted_out;  // once a choice that asked not to be traced; may be empty
+  std::function<SpeculatorControl()> speculator;  // may be empty: no such routes' answers
 };
 
 class Service final : public HttpHandler {
@@ -58,6 +67,7 @@ class Service final : public HttpHandler {
   HttpReply version() const;
   HttpReply stats(const std::string& query) const;
   HttpReply metrics_text();
+  HttpReply speculator(const std::string& path) const;
   HttpReply tokenize(const HttpRequest& request) const;
   HttpReply detokenize(const HttpRequest& request) const;
   std::optional<HttpReply> not_ready() const;

@@ -1,7 +1,12 @@
 #include "runtime/trace/server_link.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 #include <cmath>
+
+#include "runtime/speculate/learned.h"
 
 namespace foretoken {
 namespace {
@@ -52,19 +57,24 @@ Result<std::unique_ptr<ServerLink>> ServerLink::create(const ServerLinkOptions& 
     if (!opened) return opened.error();
     segments = std::move(opened).value();
   }
+  auto keeper = VersionKeeper::create(options.versions, initial_weights(), std::move(state), clock);
+  if (!keeper) return keeper.error();
   if (!link.sender) link.sender = std::make_unique<NoSender>();
   return std::unique_ptr<ServerLink>(
-      new ServerLink(options, std::move(link), std::move(state), std::move(segments), clock));
+      new ServerLink(options, std::move(link), std::move(*keeper), std::move(segments), clock));
 }
 
-ServerLink::ServerLink(const ServerLinkOptions& options, Link link, std::optional<StateDir> state,
+ServerLink::ServerLink(const ServerLinkOptions& options, Link link,
+                       std::unique_ptr<VersionKeeper> keeper,
                        std::unique_ptr<TraceSegmentWriter> segments, const Clock& clock)
     : options_(options),
       clock_(clock),
       run_(random_run_id()),
       link_(std::move(link)),
       publisher_(run_, options.ring_capacity, options.ring_bytes, std::move(segments)),
-      receiver_(options.model_fingerprint, options.trusted_signers, std::move(state), clock) {}
+      keeper_(std::move(keeper)),
+      receiver_(options.model_fingerprint, options.trusted_signers, *keeper_, clock),
+      shadow_(options.replay_draft_length) {}
 
 ServerLink::~ServerLink() { stop(); }
 
@@ -72,14 +82,25 @@ std::function<void(std::unique_ptr<RequestTrace>)> ServerLink::sink() {
   return [this](std::unique_ptr<RequestTrace> trace) { publisher_.push(std::move(trace)); };
 }
 
-void ServerLink::restore(OnTable on_table) {
-  on_table_ = std::move(on_table);
-  receiver_.restore(on_table_);
+void ServerLink::restore(OnWeights on_weights) {
+  VersionKeeperHooks hooks;
+  hooks.parse = [this](std::span<const std::byte> bytes) { return receiver_.parse(bytes); };
+  hooks.prepare = [this](const Bundle& bundle) {
+    return learned_from_bundle(bundle, options_.vocabulary);
+  };
+  hooks.replay = [this](const RequestTrace& trace, const LearnedPointer& candidate,
+                        const LearnedPointer& served) {
+    return shadow_.replay(trace, candidate, served);
+  };
+  hooks.publish = std::move(on_weights);
+  keeper_->restore(std::move(hooks));
   publish_stats();
 }
 
-void ServerLink::start(OnTable on_table) {
-  restore(std::move(on_table));
+void ServerLink::start(OnWeights on_weights) {
+  restore(std::move(on_weights));
+  judge_ = std::thread([this] { judge_in_idle_time(); });
+  pthread_setname_np(judge_.native_handle(), "judge");
   thread_ = std::thread([this] {
     while (!stopping_.load(std::memory_order_relaxed)) {
       turn();
@@ -89,7 +110,7 @@ void ServerLink::start(OnTable on_table) {
         std::this_thread::sleep_for(kTurnInterval);
       }
     }
-    publisher_.pump(*link_.sender, receiver_.trainer().has_value());  // what finished last
+    pump();  // what finished last
     publish_stats();
   });
 }
@@ -97,23 +118,51 @@ void ServerLink::start(OnTable on_table) {
 void ServerLink::stop() {
   stopping_.store(true, std::memory_order_relaxed);
   if (thread_.joinable()) thread_.join();
+  if (judge_.joinable()) judge_.join();
+}
+
+// Replays in the engine's gaps; where there are none, a request that has waited kPatience is
+// replayed all the same, in the time that the scheduler gives to the idle class.
+void ServerLink::judge_in_idle_time() {
+  constexpr std::chrono::seconds kPatience{5};
+  sched_param none{};
+  // Linux's idle class: runs when nobody else wants the core. Where it is refused, the gaps remain.
+  (void)pthread_setschedparam(pthread_self(), SCHED_IDLE, &none);
+  while (!stopping_.load(std::memory_order_relaxed)) {
+    const auto waiting = keeper_->waiting();
+    const bool gap = !options_.activity || options_.activity().requests_running == 0;
+    if (!waiting || (!gap && *waiting < kPatience) || !keeper_->judge())
+      std::this_thread::sleep_for(kTurnInterval);
+  }
+}
+
+void ServerLink::pump() {
+  publisher_.pump(
+      *link_.sender, receiver_.trainer().has_value(),
+      [this](std::unique_ptr<RequestTrace> trace) { keeper_->observe(std::move(trace)); });
 }
 
 void ServerLink::turn() {
-  publisher_.pump(*link_.sender, receiver_.trainer().has_value());
+  pump();
   if (link_.receiver) {
     // At most this many a turn, so that a flood of messages cannot keep traces from leaving.
     constexpr int kMessagesPerTurn = 64;
     for (int i = 0; i < kMessagesPerTurn; ++i) {
       const auto message = link_.receiver->try_receive();
       if (!message) break;
-      receiver_.handle(*message, on_table_);
+      receiver_.handle(*message);
     }
     const auto now = clock_.monotonic();
-    const bool news = receiver_.take_news();
-    if (news || !last_hello_ || now - *last_hello_ >= kHelloInterval) {
+    const bool of_versions = keeper_->take_news();
+    const bool news = receiver_.take_news() || of_versions;
+    if (hello_due_.exchange(false, std::memory_order_relaxed) || news || !last_hello_ ||
+        now - *last_hello_ >= kHelloInterval) {
       last_hello_ = now;
       say_hello();
+    }
+  }
+  if (!judge_.joinable()) {
+    while (keeper_->judge()) {
     }
   }
   publish_stats();
@@ -123,7 +172,8 @@ void ServerLink::say_hello() {
   ServerHello hello;
   hello.run = run_;
   hello.model_fingerprint = options_.model_fingerprint;
-  hello.served = receiver_.served();
+  hello.served = keeper_->served();
+  hello.canary = keeper_->canary();
   hello.refused = receiver_.refused();
   hello.refused_reason = receiver_.refused_reason();
   if (options_.activity) {
@@ -133,6 +183,7 @@ void ServerLink::say_hello() {
     hello.round_ms = std::move(activity.round_ms);
     hello.head_start_ms = activity.head_start_ms;
     hello.head_step_ms = activity.head_step_ms;
+    hello.pause = activity.pause_trainer;
   }
   hello.traces_sent = std::uint64_t(publisher_.sent());
   hello.traces_dropped = std::uint64_t(publisher_.dropped_total());
@@ -146,6 +197,7 @@ void ServerLink::publish_stats() {
   stats.bundles_received = receiver_.bundles_received();
   stats.bundles_rejected = receiver_.rejected();
   if (link_.peers_refused) stats.peers_refused = link_.peers_refused->load();
+  stats.speculator = keeper_->state();
   if (const auto trainer = receiver_.trainer()) {
     stats.trainer_connected = true;
     stats.trainer_step = trainer->step;

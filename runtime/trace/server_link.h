@@ -1,7 +1,8 @@
 // The server's end of the link to the trainer: one thread that sends traces and hellos and receives
-// weights. The engine meets it in the ring of TracePublisher alone, so nothing here can hold up a
-// round. Lifetime: create -> sink() into Engine::create -> start(on_table) -> ... -> stop() ->
-// ~Engine -> ~ServerLink.
+// and prepares weights, and another, of the lowest priority, that judges them (version_keeper.h).
+// The engine meets them in the ring of TracePublisher alone, so nothing here can hold up a round.
+// Lifetime: create -> sink() into Engine::create -> start(on_weights) -> ... -> stop() -> ~Engine
+// -> ~ServerLink.
 #pragma once
 
 #include <atomic>
@@ -14,8 +15,11 @@
 
 #include "foretoken/protocol/control.h"
 #include "foretoken/protocol/transport.h"
+#include "runtime/model/vocabulary_rows.h"
 #include "runtime/observe/stats.h"
+#include "runtime/trace/shadow_replay.h"
 #include "runtime/trace/trace_publisher.h"
+#include "runtime/trace/version_keeper.h"
 #include "runtime/trace/weights_receiver.h"
 
 namespace foretoken {
@@ -26,7 +30,13 @@ struct ServerActivity {
   float busy = 0;               // share of the last second in which the engine ran rounds, 0 to 1
   std::vector<float> round_ms;  // by rows, from 1 on; empty: not measured yet
   float head_start_ms = 0, head_step_ms = 0;  // 0: not measured
+  bool pause_trainer = false;                 // a window of plain serving is being measured
 };
+
+// What serves from now on, for how much of the traffic a canary (may be null) drafts. Called on the
+// link's and the judge's threads and those of operators, one at a time; must not block.
+using OnWeights =
+    std::function<void(LearnedPointer served, LearnedPointer canary, double fraction)>;
 
 struct ServerLinkOptions {
   // Both empty: no trainer is expected; the state folder's version is served, traces go to
@@ -41,6 +51,10 @@ struct ServerLinkOptions {
   std::size_t ring_capacity = 256;  // requests finished within one turn of the thread (50 ms)
   std::size_t ring_bytes = std::size_t{256} << 20;
   std::function<ServerActivity()> activity;  // for the hello, once a second; may be empty
+  // The target's rows, for bundles with a head; null: only fusion tables are taken.
+  std::shared_ptr<const VocabularyRows> vocabulary;
+  int replay_draft_length = 4;  // of the judge's rounds
+  VersionKeeperOptions versions;
 };
 
 class ServerLink {
@@ -58,34 +72,40 @@ class ServerLink {
   std::function<void(std::unique_ptr<RequestTrace>)> sink();
   void count_opted_out() noexcept { publisher_.count_opted_out(); }
 
-  // Calls on_table with the state folder's version, if there is one, then starts the thread, which
-  // calls it for every accepted bundle.
-  void start(OnTable on_table);
-  void stop();  // idempotent; no on_table after it returned
+  // Calls on_weights with what the state folder says was proven, then starts the threads.
+  void start(OnWeights on_weights);
+  void stop();  // idempotent; no on_weights from the link after it returned
 
   LinkStats stats() const;  // any thread
   const LinkEndpoints& endpoints() const { return link_.endpoints; }
+  VersionKeeper& versions() { return *keeper_; }  // any thread
+  // The trainer should hear at once of what activity() says now. Any thread.
+  void hello_soon() { hello_due_.store(true, std::memory_order_relaxed); }
 
   // For simulation: restore() once, then one turn of the loop at a time, on the caller's thread.
-  void restore(OnTable on_table);
+  // What the judge's thread does in start() is done at the end of a turn.
+  void restore(OnWeights on_weights);
   void turn();
 
  private:
-  ServerLink(const ServerLinkOptions& options, Link link, std::optional<StateDir> state,
+  ServerLink(const ServerLinkOptions& options, Link link, std::unique_ptr<VersionKeeper> keeper,
              std::unique_ptr<TraceSegmentWriter> segments, const Clock& clock);
+  void pump();
   void say_hello();
   void publish_stats();
+  void judge_in_idle_time();
 
   const ServerLinkOptions options_;
   const Clock& clock_;
   const std::uint64_t run_;
   Link link_;  // sender and receiver are null without endpoints
   TracePublisher publisher_;
+  std::unique_ptr<VersionKeeper> keeper_;
   WeightsReceiver receiver_;  // link thread
-  OnTable on_table_;
+  ShadowReplay shadow_;       // the judge's thread, or the caller's of turn()
   std::optional<std::chrono::nanoseconds> last_hello_;
-  std::thread thread_;
-  std::atomic<bool> stopping_{false};
+  std::thread thread_, judge_;
+  std::atomic<bool> stopping_{false}, hello_due_{false};
   mutable std::mutex stats_mutex_;  // between the link thread and stats(), never the engine
   LinkStats stats_;
 };

@@ -1,7 +1,8 @@
-// The server's part of a model's state folder: the last accepted bundle, so that a restarted server
-// serves its last version at once, trainer or not. Written atomically; what does not parse is set
-// aside by name, never served and never fatal. Used by the link thread (and by start-up before it
-// runs).
+// The server's part of a model's state folder: the bundles of versions that may serve again, and
+// the lineage that says which (lineage.h), so that a restarted server serves its last proven
+// speculator at once, trainer or not. Files are written atomically; what does not parse is set
+// aside by name, never served and never fatal. Link thread (and start-up before it runs), under
+// VersionKeeper's lock.
 #pragma once
 
 #include <filesystem>
@@ -16,18 +17,21 @@ namespace foretoken {
 
 class StateDir {
  public:
-  // Creates <root>/<fingerprint>/server. Errors: kIo.
+  // Creates <root>/<fingerprint>/server/versions. Errors: kIo.
   static Result<StateDir> open(const std::filesystem::path& root,
                                const ModelFingerprint& fingerprint);
 
   const std::filesystem::path& folder() const { return folder_; }
-  std::filesystem::path bundle_path() const { return folder_ / "current.bundle"; }
+  std::filesystem::path lineage_path() const { return folder_ / "lineage.jsonl"; }
+  std::filesystem::path traffic_folder() const { return folder_ / "traffic"; }
+  std::filesystem::path bundle_path(SpeculatorVersion version) const;
 
-  Status store_bundle(std::span<const std::byte> bytes) const;
-  // The bytes of the last accepted bundle; nullopt: there is none. A file that cannot be read or
-  // parsed, or is of a signer not trusted (any more), is renamed to current.bundle.damaged and
-  // logged.
-  std::optional<std::vector<std::byte>> load_bundle(const TrustedSigners& trusted) const;
+  Status store_bundle(SpeculatorVersion version, std::span<const std::byte> bytes) const;
+  // nullopt: there is no such file. One that cannot be read is renamed to NAME.damaged and logged.
+  std::optional<std::vector<std::byte>> load_bundle(SpeculatorVersion version) const;
+  void set_aside(SpeculatorVersion version, const std::string& problem) const;
+  // Deletes the bundles of all versions but these.
+  void keep_only(std::span<const SpeculatorVersion> versions) const;
 
  private:
   explicit StateDir(std::filesystem::path folder) : folder_(std::move(folder)) {}

@@ -28,11 +28,12 @@ std::int64_t TracePublisher::dropped_total() const {
   return total;
 }
 
-void TracePublisher::pump(Sender& sender, bool trainer_connected) {
+void TracePublisher::pump(Sender& sender, bool trainer_connected,
+                          const std::function<void(std::unique_ptr<RequestTrace>)>& sent) {
   while (std::unique_ptr<RequestTrace> trace = ring_.try_pop()) {
     trace->server_run = server_run_;
     Message message = serialize(*trace);
-    trace.reset();
+    if (!sent) trace.reset();
     if (segments_) {
       if (auto appended = segments_->append(message); !appended) {
         count(kDisk);
@@ -47,6 +48,7 @@ void TracePublisher::pump(Sender& sender, bool trainer_connected) {
     } else {
       count(trainer_connected ? kHighWaterMark : kNoTrainer);
     }
+    if (sent) sent(std::move(trace));
   }
 }
 

@@ -9,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -34,8 +35,9 @@ class TracePublisher {
   std::int64_t dropped_total() const;
 
   // Link thread: serialises and sends everything in the ring. trainer_connected only names the
-  // reason of a drop.
-  void pump(Sender& sender, bool trainer_connected);
+  // reason of a drop. `sent` (may be empty) gets every trace afterwards, whatever became of it.
+  void pump(Sender& sender, bool trainer_connected,
+            const std::function<void(std::unique_ptr<RequestTrace>)>& sent = {});
 
  private:
   enum Reason { kRingFull, kHighWaterMark, kNoTrainer, kDisk, kOptedOut, kReasons };

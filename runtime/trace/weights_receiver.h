@@ -1,41 +1,34 @@
-// The server's side of the weights channel as a state machine: bundles and trainer status in,
-// accepted tables out. A bundle is served only if it is whole, signed by a trusted key, of this
-// model, of the right shapes, finite, and newer than what is served; everything else is refused,
-// counted by reason, and reported to the trainer in the next hello. Reasons: truncated, magic,
-// format, protocol, checksum, signature, shape, non-finite, fingerprint, kind, version. Link thread
-// only.
+// The server's side of the weights channel as a state machine: bundles and trainer status in, and
+// what is whole, signed by a trusted key and of this model goes on to the VersionKeeper. Everything
+// else is refused, counted by reason, and reported to the trainer in the next hello, as what the
+// keeper refuses is. Reasons: truncated, magic, format, protocol, checksum, signature, shape,
+// non-finite, fingerprint, kind, version, frozen. Link thread only.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
-#include <functional>
 #include <map>
-#include <memory>
 #include <optional>
 #include <string>
 
 #include "foretoken/protocol/control.h"
 #include "foretoken/protocol/transport.h"
-#include "runtime/speculate/fusion_table.h"
-#include "runtime/trace/state_dir.h"
+#include "runtime/trace/version_keeper.h"
 
 namespace foretoken {
-
-// Called on the link thread (at start, on the thread that calls ServerLink::start).
-using OnTable = std::function<void(std::shared_ptr<const FusionTable>, SpeculatorVersion)>;
 
 class WeightsReceiver {
  public:
   WeightsReceiver(const ModelFingerprint& fingerprint, TrustedSigners trusted,
-                  std::optional<StateDir> state, const Clock& clock);
+                  VersionKeeper& keeper, const Clock& clock);
 
-  // Serves the state folder's bundle, if there is one.
-  void restore(const OnTable& on_table);
-  void handle(const Message& message, const OnTable& on_table);
+  void handle(const Message& message);
+  // Digest, signature, layout and fingerprint: all that can be checked without the model.
+  Result<Bundle> parse(std::span<const std::byte> bytes) const;
 
-  SpeculatorVersion served() const { return served_; }
-  SpeculatorVersion refused() const { return refused_; }
-  const std::string& refused_reason() const { return refused_reason_; }
+  // The newest this run refused, here or in the keeper, 0: none.
+  SpeculatorVersion refused() const;
+  std::string refused_reason() const;
   std::int64_t bundles_received() const { return bundles_received_; }
   const std::map<std::string, std::int64_t>& rejected() const { return rejected_; }
   // nullopt: no status within the last 5 s (five of the trainer's intervals).
@@ -44,16 +37,15 @@ class WeightsReceiver {
   bool take_news() { return std::exchange(news_, false); }
 
  private:
-  Status accept(std::span<const std::byte> bytes, const OnTable& on_table, bool from_disk);
+  Status accept(std::span<const std::byte> bytes);
   void refuse(const Error& error, SpeculatorVersion version);
 
   const ModelFingerprint fingerprint_;
   const TrustedSigners trusted_;
-  const std::optional<StateDir> state_;
+  VersionKeeper& keeper_;
   const Clock& clock_;
   BundleAssembler assembler_;
-  SpeculatorVersion served_, refused_;
-  std::uint64_t served_hash_ = 0;
+  SpeculatorVersion refused_;
   std::string refused_reason_;
   std::int64_t bundles_received_ = 0;
   std::map<std::string, std::int64_t> rejected_;

@@ -11,6 +11,7 @@
 #include "foretoken/protocol/trace.h"
 #include "foretoken/protocol/transport_memory.h"
 #include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/learned.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/protocol/sample_trace.h"
 
@@ -44,6 +45,7 @@ class ServerLinkTest : public testing::Test {
     options_.model_fingerprint = sample_fingerprint();
     options_.trusted_signers = test_signers();
     options_.state_root = root_ / "state";
+    options_.versions.canary_fraction = 0;  // canaries have a test of their own
     start();
     trainer_ = network_.open_trainer();
   }
@@ -56,9 +58,9 @@ class ServerLinkTest : public testing::Test {
     auto link = ServerLink::create(options_, network_.open_server(5), clock_);
     ASSERT_TRUE(link) << link.error().message;
     server_ = std::move(link).value();
-    server_->restore([this](std::shared_ptr<const FusionTable> table, SpeculatorVersion version) {
-      ASSERT_TRUE(table && table->finite());
-      swaps_.push_back(version.value);
+    server_->restore([this](const LearnedPointer& weights, const LearnedPointer&, double) {
+      ASSERT_TRUE(weights && weights->fusion.finite());
+      if (weights->version.value > 0) swaps_.push_back(weights->version.value);
     });
   }
   void deliver(const Message& message) {
@@ -221,15 +223,15 @@ TEST_F(ServerLinkTest, AFlippedBitOnTheWayIsNamedToo) {
 TEST_F(ServerLinkTest, ADamagedStateFileIsSetAsideAndNothingIsServed) {
   publish(signed_bytes(good_bundle(4)), 4);
   const auto state = *StateDir::open(options_.state_root, options_.model_fingerprint);
-  auto bytes = *read_file(state.bundle_path(), 1 << 20);
+  auto bytes = *read_file(state.bundle_path({4}), 1 << 20);
   bytes[100] ^= std::byte(1);
-  ASSERT_TRUE(write_file_atomically(state.bundle_path(), bytes));
+  ASSERT_TRUE(write_file_atomically(state.bundle_path({4}), bytes));
   start();
   EXPECT_TRUE(swaps_.empty());
-  EXPECT_FALSE(fs::exists(state.bundle_path()));
-  EXPECT_TRUE(fs::exists(state.bundle_path().string() + ".damaged"));
-  publish(signed_bytes(good_bundle(1)), 1);
-  EXPECT_THAT(swaps_, ElementsAre(1));
+  EXPECT_FALSE(fs::exists(state.bundle_path({4})));
+  EXPECT_TRUE(fs::exists(state.bundle_path({4}).string() + ".damaged"));
+  publish(signed_bytes(good_bundle(4)), 4);  // the trainer still has it
+  EXPECT_THAT(swaps_, ElementsAre(4));
 }
 
 TEST_F(ServerLinkTest, SaysHelloEverySecondAndAtNews) {

@@ -8,6 +8,7 @@
 #include <map>
 
 #include "foretoken/protocol/transport_memory.h"
+#include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
@@ -34,16 +35,19 @@ class World {
     options.model_fingerprint = test_fingerprint();
     options.trusted_signers = test_signers();
     options.state_root = folder_ / "server";
+    options.versions.canary_fraction = 0;  // what is received serves: the link is what is on trial
     server_ = *ServerLink::create(options, network_.open_server(50), clock_);
     std::uint64_t last = 0;
     server_->restore(
-        [this, last](std::shared_ptr<const FusionTable> table, SpeculatorVersion version) mutable {
+        [this, last](const LearnedPointer& weights, const LearnedPointer&, double) mutable {
+          const SpeculatorVersion version = weights->version;
+          if (version.value == last) return;
           // Law: within a run versions rise, across restarts they never fall, and a number is one
           // table for ever.
           EXPECT_GT(version.value, last);
           EXPECT_GE(version.value, served_);
-          const auto known = tables_.emplace(version.value, table->bias).first;
-          EXPECT_EQ(known->second, table->bias) << "version " << version.value << " twice";
+          const auto known = tables_.emplace(version.value, weights->fusion.bias).first;
+          EXPECT_EQ(known->second, weights->fusion.bias) << "version " << version.value << " twice";
           last = served_ = version.value;
         });
   }
@@ -141,9 +145,12 @@ TEST(Simulation, ATrainerThatStartsOverNeverReusesANumber) {
   ServerLinkOptions server_options;
   server_options.model_fingerprint = test_fingerprint();
   server_options.trusted_signers = test_signers();
+  server_options.versions.canary_fraction = 0;
   auto server = *ServerLink::create(server_options, network.open_server(), clock);
   std::vector<std::uint64_t> versions;
-  server->restore([&](auto, SpeculatorVersion version) { versions.push_back(version.value); });
+  server->restore([&](const LearnedPointer& weights, const LearnedPointer&, double) {
+    if (weights->version.value > 0) versions.push_back(weights->version.value);
+  });
   for (int life = 0; life < 2; ++life) {
     TrainerOptions options;
     options.state_root = folder / std::to_string(life);
