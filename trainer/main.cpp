@@ -39,7 +39,7 @@ int main(int argc, char** argv) {
   std::string keys_dir, state_dir = default_state_root().string(), fingerprint,
                         scheduling = "batch", log_level = "info";
   std::size_t buffer_mib = 1024;
-  int threads = 1;
+  int threads = 1, gate_requests = kLeastRequests;
   app.add_option("--traces-endpoint,--trace-endpoint", endpoints.traces,
                  "Where the server sends traces")
       ->envname("FORETOKEN_TRACES_ENDPOINT")
@@ -57,10 +57,22 @@ int main(int argc, char** argv) {
   app.add_option("--model-fingerprint", fingerprint,
                  "Train for this model only (64 hexadecimal digits); else for the server's")
       ->envname("FORETOKEN_MODEL_FINGERPRINT");
-  app.add_option("--publish-every-requests", options.session.publish_every_requests,
-                 "Requests that score a candidate before the gate looks at it")
-      ->envname("FORETOKEN_PUBLISH_EVERY_REQUESTS")
-      ->check(CLI::Range(2, 100000))
+  app.add_option("--gate-draft-length", options.session.gate.draft_length,
+                 "Tokens a round at most when the gate replays a request")
+      ->envname("FORETOKEN_GATE_DRAFT_LENGTH")
+      ->check(CLI::Range(1, 16))
+      ->capture_default_str();
+  app.add_option(
+         "--gate-requests", gate_requests,
+         "Requests that must have scored a candidate before it can be promoted; below 30 the "
+         "gate's error is not what it says")
+      ->envname("FORETOKEN_GATE_REQUESTS")
+      ->check(CLI::Range(2, 1000))
+      ->capture_default_str();
+  app.add_option("--first-candidate-requests", options.session.gate.least_trained_requests,
+                 "Requests to learn from before the first candidate")
+      ->envname("FORETOKEN_FIRST_CANDIDATE_REQUESTS")
+      ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   app.add_option("--buffer-mib", buffer_mib, "Size of the replay buffer on disk")
       ->envname("FORETOKEN_BUFFER_MIB")
@@ -103,6 +115,7 @@ int main(int argc, char** argv) {
   if (auto s = set_scheduling(scheduling); !s) spdlog::warn("{}", s.error().message);
   set_torch_threads(threads);
   options.state_root = state_dir;
+  options.session.gate.set_least_requests(gate_requests);
   options.session.buffer_bytes = buffer_mib << 20;
   if (!fingerprint.empty()) {
     auto parsed = fingerprint_from_hex(fingerprint);

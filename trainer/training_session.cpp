@@ -2,8 +2,8 @@
 
 #include <spdlog/spdlog.h>
 
+#include "foretoken/protocol/atomic_file.h"
 #include "foretoken/protocol/state_folder.h"
-#include "runtime/evaluate/fusion_bundle.h"
 
 namespace foretoken::trainer {
 namespace {
@@ -14,6 +14,19 @@ constexpr std::chrono::seconds kCheckpointInterval{5};
 
 std::filesystem::path checkpoint_path(const std::filesystem::path& folder) {
   return folder / "checkpoint";
+}
+
+std::filesystem::path candidate_path(const std::filesystem::path& folder) {
+  return folder / "candidate.bundle";
+}
+
+// Of kind "fusion": what is published of a candidate whose head did not pass.
+Bundle fusion_alone(const Bundle& bundle) {
+  Bundle out = bundle;
+  out.kind = "fusion";
+  std::erase_if(out.tensors,
+                [](const auto& tensor) { return !tensor.first.starts_with("fusion."); });
+  return out;
 }
 
 }  // namespace
@@ -41,7 +54,7 @@ TrainingSession::TrainingSession(const std::filesystem::path& folder,
       clock_(clock),
       buffer_(std::move(buffer)),
       versions_(std::move(versions)),
-      gate_(options.publish_every_requests, FusionTable::initial()),
+      gate_(options.gate, initial_weights()),
       learner_((options.make_learner ? options.make_learner
                                      : learner_factory(options.learner))(buffer_)),
       last_checkpoint_(clock.monotonic()) {}
@@ -52,14 +65,16 @@ void TrainingSession::resume() {
     if (auto s = learner_->restore(checkpoint->learner); !s) checkpoint = s.error();
   }
   if (checkpoint) {
-    gate_.restore(checkpoint->gate);
     versions_.reserve_up_to(checkpoint->highest_version);
-    served_version_ = checkpoint->served_version;
+    published_ = checkpoint->published;
+    served_ = checkpoint->served;
     next_to_train_ = checkpoint->next_sequence;
-    if (gate_.has_candidate()) proposed_step_ = checkpoint->gate.candidate->step;
-    verdict_ = checkpoint->verdict;
-    if (auto bundle = served_version_.value ? versions_.load(served_version_) : std::nullopt) {
-      sender_.publish(served_version_, std::move(*bundle));
+    proposed_step_ = checkpoint->gate.facts.step;
+    verdicts_ = checkpoint->verdicts;
+    gate_.set_served(weights_of(served_));
+    resume_candidate(std::move(checkpoint->gate));
+    if (auto bundle = published_.value ? versions_.load(published_) : std::nullopt) {
+      sender_.publish(published_, std::move(*bundle));
     }
   } else if (checkpoint.error().code != ErrorCode::kNotFound) {
     spdlog::warn("{}; training starts over from the buffer", checkpoint.error().message);
@@ -68,9 +83,40 @@ void TrainingSession::resume() {
                             checkpoint_path(folder_).string() + ".damaged", ignored);
   }
   spdlog::info("model {}: step {}, version {}, {} requests in the buffer, {} not yet learned from",
-               to_hex(fingerprint_).substr(0, 16), learner_->facts().step, served_version_.value,
+               to_hex(fingerprint_).substr(0, 16), learner_->facts().step, published_.value,
                buffer_.requests(),
                buffer_.next_sequence() - std::min(buffer_.next_sequence(), next_to_train_));
+}
+
+// The candidate's file is written before the checkpoint that speaks of it. A kill in between leaves
+// a file of another hash: then there is no candidate, and the next snapshot is one.
+void TrainingSession::resume_candidate(GateState state) {
+  std::shared_ptr<const LearnedWeights> weights;
+  if (state.has_candidate) {
+    auto bytes = read_file(candidate_path(folder_), kMaxBundleBytes);
+    if (bytes && content_hash(*bytes) == state.facts.hash) {
+      auto bundle = parse_bundle_of_anyone(*bytes);
+      if (bundle) {
+        if (auto made = learned_from_bundle(*bundle, options_.rows))
+          weights = std::move(made).value();
+        candidate_ = std::move(bundle).value();
+      }
+    }
+    if (!weights) spdlog::warn("the candidate of the checkpoint is lost: a new one is taken");
+  }
+  gate_.restore(std::move(state), std::move(weights));
+}
+
+std::shared_ptr<const LearnedWeights> TrainingSession::weights_of(SpeculatorVersion version) const {
+  if (version.value == 0) return initial_weights();
+  const auto bytes = versions_.load(version);
+  auto bundle = bytes ? parse_bundle_of_anyone(*bytes)
+                      : Result<Bundle>(Error{ErrorCode::kNotFound, "its file is gone"});
+  auto weights = bundle ? learned_from_bundle(*bundle, options_.rows) : bundle.error();
+  if (weights) return std::move(weights).value();
+  spdlog::warn("version {}: {}; candidates are judged against what ships", version.value,
+               weights.error().message);
+  return initial_weights();
 }
 
 Status TrainingSession::ingest(const Message& message, const RequestTrace& trace) {
@@ -90,7 +136,10 @@ bool TrainingSession::work() {
   const std::uint64_t waiting =
       buffer_.next_sequence() - std::min(buffer_.next_sequence(), next_to_train_);
   if (!learner_->work(waiting)) {
-    if (!gate_.has_candidate() && learner_->facts().step > proposed_step_) propose();
+    const LearnerFacts facts = learner_->facts();
+    if (!gate_.has_candidate() && facts.step > proposed_step_ &&
+        facts.trained_requests >= options_.gate.least_trained_requests)
+      propose();
     if (waiting == 0) return false;
     const auto next = buffer_.first_from(next_to_train_);
     if (!next) {  // what is left was deleted as too old, or is damaged
@@ -98,18 +147,11 @@ bool TrainingSession::work() {
       return false;
     }
     // Scored before it is learned from.
-    decision = gate_.score(next->trace, fusion_positions(next->trace));
+    decision = gate_.score(next->trace, clock_.unix_ms());
     learner_->observe(next->sequence, next->trace);
     next_to_train_ = next->sequence + 1;
   }
-  if (decision) {
-    verdict_ = decision->verdict;
-    if (decision->promoted) {
-      publish(*decision);
-    } else {
-      spdlog::info("step {}: {}", learner_->facts().step, verdict_);
-    }
-  }
+  if (decision) conclude(*decision);
   if (decision || clock_.monotonic() - last_checkpoint_ >= kCheckpointInterval) {
     if (auto s = checkpoint(); !s) spdlog::warn("{}", s.error().message);
   }
@@ -117,43 +159,62 @@ bool TrainingSession::work() {
 }
 
 void TrainingSession::propose() {
-  const Bundle snapshot = learner_->snapshot();
-  const auto table = fusion_table_of(snapshot);
-  if (!table) {
-    spdlog::error("no candidate: {}", table.error().message);
+  proposed_step_ = learner_->facts().step;
+  candidate_ = learner_->snapshot();
+  candidate_.model_fingerprint = fingerprint_;
+  candidate_.created_unix_ms = clock_.unix_ms();
+  auto weights = learned_from_bundle(candidate_, options_.rows);
+  if (!weights) {
+    spdlog::error("no candidate: {}", weights.error().message);
     return;
   }
-  proposed_step_ = learner_->facts().step;
-  gate_.propose(
-      {*table, proposed_step_, snapshot.trained_tokens, snapshot.trained_requests, snapshot.loss});
+  const auto bytes = serialize(candidate_, options_.signing_key);
+  if (auto s = write_file_atomically(candidate_path(folder_), bytes); !s) {
+    spdlog::warn("no candidate: {}", s.error().message);
+    return;
+  }
+  gate_.propose(std::move(weights).value(),
+                {proposed_step_, candidate_.trained_tokens, candidate_.trained_requests,
+                 candidate_.loss, content_hash(bytes), candidate_.kind == "head"},
+                clock_.unix_ms());
+  if (auto s = checkpoint(); !s) spdlog::warn("{}", s.error().message);
 }
 
-void TrainingSession::publish(const PrequentialGate::Decision& decision) {
-  Bundle bundle = bundle_of(decision.candidate.table);
+void TrainingSession::conclude(PrequentialGate::Decision& decision) {
+  if (decision.verdict == Verdict::kPromoted) {
+    publish(decision);
+  } else {
+    spdlog::info("candidate {} (step {}): {}", decision.record.candidate, decision.record.step,
+                 decision.record.text);
+  }
+  verdicts_.push_back(std::move(decision.record));
+  if (verdicts_.size() > kMaxVerdicts) verdicts_.pop_front();
+}
+
+void TrainingSession::publish(PrequentialGate::Decision& decision) {
+  Bundle bundle = decision.tier == Tier::kHead ? candidate_ : fusion_alone(candidate_);
   bundle.version = versions_.next();
-  bundle.parent = served_version_;
-  bundle.model_fingerprint = fingerprint_;
-  bundle.trained_tokens = decision.candidate.trained_tokens;
-  bundle.trained_requests = decision.candidate.trained_requests;
+  bundle.parent = served_;
   bundle.created_unix_ms = clock_.unix_ms();
-  bundle.loss = decision.candidate.loss;
-  bundle.verdict = decision.verdict;
+  bundle.verdict = decision.record.text;
+  const auto fail = [&](const Error& error) {
+    spdlog::error("version {} is not published: {}", bundle.version.value, error.message);
+    gate_.set_served(weights_of(served_));
+  };
   auto bytes = versions_.add(bundle);
-  if (!bytes) {
-    spdlog::error("version {} is not published: {}", bundle.version.value, bytes.error().message);
-    return;
-  }
+  if (!bytes) return fail(bytes.error());
   // The number is taken on disk (file, then checkpoint) before any server can see it.
-  const SpeculatorVersion previous = served_version_;
-  served_version_ = bundle.version;
+  const SpeculatorVersion published = published_, served = served_;
+  published_ = served_ = bundle.version;
   if (auto s = checkpoint(); !s) {
-    spdlog::error("version {} is not published: {}", bundle.version.value, s.error().message);
-    served_version_ = previous;
-    return;
+    published_ = published;
+    served_ = served;
+    return fail(s.error());
   }
+  decision.record.version = bundle.version;
   sender_.publish(bundle.version, std::move(bytes).value());
-  spdlog::info("published version {} (step {}, {} requests, {} tokens, loss {:.4f}): {}",
-               bundle.version.value, decision.candidate.step, bundle.trained_requests,
+  spdlog::info("published version {} ({}, step {}, {} requests, {} tokens, loss {:.4f}): {}",
+               bundle.version.value, bundle.kind, decision.record.step, bundle.trained_requests,
                bundle.trained_tokens, bundle.loss, bundle.verdict);
 }
 
@@ -166,13 +227,22 @@ void TrainingSession::heard(const ServerHello& hello) {
     versions_.reserve_up_to(hello.served);
   }
   sender_.heard(hello);
+  gate_.set_costs(RoundCosts::measured(hello.round_ms, hello.head_start_ms, hello.head_step_ms));
+  // Refused, or taken back by the canary: what candidates must beat is what serves.
+  if (hello.refused == published_ && published_.value != 0 && served_ == published_ &&
+      hello.served < published_) {
+    spdlog::warn("the server gave version {} up ({}): candidates are judged against version {}",
+                 published_.value, hello.refused_reason, hello.served.value);
+    served_ = hello.served;
+    gate_.set_served(weights_of(served_));
+  }
 }
 
 Status TrainingSession::checkpoint() {
   last_checkpoint_ = clock_.monotonic();
   return write_checkpoint(checkpoint_path(folder_),
                           {next_to_train_, learner_->state(), gate_.state(), versions_.highest(),
-                           served_version_, verdict_});
+                           published_, served_, verdicts_});
 }
 
 TrainerStatus TrainingSession::status() const {
@@ -186,7 +256,8 @@ TrainerStatus TrainingSession::status() const {
   status.trained_requests = facts.trained_requests;
   status.buffer_requests = buffer_.requests();
   status.buffer_bytes = std::int64_t(buffer_.bytes());
-  status.verdict = verdict_;
+  if (!verdicts_.empty()) status.verdict = verdicts_.back().text;
+  status.verdicts.assign(verdicts_.begin(), verdicts_.end());
   return status;
 }
 

@@ -5,6 +5,7 @@
 // had not seen.
 #pragma once
 
+#include <deque>
 #include <filesystem>
 #include <memory>
 
@@ -23,7 +24,9 @@ namespace foretoken::trainer {
 struct SessionOptions {
   SigningKey signing_key;  // every published bundle carries its signature
   LearnerOptions learner;
-  int publish_every_requests = 16;                  // the gate looks after so many scored requests
+  GateOptions gate;
+  // The target's own rows, which a learned head shares; null: fusion alone is served and judged.
+  std::shared_ptr<const VocabularyRows> rows;
   std::size_t buffer_bytes = std::size_t{1} << 30;  // on disk
   LearnerFactory make_learner;                      // empty: learner_factory(learner)
 };
@@ -54,8 +57,11 @@ class TrainingSession {
                   const SessionOptions& options, const Clock& clock, ReplayBuffer buffer,
                   VersionStore versions);
   void resume();
+  void resume_candidate(GateState state);
+  std::shared_ptr<const LearnedWeights> weights_of(SpeculatorVersion version) const;
   void propose();
-  void publish(const PrequentialGate::Decision& decision);
+  void conclude(PrequentialGate::Decision& decision);
+  void publish(PrequentialGate::Decision& decision);
 
   const std::filesystem::path folder_;
   const ModelFingerprint fingerprint_;
@@ -67,9 +73,11 @@ class TrainingSession {
   WeightsSender sender_;
   std::unique_ptr<Learner> learner_;  // reads buffer_
   std::uint64_t next_to_train_ = 0;   // sequence numbers below were shown to the learner
-  SpeculatorVersion served_version_;
-  std::int64_t proposed_step_ = 0;  // the learner's, at the last snapshot
-  std::string verdict_;
+  SpeculatorVersion published_;       // the newest
+  SpeculatorVersion served_;  // what candidates are judged against: older once a server gave up
+  Bundle candidate_;          // the gate's, as it would be published
+  std::int64_t proposed_step_ = 0;         // the learner's, at the last snapshot
+  std::deque<CandidateVerdict> verdicts_;  // the last kMaxVerdicts
   std::chrono::nanoseconds last_checkpoint_{0};
 };
 

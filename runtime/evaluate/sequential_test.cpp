@@ -16,11 +16,6 @@ constexpr double kTunedAt = 100;
 constexpr double kReportedAlpha = 0.025;  // each side of an interval of 95 %
 const char* const kPool = "(others)";
 
-// A small domain is pooled once it is shown to be less than a fifth of the traffic (one of a fifth
-// has its 30 requests within the 150 that promotion may take), and a pool too small to be judged is
-// left to the test of all together once it is shown to be less than a tenth.
-constexpr double kDomainShare = 0.2, kPoolShare = 0.1;
-
 // Student's t at the probability of the normal quantile z, by Cornish and Fisher's expansion:
 // within 2 % of the exact value from 15 degrees of freedom on at z = 4.
 double t_quantile(double z, double degrees) {
@@ -155,25 +150,25 @@ SequentialFigures SequentialTest::judge() const {
     } else {
       pool.add(sums);
       pooled = true;
-      if (waits_for(sums.requests, kDomainShare)) waiting = domain;
+      if (waits_for(sums.requests, options_.domain_share)) waiting = domain;
     }
   }
   if (pool.requests > 0) figures.domains.push_back(figures_of(kPool, pool));
   if (pooled) {
     if (pool.requests >= options_.domain_requests) {
       judge_domain(kPool, pool);
-    } else if (waits_for(pool.requests, kPoolShare)) {
+    } else if (waits_for(pool.requests, options_.pool_share)) {
       if (waiting.empty()) waiting = kPool;
     }
   }
   // One that nobody has heard of yet.
-  if (waiting.empty() && waits_for(0, kDomainShare)) waiting = "what may come";
+  if (waiting.empty() && waits_for(0, options_.domain_share)) waiting = "what may come";
   figures.all = figures_of("", all);
 
   const double low = lower_bound(all, options_.alpha);
   const double high = upper_bound(all, options_.futility_alpha);
   // What a gain must be for its bound to lie above least_gain at the last request.
-  const auto last = static_cast<double>(std::max(options_.most_requests, kLeastRequests));
+  const auto last = static_cast<double>(std::max(options_.most_requests, options_.least_requests));
   const double shown =
       options_.least_gain + all.deviation() / std::sqrt(last) * boundary(last, options_.alpha);
   const auto decide = [&](Verdict verdict, std::string because) {
@@ -181,7 +176,7 @@ SequentialFigures SequentialTest::judge() const {
     figures.because = std::move(because);
     return figures;
   };
-  if (all.requests < kLeastRequests) return decide(Verdict::kUndecided, "too few requests");
+  if (all.requests < options_.least_requests) return decide(Verdict::kUndecided, "too few requests");
   if (!harmed.empty())
     return decide(Verdict::kInferior,
                   fmt::format("worse than {:+.0f} % on {}", -100 * options_.domain_margin, harmed));

@@ -71,7 +71,12 @@ struct SequentialOptions {
   double futility_alpha = 0.02;  // of giving up a candidate that could have been shown: costs time
   double least_gain = 0;         // promoted when the lower bound is above this
   double domain_margin = 0.02;   // and every domain's above -this
-  int domain_requests = kLeastRequests;
+  int least_requests = kLeastRequests;   // fewer: the bounds are asymptotic, so for tests alone
+  int domain_requests = kLeastRequests;  // from here on a domain counts alone
+  // A small domain is pooled once it is shown to be less than a fifth of the traffic (one of a
+  // fifth has its 30 requests within the 150 that promotion may take); a pool too small to be
+  // judged is left to the test of all together once it is shown to be less than a tenth.
+  double domain_share = 0.2, pool_share = 0.1;
   int most_requests = 1000;
 };
 

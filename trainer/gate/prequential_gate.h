@@ -1,72 +1,130 @@
-// The gate: a candidate is a frozen snapshot, and only requests that arrive after it score it,
-// while the learner trains on. It is published if it is shown to be better than what is served.
-// - Statistic: sum of d_i / sum of n_i over requests, where d_i is the difference of log overlap,
-//   candidate less served, summed over the request's n_i positions that have candidates.
-// - Interval: +- t standard errors of that ratio, requests being the independent units; t is
-//   Student's at the probability of the normal quantile kZ.
-// - Looks: after every `requests_per_look` scored requests, at most kLooks times. kZ = 2.5 spends
-//   2 * (1 - Phi(2.5)) * 4 = 5 % on all looks together (Bonferroni).
-// - Promoted: at a look whose lower bound is above 0, if replayed acceptance is not worse by over
-//   2 %. Refused: at the last look otherwise; the next snapshot is then taken.
-// Pure state machine, no clock and no I/O; its state is plain data for the checkpoint.
+// The gate: no weights leave the trainer unproven. Prequential: a candidate is a frozen snapshot,
+// and only requests that arrive after it score it, while the learner trains on. Replay-exact: with
+// drafter-invariant sampling what a drafter would have had accepted is a function of the logged
+// request, so candidate and served weights are walked over it with the very kernels and quantised
+// weights that serve, each in the whole portfolio (n-grams included), at one fixed draft length.
+// - Cost of a request: the predicted time of its rounds from the server's measured round costs, the
+//   head's included: a head that costs more than it brings is slower here too.
+// - Tiers: a candidate is judged as fusion alone and, if it has one, as fusion and head; of the
+//   tiers that pass, the faster is published. Each spends half of the candidate's error.
+// - Verdict: runtime/evaluate/sequential_test.h; errors are 1/100 a day over all candidates.
+// - Staleness: a candidate that is neither promoted nor given up within most_requests() is replaced
+//   by a new snapshot.
+// Pure state machine: no I/O, the wall clock is passed in; its state is plain data for the
+// checkpoint. One thread.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "runtime/evaluate/fusion_replay.h"
+#include "foretoken/protocol/control.h"
+#include "foretoken/protocol/trace_record.h"
+#include "runtime/evaluate/portfolio_replay.h"
+#include "runtime/evaluate/sequential_test.h"
+#include "runtime/speculate/learned.h"
 
 namespace foretoken::trainer {
 
-struct CandidateSnapshot {
-  FusionTable table;
+enum class Tier : std::uint8_t { kFusion = 0, kHead = 1 };
+inline constexpr int kTiers = 2;
+const char* name(Tier tier);  // "fusion", "fusion+head"
+
+struct CandidateFacts {
   std::int64_t step = 0, trained_tokens = 0, trained_requests = 0;
   double loss = 0;
+  std::uint64_t hash = 0;  // content hash of the candidate's file: a checkpoint belongs to one file
+  bool has_head = false;
 };
 
-struct RequestScore {
-  double positions = 0, log_overlap_difference = 0;
-  double candidate_rounds = 0, candidate_accepted = 0, served_rounds = 0, served_accepted = 0;
+struct TierScore {
+  std::map<std::string, PairedSums> domains;  // ms, by domain
+  Verdict verdict = Verdict::kUndecided;      // final for this candidate unless undecided
+  std::int64_t candidate_rounds = 0, candidate_emitted = 0, served_rounds = 0, served_emitted = 0;
+  bool operator==(const TierScore&) const = default;
 };
 
 struct GateState {
-  FusionTable served;
-  std::optional<CandidateSnapshot> candidate;
-  std::vector<RequestScore> scores;  // at most kLooks * requests_per_look
-  int next_look = 1;
+  std::uint64_t candidates = 0;  // proposed so far: the newest one's number
+  std::int64_t day = 0;          // since 1970, of the newest; never goes back
+  int number_in_day = 0;         // the newest's
+  bool has_candidate = false;
+  CandidateFacts facts;
+  RoundCosts costs;  // those in force when it was proposed
+  std::array<TierScore, kTiers> tiers;
+  std::deque<std::string> recent;  // domains of the last requests, scored or not
+};
+
+struct GateOptions {
+  int draft_length = 4;             // tokens a round at most, candidate and served alike
+  int least_trained_requests = 16;  // no snapshot before the learner has seen so many
+  // Of SequentialTest, but for alpha and most_requests.
+  SequentialOptions test;
+  // Below kLeastRequests for tests: nothing is then waited for.
+  void set_least_requests(int requests) {
+    test.least_requests = test.domain_requests = requests;
+    if (requests < kLeastRequests) test.domain_share = test.pool_share = 1;
+  }
 };
 
 class PrequentialGate {
  public:
-  static constexpr double kZ = 2.5;
-  static constexpr int kLooks = 4;
-  static constexpr int kReplayDraft = 4;  // drafted tokens a round when acceptance is replayed
-  static constexpr double kAcceptanceMargin = 0.02;
+  static constexpr std::size_t kRecent = 256;
 
   struct Decision {
-    bool promoted = false;
-    std::string verdict;
-    CandidateSnapshot candidate;
+    Verdict verdict = Verdict::kUndecided;
+    Tier tier = Tier::kFusion;  // to publish, if promoted
+    CandidateVerdict record;    // text and figures; the version is the publisher's to fill in
   };
 
-  PrequentialGate(int requests_per_look, const FusionTable& served);
+  PrequentialGate(const GateOptions& options, std::shared_ptr<const LearnedWeights> served);
 
-  bool has_candidate() const { return state_.candidate.has_value(); }
-  void propose(const CandidateSnapshot& candidate);
-  // Scores a request that arrived after the candidate's snapshot; nullopt: no decision yet.
-  // After a decision there is no candidate; a promoted one is what is served.
-  std::optional<Decision> score(const RequestTrace& trace,
-                                const std::vector<FusionPosition>& positions);
+  bool has_candidate() const { return state_.has_candidate; }
+  // `weights` exactly as they would be served.
+  void propose(std::shared_ptr<const LearnedWeights> weights, const CandidateFacts& facts,
+               std::int64_t unix_ms);
+  // A request that arrived after the candidate's snapshot. nullopt: no decision yet. After a
+  // decision there is no candidate, and a promoted one is what is served.
+  std::optional<Decision> score(const RequestTrace& trace, std::int64_t unix_ms);
+
+  // As measured by the server; for candidates from now on.
+  void set_costs(const RoundCosts& costs) { costs_ = costs; }
+  // Something else serves now (the server rolled back): a candidate is judged anew against it.
+  void set_served(std::shared_ptr<const LearnedWeights> served);
+  const LearnedWeights& served() const { return *served_; }
 
   const GateState& state() const { return state_; }
-  void restore(GateState state) { state_ = std::move(state); }
+  // `candidate`: the weights state.facts speaks of; null: they are lost, and so is the candidate.
+  void restore(GateState state, std::shared_ptr<const LearnedWeights> candidate);
+  // Requests a candidate may take: as many as it was trained on, because by then the learner has
+  // seen twice as much and its curve is logarithmic in that; at least the 150 that +10 % may take,
+  // at most the 1,000 that +3 % may.
+  int most_requests() const;
+  // One line: how the candidate stands.
+  std::string standing() const;
 
  private:
-  std::optional<Decision> look();
-  const int requests_per_look_;
+  SequentialTest test_of(int tier) const;
+  Decision decide(std::int64_t unix_ms);
+  std::string text_of(const TierScore& score, const SequentialFigures& figures) const;
+  void start_replays();
+  int tiers() const { return state_.facts.has_head ? 2 : 1; }
+
+  const GateOptions options_;
   GateState state_;
+  RoundCosts costs_;
+  std::shared_ptr<const LearnedWeights> served_, candidate_;
+  // Made anew for every candidate, all at once, so that none has learned its calibration longer.
+  std::unique_ptr<PortfolioReplay> served_replay_;
+  std::array<std::unique_ptr<PortfolioReplay>, kTiers> candidate_replays_;
 };
+
+// A candidate without its head: what tier kFusion publishes.
+std::shared_ptr<const LearnedWeights> without_head(const LearnedWeights& weights);
 
 }  // namespace foretoken::trainer

@@ -14,56 +14,120 @@
 namespace foretoken::trainer {
 namespace {
 
-constexpr std::uint32_t kFormat = 2;
+constexpr std::uint32_t kFormat = 3;
 constexpr std::size_t kMaxBytes = std::size_t{1} << 31;
-constexpr std::size_t kTableFloats = kFusionClasses + 1;
 
-std::vector<float> flat(const FusionTable& table) {
-  std::vector<float> values(table.bias.begin(), table.bias.end());
-  values.push_back(table.other);
-  return values;
+using Builder = flatbuffers::FlatBufferBuilder;
+
+flatbuffers::Offset<wire::Tier> write_tier(Builder& builder, const TierScore& tier) {
+  std::vector<flatbuffers::Offset<wire::Domain>> domains;
+  for (const auto& [name, sums] : tier.domains) {
+    domains.push_back(wire::CreateDomain(builder, builder.CreateString(name), sums.requests,
+                                         sums.candidate, sums.served, sums.candidate_squares,
+                                         sums.served_squares, sums.products));
+  }
+  return wire::CreateTier(builder, builder.CreateVector(domains),
+                          static_cast<std::uint8_t>(tier.verdict), tier.candidate_rounds,
+                          tier.candidate_emitted, tier.served_rounds, tier.served_emitted);
 }
 
-bool read_table(const flatbuffers::Vector<float>* from, FusionTable& table) {
-  if (!from || from->size() != kTableFloats) return false;
-  std::copy_n(from->begin(), kFusionClasses, table.bias.begin());
-  table.other = from->Get(kFusionClasses);
-  return table.finite();
+flatbuffers::Offset<wire::Gate> write_gate(Builder& builder, const GateState& gate) {
+  std::vector<flatbuffers::Offset<wire::Tier>> tiers;
+  for (const TierScore& tier : gate.tiers) tiers.push_back(write_tier(builder, tier));
+  const auto round_ms = builder.CreateVector(gate.costs.round_ms);
+  const auto tiers_at = builder.CreateVector(tiers);
+  const auto recent = builder.CreateVectorOfStrings(
+      std::vector<std::string>(gate.recent.begin(), gate.recent.end()));
+  return wire::CreateGate(builder, gate.candidates, gate.day, gate.number_in_day,
+                          gate.has_candidate, gate.facts.hash, gate.facts.step,
+                          gate.facts.trained_tokens, gate.facts.trained_requests, gate.facts.loss,
+                          gate.facts.has_head, round_ms, gate.costs.head_start_ms,
+                          gate.costs.head_step_ms, tiers_at, recent);
+}
+
+flatbuffers::Offset<wire::Verdict> write_verdict(Builder& builder,
+                                                 const CandidateVerdict& verdict) {
+  std::vector<flatbuffers::Offset<wire::Figure>> figures;
+  for (const auto& [name, value] : verdict.figures)
+    figures.push_back(wire::CreateFigure(builder, builder.CreateString(name), value));
+  const auto text = builder.CreateString(verdict.text);
+  return wire::CreateVerdict(builder, verdict.candidate, verdict.version.value, verdict.unix_ms,
+                             verdict.step, verdict.requests, text, builder.CreateVector(figures));
+}
+
+std::string text_of(const flatbuffers::String* from) { return from ? from->str() : std::string(); }
+
+bool read_tier(const wire::Tier& in, TierScore& tier) {
+  if (in.verdict() > static_cast<std::uint8_t>(Verdict::kStale)) return false;
+  tier.verdict = static_cast<Verdict>(in.verdict());
+  tier.candidate_rounds = in.candidate_rounds();
+  tier.candidate_emitted = in.candidate_emitted();
+  tier.served_rounds = in.served_rounds();
+  tier.served_emitted = in.served_emitted();
+  if (!in.domains()) return true;
+  for (const wire::Domain* domain : *in.domains()) {
+    const PairedSums sums{domain->requests(),       domain->candidate(),
+                          domain->served(),         domain->candidate_squares(),
+                          domain->served_squares(), domain->products()};
+    if (sums.requests < 0 || !std::isfinite(sums.candidate + sums.served + sums.candidate_squares +
+                                            sums.served_squares + sums.products))
+      return false;
+    tier.domains.emplace(text_of(domain->name()), sums);
+  }
+  return true;
+}
+
+bool read_gate(const wire::Gate& in, GateState& gate) {
+  gate.candidates = in.candidates();
+  gate.day = in.day();
+  gate.number_in_day = in.number_in_day();
+  gate.has_candidate = in.has_candidate();
+  gate.facts = {in.candidate_step(), in.candidate_tokens(), in.candidate_requests(),
+                in.candidate_loss(), in.candidate_hash(),   in.candidate_has_head()};
+  if (in.round_ms()) gate.costs.round_ms.assign(in.round_ms()->begin(), in.round_ms()->end());
+  gate.costs.head_start_ms = in.head_start_ms();
+  gate.costs.head_step_ms = in.head_step_ms();
+  if (in.recent()) {
+    for (const auto* domain : *in.recent()) gate.recent.push_back(domain->str());
+  }
+  if (!in.tiers() || in.tiers()->size() != gate.tiers.size()) return false;
+  for (std::size_t i = 0; i < gate.tiers.size(); ++i) {
+    if (!read_tier(*in.tiers()->Get(static_cast<flatbuffers::uoffset_t>(i)), gate.tiers[i]))
+      return false;
+  }
+  return gate.number_in_day >= 0 && gate.day >= 0;
+}
+
+CandidateVerdict read_verdict(const wire::Verdict& in) {
+  CandidateVerdict verdict{in.candidate(),
+                           {in.version()},
+                           in.unix_ms(),
+                           in.step(),
+                           in.requests(),
+                           text_of(in.text()),
+                           {}};
+  if (in.figures()) {
+    for (const wire::Figure* figure : *in.figures())
+      verdict.figures.emplace_back(text_of(figure->name()), figure->value());
+  }
+  return verdict;
 }
 
 }  // namespace
 
 Status write_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint) {
-  flatbuffers::FlatBufferBuilder builder(8192);
-  std::vector<wire::Score> scores;
-  for (const RequestScore& s : checkpoint.gate.scores) {
-    scores.emplace_back(s.positions, s.log_overlap_difference, s.candidate_rounds,
-                        s.candidate_accepted, s.served_rounds, s.served_accepted);
-  }
-  const CandidateSnapshot candidate = checkpoint.gate.candidate.value_or(CandidateSnapshot{});
+  Builder builder(8192);
   const auto learner = builder.CreateVector(
       reinterpret_cast<const std::uint8_t*>(checkpoint.learner.data()), checkpoint.learner.size());
-  const auto served = builder.CreateVector(flat(checkpoint.gate.served));
-  const auto candidate_table = builder.CreateVector(flat(candidate.table));
-  const auto scores_at = builder.CreateVectorOfStructs(scores);
-  const auto verdict = builder.CreateString(checkpoint.verdict);
-  wire::CheckpointBuilder out(builder);
-  out.add_format(kFormat);
-  out.add_next_sequence(checkpoint.next_sequence);
-  out.add_learner(learner);
-  out.add_highest_version(checkpoint.highest_version.value);
-  out.add_served_version(checkpoint.served_version.value);
-  out.add_served(served);
-  out.add_has_candidate(checkpoint.gate.candidate.has_value());
-  out.add_candidate(candidate_table);
-  out.add_candidate_step(candidate.step);
-  out.add_candidate_tokens(candidate.trained_tokens);
-  out.add_candidate_requests(candidate.trained_requests);
-  out.add_candidate_loss(candidate.loss);
-  out.add_scores(scores_at);
-  out.add_next_look(checkpoint.gate.next_look);
-  out.add_verdict(verdict);
-  wire::FinishCheckpointBuffer(builder, out.Finish());
+  const auto gate = write_gate(builder, checkpoint.gate);
+  std::vector<flatbuffers::Offset<wire::Verdict>> verdicts;
+  for (const CandidateVerdict& verdict : checkpoint.verdicts)
+    verdicts.push_back(write_verdict(builder, verdict));
+  const auto verdicts_at = builder.CreateVector(verdicts);
+  wire::FinishCheckpointBuffer(
+      builder, wire::CreateCheckpoint(builder, kFormat, checkpoint.next_sequence, learner,
+                                      checkpoint.highest_version.value, checkpoint.published.value,
+                                      checkpoint.served.value, gate, verdicts_at));
   std::vector<std::byte> bytes(builder.GetSize() + 8);
   std::memcpy(bytes.data(), builder.GetBufferPointer(), builder.GetSize());
   const std::uint64_t hash = content_hash({bytes.data(), builder.GetSize()});
@@ -90,30 +154,18 @@ Result<Checkpoint> read_checkpoint(const std::filesystem::path& path) {
   Checkpoint checkpoint;
   checkpoint.next_sequence = in.next_sequence();
   if (in.learner()) {
-    const auto* bytes = reinterpret_cast<const std::byte*>(in.learner()->data());
-    checkpoint.learner.assign(bytes, bytes + in.learner()->size());
+    const auto* learner = reinterpret_cast<const std::byte*>(in.learner()->data());
+    checkpoint.learner.assign(learner, learner + in.learner()->size());
   }
-  CandidateSnapshot candidate;
-  if (!read_table(in.served(), checkpoint.gate.served) ||
-      !read_table(in.candidate(), candidate.table)) {
-    return invalid("a table has the wrong shape or is not finite");
-  }
-  candidate.step = in.candidate_step();
-  candidate.trained_tokens = in.candidate_tokens();
-  candidate.trained_requests = in.candidate_requests();
-  candidate.loss = in.candidate_loss();
-  if (in.has_candidate()) checkpoint.gate.candidate = candidate;
-  if (in.scores()) {
-    for (const wire::Score* s : *in.scores()) {
-      checkpoint.gate.scores.push_back({s->positions(), s->log_overlap_difference(),
-                                        s->candidate_rounds(), s->candidate_accepted(),
-                                        s->served_rounds(), s->served_accepted()});
-    }
-  }
-  checkpoint.gate.next_look = in.next_look();
+  if (!in.gate() || !read_gate(*in.gate(), checkpoint.gate))
+    return invalid("the gate's scores are out of range");
   checkpoint.highest_version = {in.highest_version()};
-  checkpoint.served_version = {in.served_version()};
-  if (in.verdict()) checkpoint.verdict = in.verdict()->str();
+  checkpoint.published = {in.published()};
+  checkpoint.served = {in.served()};
+  if (in.verdicts()) {
+    for (const wire::Verdict* verdict : *in.verdicts())
+      checkpoint.verdicts.push_back(read_verdict(*verdict));
+  }
   return checkpoint;
 }
 

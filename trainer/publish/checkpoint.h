@@ -2,10 +2,11 @@
 // whole is set aside and training starts over from the buffer.
 #pragma once
 
+#include <deque>
 #include <filesystem>
-#include <optional>
 #include <vector>
 
+#include "foretoken/protocol/control.h"
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
 #include "trainer/gate/prequential_gate.h"
@@ -15,9 +16,9 @@ namespace foretoken::trainer {
 struct Checkpoint {
   std::uint64_t next_sequence = 0;
   std::vector<std::byte> learner;  // Learner::state()
-  GateState gate;
-  SpeculatorVersion highest_version, served_version;
-  std::string verdict;
+  GateState gate;                  // the candidate's weights are in a file of their own
+  SpeculatorVersion highest_version, published, served;
+  std::deque<CandidateVerdict> verdicts;
 };
 
 Status write_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint);

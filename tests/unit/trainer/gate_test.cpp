@@ -1,10 +1,14 @@
-// The gate lets through what is better and little else.
+// The gate lets through what is faster, at nobody's cost, and little else.
 #include "trainer/gate/prequential_gate.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
 
 #include "tests/unit/trainer/synthetic_traffic.h"
+#include "trainer/publish/checkpoint.h"
 
 namespace foretoken::trainer {
 namespace {
@@ -12,77 +16,208 @@ namespace {
 using testing::HasSubstr;
 using testing::StartsWith;
 
-PrequentialGate::Decision decide(PrequentialGate& gate, SyntheticTraffic& traffic,
-                                 int* requests = nullptr) {
-  for (int i = 1; i <= 1000; ++i) {
-    const RequestTrace trace = traffic.next(i % 2 ? 0.0f : 0.8f);
-    if (auto decision = gate.score(trace, fusion_positions(trace))) {
-      if (requests) *requests = i;
-      return *decision;
-    }
+constexpr std::int64_t kDay = 86'400'000;
+
+std::shared_ptr<const LearnedWeights> weights_of(const FusionTable& table) {
+  auto weights = std::make_shared<LearnedWeights>();
+  weights->fusion = table;
+  return weights;
+}
+
+// A table that wants the opposite of the truth.
+FusionTable inverted_table() {
+  FusionTable table = true_table();
+  for (float& bias : table.bias) bias = -bias;
+  return table;
+}
+
+CandidateFacts facts(std::int64_t trained_requests = 1000) {
+  return {10, 2000, trained_requests, 0.5, 77, false};
+}
+
+struct Outcome {
+  PrequentialGate::Decision decision;
+  int requests = 0;
+};
+template <class Next>
+Outcome decide(PrequentialGate& gate, Next next, std::int64_t unix_ms = 0) {
+  for (int i = 1; i <= 1200; ++i) {
+    if (auto decision = gate.score(next(i), unix_ms)) return {*decision, i};
   }
   ADD_FAILURE() << "no decision";
   return {};
 }
+auto of(SyntheticTraffic& traffic) {
+  return [&traffic](int i) { return traffic.next(i % 2 ? 0.0f : 0.8f); };
+}
 
-TEST(PrequentialGate, PromotesWhatIsBetterAndServesIt) {
-  PrequentialGate gate(16, FusionTable::initial());
+TEST(PrequentialGate, PromotesWhatIsFasterAndServesIt) {
+  PrequentialGate gate({}, initial_weights());
   EXPECT_FALSE(gate.has_candidate());
-  gate.propose({true_table(), 10, 2000, 20, 0.5});
   SyntheticTraffic traffic(1);
-  int requests = 0;
-  const auto decision = decide(gate, traffic, &requests);
-  EXPECT_TRUE(decision.promoted) << decision.verdict;
-  EXPECT_EQ(requests, 16);
-  EXPECT_THAT(decision.verdict, StartsWith("promoted: log overlap +"));
-  EXPECT_THAT(decision.verdict, HasSubstr("16 requests"));
-  EXPECT_EQ(gate.state().served.bias, true_table().bias);
+  EXPECT_FALSE(gate.score(traffic.next(0), 0));
+  gate.propose(weights_of(true_table()), facts(), 0);
+  const Outcome outcome = decide(gate, of(traffic));
+  EXPECT_EQ(outcome.decision.verdict, Verdict::kPromoted) << outcome.decision.record.text;
+  EXPECT_GE(outcome.requests, kLeastRequests);
+  EXPECT_LE(outcome.requests, 150);
+  EXPECT_THAT(outcome.decision.record.text, StartsWith("promoted (fusion): "));
+  EXPECT_EQ(outcome.decision.record.requests, outcome.requests);
+  EXPECT_EQ(outcome.decision.record.candidate, 1u);
+  double low = -1;
+  for (const auto& [name, value] : outcome.decision.record.figures) {
+    if (name == "fusion.gain_low") low = value;
+  }
+  EXPECT_GT(low, 0);
+  EXPECT_EQ(gate.served().fusion.bias, true_table().bias);
   EXPECT_FALSE(gate.has_candidate());
 }
 
 TEST(PrequentialGate, RefusesWhatIsWorseAndWhatIsTheSame) {
-  PrequentialGate gate(16, true_table());
+  PrequentialGate gate({}, weights_of(true_table()));
   SyntheticTraffic traffic(2);
-  gate.propose({FusionTable::initial(), 1, 1, 1, 1});
-  int requests = 0;
-  EXPECT_FALSE(decide(gate, traffic, &requests).promoted);
-  EXPECT_EQ(requests, 16 * PrequentialGate::kLooks);
-  gate.propose({true_table(), 1, 1, 1, 1});
-  const auto same = decide(gate, traffic);
-  EXPECT_FALSE(same.promoted);
-  EXPECT_THAT(same.verdict, StartsWith("refused"));
-  EXPECT_EQ(gate.state().served.bias, true_table().bias);
+  gate.propose(weights_of(inverted_table()), facts(), 0);
+  const Outcome worse = decide(gate, of(traffic));
+  EXPECT_EQ(worse.decision.verdict, Verdict::kInferior) << worse.decision.record.text;
+  EXPECT_LE(worse.requests, 100);
+  gate.propose(weights_of(true_table()), facts(), 0);
+  const Outcome same = decide(gate, of(traffic));
+  EXPECT_NE(same.decision.verdict, Verdict::kPromoted);
+  EXPECT_THAT(same.decision.record.text, StartsWith("refused"));
+  EXPECT_EQ(gate.served().fusion.bias, true_table().bias);
 }
 
-// Candidates that are the true table moved at random in a direction that neither gains nor loses on
-// average are worse by construction (the truth is the optimum), so each promotion is an error. The
-// bound allows for 5 % of 100 and chance (P(more than 12 | 5 %) < 0.002).
-TEST(PrequentialGate, RarelyPromotesByChance) {
+// Traffic of two kinds that want opposite things: what helps one and harms the other is refused,
+// however much it helps.
+TEST(PrequentialGate, GivesNoDomainUp) {
+  SyntheticTraffic math(3), chat(4, inverted_table());
+  const auto mixed = [&](int i) {
+    RequestTrace trace = i % 5 ? math.next(0) : chat.next(0);
+    trace.domain = i % 5 ? "math" : "chat";
+    return trace;
+  };
+  FusionTable level;  // neither's
+  PrequentialGate gate({}, weights_of(level));
+  for (int i = 0; i < 20; ++i) gate.score(mixed(i), 0);
+  gate.propose(weights_of(true_table()), facts(), 0);
+  const Outcome outcome = decide(gate, mixed);
+  EXPECT_EQ(outcome.decision.verdict, Verdict::kInferior);
+  EXPECT_THAT(outcome.decision.record.text, HasSubstr("worse than -2 % on chat"));
+  // Without the other domain it would have passed.
+  gate.propose(weights_of(true_table()), facts(), 0);
+  EXPECT_EQ(decide(gate, of(math)).decision.verdict, Verdict::kPromoted);
+}
+
+TEST(PrequentialGate, ReplacesWhatIsNeverDecided) {
+  GateOptions options;
+  options.test.futility_alpha = 1e-12;
+  PrequentialGate gate(options, weights_of(true_table()));
+  SyntheticTraffic traffic(5);
+  FusionTable near = true_table();
+  near.bias[7] += 0.02f;
+  gate.propose(weights_of(near), facts(200), 0);
+  EXPECT_EQ(gate.most_requests(), 200);
+  const Outcome outcome = decide(gate, of(traffic));
+  EXPECT_NE(outcome.decision.verdict, Verdict::kPromoted);
+  EXPECT_LE(outcome.requests, 200);
+}
+
+// Candidates that are the true table moved at random are worse by construction (the truth is the
+// optimum at temperature 0), so every promotion would be an error.
+TEST(PrequentialGate, DoesNotPromoteByChance) {
   int promoted = 0;
-  for (std::uint64_t seed = 0; seed < 100; ++seed) {
+  for (std::uint64_t seed = 0; seed < 60; ++seed) {
     std::mt19937_64 random(seed);
-    std::normal_distribution<float> normal(0, 0.05f);
+    std::normal_distribution<float> normal(0, 0.2f);
     FusionTable candidate = true_table();
     for (float& bias : candidate.bias) bias += normal(random);
-    PrequentialGate gate(8, true_table());
-    gate.propose({candidate, 1, 1, 1, 1});
+    PrequentialGate gate({}, weights_of(true_table()));
+    gate.propose(weights_of(candidate), facts(150), 0);
     SyntheticTraffic traffic(1000 + seed);
-    promoted += decide(gate, traffic).promoted;
+    const Outcome outcome = decide(gate, [&](int) { return traffic.next(0, 40); });
+    promoted += outcome.decision.verdict == Verdict::kPromoted;
   }
-  EXPECT_LE(promoted, 12);
+  EXPECT_EQ(promoted, 0);
 }
 
-TEST(PrequentialGate, GoesOnFromASavedState) {
-  PrequentialGate first(16, FusionTable::initial()), second(16, FusionTable::initial());
-  first.propose({true_table(), 1, 1, 1, 1});
-  SyntheticTraffic a(7), b(7);
-  for (int i = 0; i < 10; ++i) {
-    const RequestTrace trace = a.next(0.0f);
-    ASSERT_FALSE(first.score(trace, fusion_positions(trace)));
-    b.next(0.0f);
+TEST(PrequentialGate, SpendsItsErrorsByTheDay) {
+  PrequentialGate gate({}, initial_weights());
+  const auto propose = [&](std::int64_t unix_ms) {
+    gate.propose(weights_of(true_table()), facts(), unix_ms);
+    return gate.state().number_in_day;
+  };
+  EXPECT_EQ(propose(10 * kDay), 1);
+  EXPECT_EQ(propose(10 * kDay + 5), 2);
+  EXPECT_EQ(propose(9 * kDay), 3);  // a clock set back gives nothing back
+  EXPECT_EQ(propose(10 * kDay + 7), 4);
+  EXPECT_EQ(propose(11 * kDay), 1);
+  EXPECT_EQ(gate.state().candidates, 5u);
+}
+
+TEST(PrequentialGate, StartsOverWhenSomethingElseServes) {
+  PrequentialGate gate({}, initial_weights());
+  SyntheticTraffic traffic(6);
+  gate.propose(weights_of(true_table()), facts(), 0);
+  for (int i = 0; i < 20; ++i) ASSERT_FALSE(gate.score(traffic.next(0), 0));
+  gate.set_served(weights_of(true_table()));
+  EXPECT_NE(decide(gate, of(traffic)).decision.verdict, Verdict::kPromoted);
+}
+
+TEST(PrequentialGate, ARequestWithAGapIsNoEvidence) {
+  PrequentialGate gate({}, initial_weights());
+  gate.propose(weights_of(true_table()), facts(), 0);
+  SyntheticTraffic traffic(8);
+  for (int i = 0; i < 100; ++i) {
+    RequestTrace trace = traffic.next(0);
+    trace.gap = true;
+    EXPECT_FALSE(gate.score(trace, 0));
   }
-  second.restore(first.state());
-  EXPECT_EQ(decide(first, a).verdict, decide(second, b).verdict);
+}
+
+TEST(PrequentialGate, GoesOnFromACheckpoint) {
+  const auto path =
+      std::filesystem::temp_directory_path() / ("foretoken-gate-" + std::to_string(::getpid()));
+  PrequentialGate first({}, initial_weights()), second({}, initial_weights());
+  const auto candidate = weights_of(true_table());
+  first.set_costs(RoundCosts::measured(std::vector<float>{10, 11, 13, 16}, 0.5f, 0.25f));
+  SyntheticTraffic a(7);
+  a.next(0);
+  first.propose(candidate, facts(), 12 * kDay);
+  std::vector<RequestTrace> traces;
+  for (int i = 0; i < 200; ++i) {
+    traces.push_back(a.next(0));
+    traces.back().domain = i % 3 ? "x" : "";
+  }
+  for (int i = 0; i < 20; ++i) ASSERT_FALSE(first.score(traces[std::size_t(i)], 0));
+  Checkpoint checkpoint;
+  checkpoint.next_sequence = 5;
+  checkpoint.learner = {std::byte{1}, std::byte{2}};
+  checkpoint.gate = first.state();
+  checkpoint.published = {4};
+  checkpoint.served = {3};
+  checkpoint.verdicts = {{3, {2}, 9, 8, 7, "text", {{"fusion.gain", 0.25}}}};
+  ASSERT_TRUE(write_checkpoint(path, checkpoint));
+  auto read = read_checkpoint(path);
+  std::filesystem::remove(path);
+  ASSERT_TRUE(read) << read.error().message;
+  EXPECT_EQ(read->next_sequence, 5u);
+  EXPECT_EQ(read->learner, checkpoint.learner);
+  EXPECT_EQ(read->published.value, 4u);
+  EXPECT_EQ(read->served.value, 3u);
+  EXPECT_EQ(read->verdicts, checkpoint.verdicts);
+  EXPECT_EQ(read->gate.tiers, checkpoint.gate.tiers);
+  EXPECT_EQ(read->gate.costs, checkpoint.gate.costs);
+  EXPECT_EQ(read->gate.recent, checkpoint.gate.recent);
+  second.restore(read->gate, candidate);
+  EXPECT_TRUE(second.has_candidate());
+  EXPECT_EQ(first.standing(), second.standing());
+  const auto rest = [&](int i) { return traces[std::size_t(19 + i)]; };
+  const Outcome one = decide(first, rest), two = decide(second, rest);
+  EXPECT_EQ(one.decision.verdict, two.decision.verdict);
+  // Its weights lost, there is no candidate.
+  PrequentialGate third({}, initial_weights());
+  third.restore(read->gate, nullptr);
+  EXPECT_FALSE(third.has_candidate());
 }
 
 }  // namespace

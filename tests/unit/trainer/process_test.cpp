@@ -96,7 +96,7 @@ class Processes : public testing::Test {
         std::vector<std::string>{
             "--traces-endpoint", server_->endpoints().traces, "--weights-endpoint",
             server_->endpoints().weights, "--state-dir", (folder_ / "trainer").string(), "--keys",
-            (folder_ / "keys").string(), "--publish-every-requests", "4", "--scheduling", "normal"},
+            (folder_ / "keys").string(), "--gate-requests", "4", "--scheduling", "normal"},
         folder_ / "trainer.log");
   }
   std::uint64_t served() {

@@ -59,7 +59,7 @@ class World {
     TrainerOptions options;
     options.state_root = folder_ / "trainer";
     options.session.signing_key = test_signing_key();
-    options.session.publish_every_requests = 4;
+    options.session.gate.set_least_requests(4);
     options.session.learner.fusion.positions_per_step = 64;
     trainer_ = *Trainer::create(options, network_.open_trainer(50), clock_);
   }
@@ -155,7 +155,7 @@ TEST(Simulation, ATrainerThatStartsOverNeverReusesANumber) {
     TrainerOptions options;
     options.state_root = folder / std::to_string(life);
     options.session.signing_key = test_signing_key();
-    options.session.publish_every_requests = 4;
+    options.session.gate.set_least_requests(4);
     options.session.learner.fusion.positions_per_step = 64;
     auto trainer = *Trainer::create(options, network.open_trainer(), clock);
     const std::size_t before = versions.size();
