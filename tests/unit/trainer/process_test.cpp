@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "foretoken/protocol/keys.h"
+#include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
 
@@ -76,14 +77,18 @@ class Processes : public testing::Test {
     options.endpoints.traces = options.endpoints.weights = "tcp://127.0.0.1:*";
     options.model_fingerprint = test_fingerprint();
     options.state_root = folder_ / "server";
+    options.versions.canary_fraction = 0;  // what is received serves: the link is what is on trial
     auto link = ServerLink::create(options);
     ASSERT_TRUE(link) << link.error().message;
     server_ = std::move(link).value();
     sink_ = server_->sink();
-    server_->start([this](std::shared_ptr<const FusionTable> table, SpeculatorVersion version) {
+    server_->start([this](const LearnedPointer& weights, const LearnedPointer&, double) {
       const std::lock_guard lock(mutex_);
+      const SpeculatorVersion version = weights->version;
+      if (version.value == served_) return;
       EXPECT_GT(version.value, served_);
-      EXPECT_TRUE(tables_.emplace(version.value, table->bias).second) << version.value << " twice";
+      EXPECT_TRUE(tables_.emplace(version.value, weights->fusion.bias).second)
+          << version.value << " twice";
       served_ = version.value;
     });
   }
