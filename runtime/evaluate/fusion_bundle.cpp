@@ -28,9 +28,9 @@ Result<const BundleTensor*> tensor_of(const Bundle& bundle, const char* name, st
 }  // namespace
 
 Result<FusionTable> fusion_table_of(const Bundle& bundle) {
-  if (bundle.kind != "fusion") {
-    return refusal("kind",
-                   fmt::format("found \"{}\", wanted \"fusion\"", bundle.kind.substr(0, 64)));
+  if (bundle.kind != "fusion" && bundle.kind != "head") {
+    return refusal("kind", fmt::format("found \"{}\", wanted \"fusion\" or \"head\"",
+                                       bundle.kind.substr(0, 64)));
   }
   auto bias = tensor_of(bundle, "fusion.bias", kFusionClasses);
   if (!bias) return bias.error();

@@ -1,6 +1,6 @@
 // A fusion table as a weight bundle of kind "fusion": "fusion.bias" [kFusionClasses],
-// "fusion.other" [1]. Shared by the server, which checks what it is sent, and the trainer, which
-// sends it.
+// "fusion.other" [1]; bundles of kind "head" have the same two. Shared by the server, which checks
+// what it is sent, and the trainer, which sends it.
 #pragma once
 
 #include "foretoken/protocol/bundle.h"

@@ -1,69 +1,237 @@
 #include "runtime/evaluate/portfolio_replay.h"
 
 #include <algorithm>
+#include <array>
+
+#include "runtime/speculate/candidates.h"
+#include "runtime/speculate/controller.h"
+#include "runtime/speculate/head/features.h"
+#include "runtime/speculate/head_lift.h"
+#include "runtime/speculate/ngram_hit_rates.h"
 
 namespace foretoken {
+namespace {
 
-// The n-gram and fusion part; fusion, where it has candidates, stands for both.
+CandidateList list_of(const GeneratedTokenTrace& token) {
+  CandidateList list;
+  for (const Candidate& candidate : token.candidates) {
+    // A trace from elsewhere may hold anything: what no table has a bias for is left out.
+    if (list.n < kMaxCandidates && candidate.klass < kFusionClasses) list.push(candidate);
+  }
+  return list;
+}
+
+SamplingParams sampling_of(const RequestTrace& trace) {
+  SamplingParams sampling;
+  sampling.temperature = trace.sampling.temperature;
+  sampling.seed = trace.sampling.seed;
+  return sampling;
+}
+
+struct Choice {
+  TokenId token = -1;
+  float confidence = 0;
+  SpeculatorKind kind = SpeculatorKind::kNone;
+};
+
+}  // namespace
+
 struct PortfolioReplay::Impl {
   Kinds kinds;
   const LearnedWeights* learned;
+  const RecurrentHead* head = nullptr;
+  kernels::ThreadPool pool{1};
+  std::unique_ptr<HeadWorkspace> workspace;
+  std::vector<float> features;
 
-  Proposal propose(const RequestTrace& trace, std::size_t generated) const {
-    CandidateList list;
-    for (const Candidate& candidate : trace.generated[generated].candidates) {
-      // A trace from elsewhere may hold anything: what no table has a bias for is left out.
-      if (list.n < kMaxCandidates && candidate.klass < kFusionClasses) list.push(candidate);
+  // Calibration, learned as the walks go, as DraftSources and Portfolio do live. A position is
+  // scored once, by the walk that first passes it.
+  AcceptanceEstimator acceptance;
+  NgramHitRates ngram_rates;
+  HeadLift lift;
+  std::array<std::array<Form, kSpeculatorKinds>, 2> traffic_form;
+
+  // The request being walked.
+  const RequestTrace* trace = nullptr;
+  SamplingParams sampling;
+  bool sampled = false;
+  std::vector<CandidateList> candidates;
+  std::array<Form, kSpeculatorKinds> form;
+
+  void open(const RequestTrace& t) {
+    trace = &t;
+    sampling = sampling_of(t);
+    sampled = sampling.temperature > 0;
+    // As many as both the tokens and the lists cover.
+    const std::size_t n = std::min(
+        t.generated.size(),
+        t.tokens.size() > std::size_t(t.n_prompt) ? t.tokens.size() - std::size_t(t.n_prompt) : 0);
+    candidates.resize(n);
+    for (std::size_t i = 0; i < n; ++i) candidates[i] = list_of(t.generated[i]);
+    form = traffic_form[sampled ? 1 : 0];
+  }
+  std::int64_t end() const { return trace->n_prompt + std::int64_t(candidates.size()); }
+  TokenId token(std::int64_t position) const { return trace->tokens[std::size_t(position)]; }
+  const CandidateList& list(std::int64_t position) const {
+    return candidates[std::size_t(position - trace->n_prompt)];
+  }
+
+  Proposal ngram(std::int64_t position) const {
+    Proposal p = propose_ngram(list(position));
+    if (!p.empty()) p.raw = ngram_rates.rate(p.klass, sampled);
+    return p;
+  }
+  Proposal fusion(std::int64_t position) const {
+    return propose_fusion(list(position), learned->fusion, sampling, position, true);
+  }
+  float calibrated(SpeculatorKind kind, float raw, int depth) const {
+    return acceptance.estimate(kind, raw, form[std::size_t(kind)].after_hits(depth), sampled);
+  }
+  Choice cheap(std::int64_t position, int depth) const {
+    Choice best;
+    if (kinds.fusion) {
+      if (const Proposal p = fusion(position); !p.empty())
+        best = {p.token, calibrated(SpeculatorKind::kFusion, p.raw, depth),
+                SpeculatorKind::kFusion};
     }
-    if (!kinds.fusion) return kinds.ngram ? propose_ngram(list) : Proposal{};
-    SamplingParams sampling;
-    sampling.temperature = trace.sampling.temperature;
-    sampling.seed = trace.sampling.seed;
-    return propose_fusion(list, learned->fusion, sampling,
-                          std::int64_t(trace.n_prompt) + std::int64_t(generated));
-  }
-
-  // One round of at most max_draft tokens from generated[at] on; returns how many it emits.
-  std::size_t round(const RequestTrace& trace, std::size_t at, std::int64_t max_draft,
-                    const RoundCosts* costs, bool while_it_pays, PortfolioWalk* walk) const {
-    std::int32_t drafted = 0, accepted = 0;
-    float survival = 1;
-    // The last token of a request is never drafted: it comes with the one before.
-    for (std::size_t i = at; drafted < max_draft && i + 1 < trace.generated.size(); ++i) {
-      const Proposal proposal = propose(trace, i);
-      if (proposal.empty()) break;
-      survival *= kinds.fusion ? proposal.raw : 0.5f;
-      if (while_it_pays &&
-          survival * costs->round(1) < costs->round(2 + drafted) - costs->round(1 + drafted))
-        break;
-      const bool right = proposal.token == trace.tokens[std::size_t(trace.n_prompt) + i];
-      if (accepted == drafted && right) ++accepted;
-      ++drafted;
+    if (kinds.ngram) {
+      const Proposal p = ngram(position);
+      const float confidence = p.empty() ? 0.0f : calibrated(SpeculatorKind::kNgram, p.raw, depth);
+      if (!p.empty() && (best.token < 0 || confidence > best.confidence))
+        best = {p.token, confidence, SpeculatorKind::kNgram};
     }
-    walk->starts.push_back(trace.n_prompt + std::int32_t(at));
-    walk->accepted.push_back(accepted);
-    walk->drafted.push_back(drafted);
-    ++walk->stats.rounds;
-    walk->stats.drafting_rounds += drafted > 0;
-    walk->stats.drafted += drafted;
-    walk->stats.accepted += accepted;
-    walk->stats.emitted += accepted + 1;
-    if (costs) walk->predicted_ms += costs->draft_round(drafted, 0);
-    return std::size_t(accepted) + 1;
+    return best;
+  }
+  void score(SpeculatorKind kind, float raw, bool hit) {
+    const auto k = std::size_t(kind);
+    acceptance.update(kind, raw, form[k], sampled, hit);
+    form[k].update(hit);
+    traffic_form[sampled ? 1 : 0][k].update(hit, DraftSources::kTrafficStep);
+  }
+  // What the cheap kinds would have said of positions [from, to), now that their tokens are known.
+  void learn_cheap(std::int64_t from, std::int64_t to) {
+    for (std::int64_t at = from; at < to; ++at) {
+      if (const Proposal p = ngram(at); kinds.ngram && !p.empty()) {
+        const bool hit = p.token == token(at);
+        score(SpeculatorKind::kNgram, p.raw, hit);
+        ngram_rates.update(p.klass, sampled, hit);
+      }
+      if (!kinds.fusion) continue;
+      if (const Proposal p = fusion(at); !p.empty())
+        score(SpeculatorKind::kFusion, p.raw, p.token == token(at));
+    }
   }
 
-  PortfolioWalk walk(const RequestTrace& trace, std::int64_t max_draft, const RoundCosts* costs,
-                     bool while_it_pays) const {
-    PortfolioWalk walk;
-    for (std::size_t at = 1; at < trace.generated.size();)
-      at += round(trace, at, max_draft, costs, while_it_pays, &walk);
-    return walk;
+  // Starts the head for a round whose first token is at `start`. False: no head, or the features of
+  // start - 2 were not logged.
+  bool begin_head(std::int64_t start) {
+    if (!head || trace->n_taps != kHeadTaps || trace->tap_width != head->hidden()) return false;
+    const std::int64_t row = start - 2 - trace->tap_first;
+    if (row < 0 || row >= trace->tap_positions()) return false;
+    const auto width = std::size_t(kHeadTaps * head->hidden());
+    if (trace->tap_values.size() < (std::size_t(row) + 1) * width) return false;
+    for (std::int64_t at = start - 1; at < end(); ++at) {
+      if (token(at) < 0 || token(at) >= n_vocab) return false;  // a trace of another model
+    }
+    decode_features(trace->tap_values.data() + std::size_t(row) * width,
+                    trace->tap_scales.data() + row * kHeadTaps, head->hidden(), features.data());
+    head->begin(features.data(), 1, *workspace, pool);
+    return true;
   }
+  // The head reads the token before `position` and proposes the one at it.
+  Proposal head_step(std::int64_t position) {
+    const TokenId previous = token(position - 1);
+    head->step(std::span(&previous, 1), *workspace, pool);
+    return head->choose(0, list(position), sampling, position, true, *workspace);
+  }
+  struct Pending {  // a position at which the head ran this round
+    float raw, cheap;
+    bool head_right, choice_right;
+  };
+  void learn_head() {
+    for (const Pending& p : pending) {
+      score(SpeculatorKind::kHead, p.raw, p.head_right);
+      lift.update(p.cheap, sampled, p.choice_right);
+    }
+  }
+  // How far the head is worth running, as Controller::plan_head() decides it for one sequence.
+  int plan_head(std::int64_t start, int longest, const RoundCosts& costs, double price) const {
+    std::array<float, kMaxDraft> cheap_confidence{};
+    const int n = std::min(longest, kMaxDraft);
+    for (int d = 0; d < n; ++d) cheap_confidence[std::size_t(d)] = cheap(start + d, d).confidence;
+    const auto value_at = [&](int depth) {
+      double best = 0, gain = 0;
+      float survival = 1;
+      for (int d = 0; d < n; ++d) {
+        const float c = cheap_confidence[std::size_t(d)];
+        survival *= d < depth ? std::max(c, lift.estimate(c, sampled)) : c;
+        gain += double(survival);
+        best = std::max(best, gain - price * (costs.round(2 + d) - costs.round(1)));
+      }
+      const double head_ms =
+          depth > 0 ? double(costs.head_start_ms) + depth * double(costs.head_step_ms) : 0.0;
+      return best - price * head_ms;
+    };
+    int best_depth = 0;
+    double best = value_at(0);
+    for (int depth = 1; depth <= n; ++depth) {
+      if (const double value = value_at(depth); value > best) best = value, best_depth = depth;
+    }
+    // Now and then all the same, so that a head that is not trusted yet is heard.
+    if (best_depth == 0 && (start & 127) == 0) best_depth = std::min(2, n);
+    return best_depth;
+  }
+  // Tokens a ms under the policy itself, at least plain decoding's (controller.h).
+  double rate(const RoundCosts& costs) const {
+    const double plain = 1.0 / costs.round(1);
+    return std::max(plain, (rate_tokens + kRatePrior) / (rate_ms + kRatePrior * costs.round(1)));
+  }
+  PortfolioWalk walk(const RequestTrace& t, int max_draft, const RoundCosts* costs, bool by_cost);
+
+  static constexpr double kRateMemory = 200, kRatePrior = 16;  // as the controller's
+  double rate_tokens = 0, rate_ms = 0;
+  std::vector<Pending> pending;
+  std::int64_t n_vocab = 0;  // of the target
 };
 
 PortfolioReplay::PortfolioReplay(Kinds kinds, const LearnedWeights* learned)
-    : impl_(std::make_unique<Impl>(Impl{kinds, learned})) {}
+    : impl_(std::make_unique<Impl>()) {
+  impl_->kinds = kinds;
+  impl_->learned = learned;
+  if (!learned || !kinds.head || !learned->head) return;
+  impl_->head = learned->head.get();
+  impl_->n_vocab = impl_->head->n_vocab();
+  impl_->features.resize(std::size_t(kHeadTaps * impl_->head->hidden()));
+  impl_->workspace = std::make_unique<HeadWorkspace>(1, impl_->head->hidden(), impl_->head->inner(),
+                                                     std::int64_t(impl_->head->vocab().size()));
+}
+
 PortfolioReplay::~PortfolioReplay() = default;
+
+namespace {
+
+// One round into the sums.
+void record(PortfolioWalk& walk, std::int64_t start, int drafted, int accepted, int head_steps,
+            std::int64_t emitted, const RoundCosts* costs) {
+  AcceptanceStats& s = walk.stats;
+  ++s.rounds;
+  s.drafting_rounds += drafted > 0 ? 1 : 0;
+  s.drafted += drafted;
+  s.accepted += accepted;
+  s.emitted += emitted;
+  for (int i = 0; i < drafted && i < kMaxDraft; ++i) {
+    ++s.drafted_at[std::size_t(i)];
+    if (i < accepted) ++s.accepted_at[std::size_t(i)];
+  }
+  walk.starts.push_back(std::int32_t(start));
+  walk.drafted.push_back(drafted);
+  walk.accepted.push_back(accepted);
+  walk.head_starts += head_steps > 0 ? 1 : 0;
+  walk.head_steps += head_steps;
+  if (costs) walk.predicted_ms += costs->draft_round(drafted, head_steps);
+}
+
+}  // namespace
 
 PortfolioWalk PortfolioReplay::walk_fixed(const RequestTrace& trace, int draft_length,
                                           const RoundCosts* costs) {
@@ -75,14 +243,121 @@ PortfolioWalk PortfolioReplay::walk_costed(const RequestTrace& trace, int max_dr
   return impl_->walk(trace, max_draft, &costs, true);
 }
 
-PortfolioWalk PortfolioReplay::walk_logged(const RequestTrace& trace, const RoundCosts* costs) {
-  PortfolioWalk walk;
-  for (const RoundTrace& round : trace.rounds) {
-    const std::int64_t at = round.start - trace.n_prompt;
-    if (at < 0 || at >= std::ssize(trace.generated)) continue;
-    impl_->round(trace, std::size_t(at), std::ssize(round.drafted), costs, false, &walk);
+// What a draft says past its first wrong token is not in the log: the tokens after it are not those
+// it read. It decides nothing but the draft's length and cost; there the draft is taken to go on as
+// it would after the logged tokens.
+PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, int max_draft,
+                                          const RoundCosts* costs, bool by_cost) {
+  PortfolioWalk out;
+  open(t);
+  const bool pure = head && !kinds.ngram && !by_cost;
+  if (end() > t.n_prompt) learn_cheap(t.n_prompt, t.n_prompt + 1);
+  for (std::int64_t start = t.n_prompt + 1; start < end();) {
+    // As live: the last token of a request is never drafted, it comes with the one before.
+    const int longest = int(std::min<std::int64_t>(std::max(0, max_draft), end() - start - 1));
+    const double price = by_cost ? rate(*costs) : 0;  // tokens a ms
+    int head_depth = head ? longest : 0;
+    if (head && by_cost) head_depth = plan_head(start, longest, *costs, price);
+    bool head_runs = head_depth > 0;
+    if (head_runs && !begin_head(start)) {
+      head_runs = false;
+      ++out.rounds_without_features;
+    }
+    int drafted = 0, accepted = 0, head_steps = 0;
+    float survival = 1;
+    bool right = true;  // everything so far
+    pending.clear();
+    for (; drafted < longest; ++drafted) {
+      const std::int64_t position = start + drafted;
+      Choice choice = cheap(position, drafted);
+      const double row =
+          by_cost ? price * (costs->round(2 + drafted) - costs->round(1 + drafted)) : 0;
+      const float likely = std::max(choice.confidence, lift.estimate(choice.confidence, sampled));
+      if (head_runs && by_cost && drafted > 0) {
+        // As Controller::another_head_step().
+        const double gain = std::max(0.0, double(survival * likely) - row) -
+                            std::max(0.0, double(survival * choice.confidence) - row);
+        head_runs = drafted < head_depth &&
+                    Controller::kHeadFurther * gain > price * double(costs->head_step_ms);
+      }
+      if (head_runs) ++head_steps;
+      if (head_runs && right) {
+        const Proposal p = head_step(position);
+        const float confidence = calibrated(SpeculatorKind::kHead, p.raw, drafted);
+        const float other = choice.confidence;
+        if (pure || confidence >= other) choice = {p.token, confidence, SpeculatorKind::kHead};
+        pending.push_back(
+            {p.raw, other, p.token == token(position), choice.token == token(position)});
+      } else if (head_runs && (pure || likely > choice.confidence)) {
+        choice = {-2, likely, SpeculatorKind::kHead};  // something that will not be accepted
+      }
+      if (choice.token == -1) break;
+      if (by_cost && double(survival * choice.confidence) < row) break;
+      survival *= choice.confidence;
+      right = right && choice.token == token(position);
+      if (right) ++accepted;
+    }
+    const std::int64_t emitted = std::min<std::int64_t>(accepted + 1, end() - start);
+    learn_head();
+    learn_cheap(start, start + emitted);
+    record(out, start, drafted, accepted, head_steps, emitted, costs);
+    if (by_cost) {
+      const double keep = 1.0 - 1.0 / kRateMemory;
+      rate_tokens = rate_tokens * keep + double(emitted);
+      rate_ms = rate_ms * keep + costs->draft_round(drafted, head_steps);
+    }
+    start += emitted;
   }
-  return walk;
+  return out;
+}
+
+PortfolioWalk PortfolioReplay::walk_logged(const RequestTrace& trace, const RoundCosts* costs) {
+  PortfolioWalk out;
+  Impl& in = *impl_;
+  in.open(trace);
+  for (const RoundTrace& round : trace.rounds) {
+    const std::int64_t start = round.start;
+    if (start <= trace.n_prompt || start >= in.end()) continue;
+    const auto length = std::min(round.drafted.size(), round.kinds.size());
+    // The head reads every token of the draft up to its own last one.
+    std::size_t head_until = 0;
+    for (std::size_t d = 0; d < length; ++d) {
+      if (round.kinds[d] == SpeculatorKind::kHead) head_until = d + 1;
+    }
+    bool head_runs = in.head && head_until > 0;
+    if (head_runs && !in.begin_head(start)) {
+      head_runs = false;
+      ++out.rounds_without_features;
+    }
+    int drafted = 0, accepted = 0;
+    bool right = true;
+    for (std::size_t d = 0; d < length; ++d, ++drafted) {
+      const std::int64_t position = start + std::int64_t(d);
+      if (!right || position >= in.end()) continue;  // drafted, and known to be in vain
+      Proposal from_head;
+      if (head_runs && d < head_until) from_head = in.head_step(position);
+      TokenId token = -1;
+      switch (round.kinds[d]) {
+        case SpeculatorKind::kHead:
+          token = head_runs ? from_head.token : in.cheap(position, drafted).token;
+          break;
+        case SpeculatorKind::kNgram:
+          token = in.kinds.ngram ? in.ngram(position).token : in.cheap(position, drafted).token;
+          break;
+        case SpeculatorKind::kFusion:
+          token = in.kinds.fusion ? in.fusion(position).token : in.cheap(position, drafted).token;
+          break;
+        default:
+          token = round.drafted[d];
+      }
+      if (token < 0) break;
+      right = token == in.token(position);
+      if (right) ++accepted;
+    }
+    const std::int64_t emitted = std::min<std::int64_t>(accepted + 1, in.end() - start);
+    record(out, start, drafted, accepted, int(head_runs ? head_until : 0), emitted, costs);
+  }
+  return out;
 }
 
 }  // namespace foretoken

@@ -28,9 +28,6 @@ constexpr double kFirstProbeBudget = 10;
 constexpr double kProbeBudgetCap = 100;
 // A first burst of the head: a twentieth of a round a step, so a few rounds' worth.
 constexpr double kFirstHeadProbeBudget = 4;
-// A head's hit opens the position after it as well: what one is worth beyond its own token, at the
-// acceptance of .3 to .4 that drafts have where this is in doubt.
-constexpr double kHeadFurther = 1.5;
 
 double context_work(std::span<const DraftJob> jobs) {
   double sum = 0;

@@ -48,6 +48,10 @@ struct RoundMeasurement {
 
 class Controller {
  public:
+  // A head's hit opens the position after it as well: what one is worth beyond its own token, at
+  // the acceptance of .3 to .4 that drafts have where this is in doubt.
+  static constexpr double kHeadFurther = 1.5;
+
   explicit Controller(const ControllerOptions& options);
 
   // Shortens the drafts of a round's decoding sequences (all of them, those without a draft

@@ -8,21 +8,6 @@ namespace {
 
 bool is_sampled(const DraftContext& context) { return context.sampling->temperature > 0; }
 
-// The hit rate of an n-gram class before any was seen: an own-context match comes true more often
-// the longer it is; a traffic continuation as often as it did before, less for what one or two
-// sightings prove.
-float prior_hit_rate(std::uint8_t klass) {
-  constexpr std::array<float, kOwnClasses> kOwn = {0.12f, 0.25f, 0.4f, 0.5f, 0.65f};
-  if (klass < kOwnClasses) return kOwn[klass];
-  constexpr std::array<float, kProbabilityBuckets> kProbability = {0.1f, 0.3f, 0.5f, 0.8f, 0.95f};
-  constexpr std::array<float, kCountBuckets> kShrink = {0.35f, 0.5f, 0.7f, 0.85f};
-  const auto rest = static_cast<std::size_t>(klass - kOwnClasses);
-  return kProbability[rest / kCountBuckets % kProbabilityBuckets] * kShrink[rest % kCountBuckets];
-}
-constexpr float kPriorStrength = 4;
-// As the estimator's cells: forgotten within a few hundred sightings.
-constexpr float kClassMemory = 512;
-
 }  // namespace
 
 DraftSources::DraftSources(const DraftSourcesOptions& options)
@@ -76,17 +61,12 @@ const CandidateList& DraftSources::lookup(Sequence& sequence, std::span<const To
   return path[drafted.size()];
 }
 
-float DraftSources::ngram_raw(std::uint8_t klass, bool sampled) const {
-  const ClassHits& c = ngram_hits_[sampled ? 1 : 0][klass];
-  return (c.hits + prior_hit_rate(klass) * kPriorStrength) / (c.trials + kPriorStrength);
-}
-
 DraftSources::Calibrated DraftSources::ngram(const DraftContext& context,
                                              std::span<const TokenId> drafted) {
   Sequence& sequence = at(context.slot);
   Calibrated out{propose_ngram(lookup(sequence, drafted)), 0};
   if (out.proposal.empty()) return out;
-  out.proposal.raw = ngram_raw(out.proposal.klass, is_sampled(context));
+  out.proposal.raw = ngram_rates_.rate(out.proposal.klass, is_sampled(context));
   out.confidence = calibrate(SpeculatorKind::kNgram, context, out.proposal.raw,
                              static_cast<int>(drafted.size()));
   return out;
@@ -140,14 +120,8 @@ void DraftSources::commit(const DraftContext& context, std::span<const TokenId> 
 
     if (Proposal p = propose_ngram(list); !p.empty()) {
       const bool hit = p.token == emitted[i];
-      score(sequence, SpeculatorKind::kNgram, ngram_raw(p.klass, sampled), sampled, hit);
-      ClassHits& c = ngram_hits_[sampled ? 1 : 0][p.klass];
-      if (c.trials >= kClassMemory) {
-        c.hits *= 1.0f - 1.0f / kClassMemory;
-        c.trials *= 1.0f - 1.0f / kClassMemory;
-      }
-      c.hits += hit ? 1.0f : 0.0f;
-      c.trials += 1.0f;
+      score(sequence, SpeculatorKind::kNgram, ngram_rates_.rate(p.klass, sampled), sampled, hit);
+      ngram_rates_.update(p.klass, sampled, hit);
     }
     const std::int64_t position = sequence.own.size();
     if (Proposal p = propose_fusion(list, table_of(context), *context.sampling, position,

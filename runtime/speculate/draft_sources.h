@@ -22,6 +22,7 @@
 #include "runtime/speculate/candidates.h"
 #include "runtime/speculate/fusion_table.h"
 #include "runtime/speculate/learned.h"
+#include "runtime/speculate/ngram_hit_rates.h"
 #include "runtime/speculate/ngram_index.h"
 #include "runtime/speculate/proposal.h"
 #include "runtime/speculate/speculator.h"
@@ -40,6 +41,9 @@ struct DraftSourcesOptions {
 
 class DraftSources {
  public:
+  // The form of recent traffic, over about a hundred tokens: what a new sequence starts from.
+  static constexpr float kTrafficStep = 0.01f;
+
   explicit DraftSources(const DraftSourcesOptions& options);
 
   TrafficStores& stores() { return stores_; }
@@ -97,20 +101,14 @@ class DraftSources {
     return context.learned ? context.learned->fusion : initial_;
   }
   const CandidateList& lookup(Sequence& sequence, std::span<const TokenId> drafted);
-  float ngram_raw(std::uint8_t klass, bool sampled) const;
   Sequence& at(int slot) { return sequences_[static_cast<std::size_t>(slot)]; }
   const Sequence& at(int slot) const { return sequences_[static_cast<std::size_t>(slot)]; }
 
-  struct ClassHits {
-    float hits = 0, trials = 0;
-  };
   int max_draft_;
   TrafficStores stores_;
   const FusionTable initial_ = FusionTable::initial();
   AcceptanceEstimator acceptance_;
-  std::array<std::array<ClassHits, kFusionClasses>, 2> ngram_hits_;  // [sampled][class]
-  // The form of recent traffic, over about a hundred tokens: what a new sequence starts from.
-  static constexpr float kTrafficStep = 0.01f;
+  NgramHitRates ngram_rates_;
   std::array<std::array<Form, kSpeculatorKinds>, 2> traffic_form_;  // [sampled][kind]
   std::vector<Sequence> sequences_;
 };

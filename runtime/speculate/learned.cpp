@@ -1,6 +1,7 @@
 #include "runtime/speculate/learned.h"
 
 #include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/head/head_bundle.h"
 
 namespace foretoken {
 
@@ -9,12 +10,19 @@ std::shared_ptr<const LearnedWeights> initial_weights() {
 }
 
 Result<std::shared_ptr<const LearnedWeights>> learned_from_bundle(
-    const Bundle& bundle, const std::shared_ptr<const VocabularyRows>&) {
+    const Bundle& bundle, const std::shared_ptr<const VocabularyRows>& rows) {
   auto table = fusion_table_of(bundle);
   if (!table) return table.error();
   auto weights = std::make_shared<LearnedWeights>();
   weights->version = bundle.version;
   weights->fusion = *table;
+  if (bundle.kind == "head") {
+    auto parts = head_parts_of(bundle);
+    if (!parts) return parts.error();
+    auto head = RecurrentHead::create(*parts, rows);
+    if (!head) return head.error();
+    weights->head = std::move(*head);
+  }
   return std::shared_ptr<const LearnedWeights>(std::move(weights));
 }
 

@@ -85,7 +85,9 @@ std::shared_ptr<const LearnedWeights> untrained_head(std::shared_ptr<const Model
     ADD_FAILURE() << rows.error().message;
     return nullptr;
   }
-  auto head = RecurrentHead::create(initial_head(hidden, inner, vocab, seed), *rows);
+  HeadParts parts = initial_head(hidden, inner, vocab, seed);
+  parts.gain = 0.4f;  // so that the features decide as well as the candidates
+  auto head = RecurrentHead::create(parts, *rows);
   if (!head) {
     ADD_FAILURE() << head.error().message;
     return nullptr;

@@ -76,7 +76,8 @@ class RecurrentHead {
   std::int64_t hidden() const { return hidden_; }
   std::int64_t inner() const { return inner_; }
   std::span<const TokenId> vocab() const { return vocab_; }
-  std::size_t step_bytes() const { return step_bytes_; }  // read by a step, of one row or many
+  std::int64_t n_vocab() const { return rows_->n_vocab(); }  // of the target
+  std::size_t step_bytes() const { return step_bytes_; }     // read by a step, of one row or many
 
   // Starts rows 0..n-1 from features [n, kHeadTaps, H] (as decoded from what is logged).
   void begin(const float* features, int n, HeadWorkspace& workspace,

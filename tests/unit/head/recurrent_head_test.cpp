@@ -9,8 +9,11 @@
 
 #include "foretoken/kernels/convert.h"
 #include "foretoken/kernels/sampling.h"
+#include "runtime/evaluate/fusion_bundle.h"
 #include "runtime/speculate/head/features.h"
+#include "runtime/speculate/head/head_bundle.h"
 #include "runtime/speculate/head/initial_head.h"
+#include "runtime/speculate/learned.h"
 #include "tests/support/gguf_writer.h"
 
 namespace foretoken::testing {
@@ -246,6 +249,71 @@ TEST_F(RecurrentHeadTest, RefusesWhatDoesNotFit) {
   EXPECT_EQ(refused([](HeadParts& p) { p.down.rows[35] = std::byte{0x7c}; }), "non-finite");
   EXPECT_EQ(refused([](HeadParts& p) { p.gain = std::nanf(""); }), "non-finite");
   EXPECT_EQ(refused([](HeadParts& p) { p.source[1] = INFINITY; }), "non-finite");
+}
+
+// Through the bytes that cross the wire: the same proposals, and every spoilt tensor refused.
+TEST_F(RecurrentHeadTest, SurvivesItsBundle) {
+  FusionTable table = FusionTable::initial();
+  table.other = 1.25f;
+  Bundle bundle = bundle_of(table);
+  add_head(bundle, parts_);
+  bundle.version.value = 9;
+  const SigningKey key = SigningKey::generate();
+  auto parsed = parse_bundle(serialize(bundle, key), {key.public_key()});
+  ASSERT_TRUE(parsed) << parsed.error().message;
+  auto learned = learned_from_bundle(*parsed, rows_);
+  ASSERT_TRUE(learned) << learned.error().message;
+  EXPECT_EQ((*learned)->version.value, 9u);
+  EXPECT_EQ((*learned)->fusion.other, 1.25f);
+  const auto x = features(4);
+  const std::vector<TokenId> tokens = {5, 200};
+  std::vector<float> a(tokens.size() * parts_.vocab.size()), b(a.size());
+  head_->logits(x.data(), tokens, pool_, a.data());
+  ASSERT_TRUE((*learned)->head);
+  (*learned)->head->logits(x.data(), tokens, pool_, b.data());
+  EXPECT_EQ(a, b);
+
+  const auto refused = [&](auto change) {
+    Bundle bad = *parsed;
+    change(bad);
+    auto made = learned_from_bundle(bad, rows_);
+    return made ? std::string("accepted")
+                : made.error().message.substr(0, made.error().message.find(':'));
+  };
+  EXPECT_EQ(refused([](Bundle&) {}), "accepted");
+  EXPECT_EQ(refused([](Bundle& w) { w.kind = "transformer"; }), "kind");
+  EXPECT_EQ(refused([](Bundle& w) { w.tensors.erase("head.up"); }), "shape");
+  EXPECT_EQ(refused([](Bundle& w) { w.tensors["head.down"].shape = {64, 64}; }), "shape");
+  EXPECT_EQ(refused([](Bundle& w) { w.tensors["head.extra"] = w.tensors["head.gain"]; }), "shape");
+  EXPECT_EQ(refused([](Bundle& w) { w.tensors["head.step"].type = TensorType::kF32; }), "shape");
+  EXPECT_EQ(refused([](Bundle& w) {
+              const float nan = std::nanf("");
+              w.tensors["head.outside"] = BundleTensor::f32({1}, std::span(&nan, 1));
+            }),
+            "non-finite");
+  for (const auto& [name, tensor] : parsed->tensors) {
+    EXPECT_EQ(refused([&](Bundle& w) { w.tensors[name].bytes.pop_back(); }), "shape") << name;
+    EXPECT_EQ(refused([&](Bundle& w) { w.tensors[name].shape.push_back(1); }), "shape") << name;
+  }
+  EXPECT_FALSE(learned_from_bundle(*parsed, nullptr));
+}
+
+TEST(Canary, IsStickyAndOfItsShare) {
+  int canaries = 0, both = 0;
+  for (std::uint64_t id = 1; id <= 20000; ++id) {
+    const bool now = is_canary(RequestId{id}, SpeculatorVersion{5}, 0.1);
+    EXPECT_EQ(now, is_canary(RequestId{id}, SpeculatorVersion{5}, 0.1));
+    // A larger share keeps those that were in.
+    if (now) {
+      EXPECT_TRUE(is_canary(RequestId{id}, SpeculatorVersion{5}, 0.2));
+    }
+    canaries += now;
+    both += now && is_canary(RequestId{id}, SpeculatorVersion{6}, 0.1);
+  }
+  EXPECT_NEAR(canaries, 2000, 5 * std::sqrt(20000 * 0.09));
+  EXPECT_NEAR(both, 200, 5 * std::sqrt(200.0));  // another canary takes others
+  EXPECT_FALSE(is_canary(RequestId{3}, SpeculatorVersion{5}, 0));
+  EXPECT_TRUE(is_canary(RequestId{3}, SpeculatorVersion{5}, 1));
 }
 
 TEST(Features, RoundToHalfTheLargestInOneToTwo) {

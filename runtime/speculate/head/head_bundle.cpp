@@ -1,0 +1,117 @@
+#include "runtime/speculate/head/head_bundle.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+namespace foretoken {
+namespace {
+
+Error refusal(const char* reason, std::string text) {
+  return Error{ErrorCode::kInvalidInput, fmt::format("{}: bundle: {}", reason, text)};
+}
+
+Result<const BundleTensor*> find(const Bundle& bundle, const char* name,
+                                 std::initializer_list<TensorType> types,
+                                 std::vector<std::int64_t> shape) {
+  const auto found = bundle.tensors.find(name);
+  if (found == bundle.tensors.end()) return refusal("shape", fmt::format("{} is missing", name));
+  const BundleTensor& tensor = found->second;
+  if (std::ranges::find(types, tensor.type) == types.end() || tensor.shape != shape ||
+      tensor.bytes.size() != tensor_bytes(tensor.type, tensor.shape)) {
+    return refusal(
+        "shape", fmt::format("{}: found {} [{}], wanted [{}]", name, tensor_type_name(tensor.type),
+                             fmt::join(tensor.shape, ", "), fmt::join(shape, ", ")));
+  }
+  return &tensor;
+}
+
+// A tensor's extent before the others are known.
+std::int64_t extent_of(const Bundle& bundle, const char* name, std::size_t axis) {
+  const auto found = bundle.tensors.find(name);
+  return found != bundle.tensors.end() && axis < found->second.shape.size()
+             ? found->second.shape[axis]
+             : 0;
+}
+
+constexpr std::size_t kHeadTensors = 12;  // the fusion table's two among them
+
+}  // namespace
+
+Result<HeadParts> head_parts_of(const Bundle& bundle) {
+  if (bundle.kind != "head")
+    return refusal("kind", fmt::format("found \"{}\", wanted \"head\"", bundle.kind.substr(0, 64)));
+  HeadParts parts;
+  parts.hidden = extent_of(bundle, "head.fc", 0);
+  parts.inner = extent_of(bundle, "head.gate", 0);
+  const std::int64_t n_vocab = extent_of(bundle, "head.vocab", 0);
+  const std::int64_t hidden = parts.hidden, inner = parts.inner;
+  constexpr std::int64_t kMaxHidden = 1 << 16;  // so that no product below overflows
+  if (hidden < 32 || hidden > kMaxHidden || inner < 32 || inner > kMaxHeadInner || n_vocab < 16 ||
+      n_vocab > kMaxHeadVocab) {
+    return refusal("shape",
+                   fmt::format("head: hidden {}, inner {}, vocabulary {}", hidden, inner, n_vocab));
+  }
+  auto vocab = find(bundle, "head.vocab", {TensorType::kI32}, {n_vocab});
+  if (!vocab) return vocab.error();
+  const auto ids = (*vocab)->i32_values();
+  parts.vocab.assign(ids.begin(), ids.end());
+  struct Part {
+    const char* name;
+    std::int64_t n_out, n_in;
+    HeadMatrix* to;
+  };
+  for (const Part& p : {Part{"head.fc", hidden, kHeadTaps * hidden, &parts.fc},
+                        Part{"head.step", hidden, 2 * hidden, &parts.step},
+                        Part{"head.gate", inner, 2 * hidden, &parts.gate},
+                        Part{"head.up", inner, 2 * hidden, &parts.up},
+                        Part{"head.down", hidden, inner, &parts.down}}) {
+    auto tensor = find(bundle, p.name, {TensorType::kQ8_0, TensorType::kQ4_0}, {p.n_out, p.n_in});
+    if (!tensor) return tensor.error();
+    p.to->type = (*tensor)->type == TensorType::kQ8_0 ? kernels::WeightType::kQ8_0
+                                                      : kernels::WeightType::kQ4_0;
+    p.to->rows = (*tensor)->bytes;
+  }
+  auto gain = find(bundle, "head.gain", {TensorType::kF32}, {1});
+  if (!gain) return gain.error();
+  auto outside = find(bundle, "head.outside", {TensorType::kF32}, {1});
+  if (!outside) return outside.error();
+  auto bias = find(bundle, "head.bias", {TensorType::kF32}, {kFusionClasses});
+  if (!bias) return bias.error();
+  auto source = find(bundle, "head.source", {TensorType::kF32}, {kHeadSources, hidden});
+  if (!source) return source.error();
+  parts.gain = (*gain)->f32_values()[0];
+  parts.outside = (*outside)->f32_values()[0];
+  std::ranges::copy((*bias)->f32_values(), parts.bias.begin());
+  const auto sources = (*source)->f32_values();
+  parts.source.assign(sources.begin(), sources.end());
+  if (bundle.tensors.size() != kHeadTensors) {
+    return refusal("shape", fmt::format("{} tensors, wanted {}: one is unknown",
+                                        bundle.tensors.size(), kHeadTensors));
+  }
+  return parts;
+}
+
+void add_head(Bundle& bundle, const HeadParts& parts) {
+  bundle.kind = "head";
+  const auto blocks = [](const HeadMatrix& m, std::int64_t n_out, std::int64_t n_in) {
+    return BundleTensor::blocks(
+        m.type == kernels::WeightType::kQ8_0 ? TensorType::kQ8_0 : TensorType::kQ4_0, {n_out, n_in},
+        m.rows);
+  };
+  auto& t = bundle.tensors;
+  const std::int64_t hidden = parts.hidden, inner = parts.inner;
+  t["head.vocab"] = BundleTensor::i32({std::int64_t(parts.vocab.size())}, parts.vocab);
+  t["head.fc"] = blocks(parts.fc, hidden, kHeadTaps * hidden);
+  t["head.step"] = blocks(parts.step, hidden, 2 * hidden);
+  t["head.gate"] = blocks(parts.gate, inner, 2 * hidden);
+  t["head.up"] = blocks(parts.up, inner, 2 * hidden);
+  t["head.down"] = blocks(parts.down, hidden, inner);
+  t["head.gain"] = BundleTensor::f32({1}, std::span(&parts.gain, 1));
+  t["head.outside"] = BundleTensor::f32({1}, std::span(&parts.outside, 1));
+  t["head.bias"] = BundleTensor::f32({kFusionClasses}, parts.bias);
+  t["head.source"] = BundleTensor::f32({kHeadSources, hidden}, parts.source);
+}
+
+}  // namespace foretoken

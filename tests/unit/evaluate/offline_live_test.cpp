@@ -1,0 +1,275 @@
+// Offline acceptance equals live acceptance: a real engine serves and logs, and the replay of its
+// log (round starts, lengths and kinds taken from it) accepts exactly as many tokens in every
+// round. FORETOKEN_TEST_FULL=1: 20,000 tokens of each speculator at each temperature.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "foretoken/protocol/trace.h"
+#include "runtime/evaluate/portfolio_replay.h"
+#include "runtime/kv/calibrate.h"
+#include "runtime/text/chat_template.h"
+#include "runtime/text/tokenizer.h"
+#include "tests/support/engine_harness.h"
+#include "tests/support/gguf_writer.h"
+
+namespace foretoken::testing {
+namespace {
+
+bool full() {
+  const char* value = std::getenv("FORETOKEN_TEST_FULL");
+  return value && *value == '1';
+}
+
+// Requests that share much of their text, so that n-gram candidates come from both sources.
+std::vector<std::string> questions() {
+  const char* things[] = {"apples", "pencils", "bricks", "books", "tickets", "marbles"};
+  const char* people[] = {"Tom", "Anna", "Lena", "Omar", "Grace", "Ivan"};
+  std::vector<std::string> out;
+  for (int i = 0; i < 36; ++i) {
+    out.push_back(std::string(people[i % 6]) + " has " + std::to_string(3 + i) + " " +
+                  things[(i / 2) % 6] + " and gives away " + std::to_string(1 + i % 5) + ". " +
+                  people[(i + 1) % 6] + " gives " + std::to_string(2 + i % 7) + " back. How many " +
+                  things[(i / 2) % 6] +
+                  " are there now? Explain every step, then repeat the question.");
+  }
+  return out;
+}
+
+class OfflineLive : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    const std::string path = test_model("smollm2-135m-instruct-q4_1.gguf");
+    if (path.empty()) return;
+    auto model = Model::load(path, {});
+    ASSERT_TRUE(model) << model.error().message;
+    models_ = std::make_unique<HarnessModels>();
+    models_->model = *model;
+    auto tokenizer = Tokenizer::from_gguf((*model)->file());
+    ASSERT_TRUE(tokenizer) << tokenizer.error().message;
+    auto chat =
+        ChatTemplate::parse((*model)->file().get_string("tokenizer.chat_template").value(), "", "");
+    ASSERT_TRUE(chat) << chat.error().message;
+    std::vector<TokenId> all;
+    for (const std::string& text : questions()) {
+      auto rendered = (*chat)->render({{"user", text}}, true);
+      ASSERT_TRUE(rendered) << rendered.error().message;
+      auto tokens = (*tokenizer)->encode(*rendered, true);
+      ASSERT_TRUE(tokens) << tokens.error().message;
+      prompts_.push_back(*tokens);
+      all.insert(all.end(), tokens->begin(), tokens->end());
+    }
+    // Some of the text's tokens are outside its vocabulary.
+    head_ = untrained_head(*model, all, 256, 1024, 11, 4);
+    other_ = untrained_head(*model, all, 256, 1024, 12, 5);
+    end_ = 2;  // <|im_end|>
+  }
+  static void TearDownTestSuite() {
+    models_.reset();
+    head_.reset();
+    other_.reset();
+    prompts_.clear();
+  }
+  void SetUp() override {
+    if (!models_) GTEST_SKIP() << "smollm2-135m-instruct-q4_1.gguf is not in FORETOKEN_TEST_MODELS";
+  }
+
+  struct Served {
+    std::vector<RequestTrace> traces;
+    EngineStats stats;
+    std::int64_t tokens = 0;
+  };
+  static Served serve(SpecType spec, std::shared_ptr<const LearnedWeights> learned,
+                      float temperature, int n_fixed, std::int64_t wanted_tokens,
+                      std::shared_ptr<const LearnedWeights> canary = nullptr) {
+    EngineOptions o;
+    o.threads = 2;
+    o.max_num_seqs = 3;
+    o.max_model_len = 1024;
+    o.kv_cache_dtype = KvMode::kBf16;
+    o.spec_type = spec;
+    o.spec_draft_n_fixed = n_fixed;
+    o.spec_draft_n_max = 6;
+    o.control_fraction = n_fixed < 0 ? 0.05 : 0;
+    constexpr int kNewTokens = 160;
+    std::vector<HarnessRequest> requests;
+    for (std::int64_t i = 0; i * kNewTokens < wanted_tokens; ++i) {
+      HarnessRequest r;
+      r.prompt = prompts_[std::size_t(i) % prompts_.size()];
+      r.sampling.temperature = temperature;
+      r.sampling.seed = 900 + std::uint64_t(i);
+      if (temperature > 0 && i % 2) r.sampling.top_p = 0.95f;
+      r.max_tokens = kNewTokens;
+      // Long answers: most end where the budget does, some at an end of their own.
+      if (i % 3 == 0) r.stop_tokens = {end_};
+      requests.push_back(r);
+    }
+    HarnessModels m = *models_;
+    m.learned = learned;
+    m.canary = canary;
+    m.canary_fraction = canary ? 0.5 : 0;
+    HarnessResult result = run_engine(m, o, requests, 3);
+    Served served;
+    served.stats = result.stats;
+    for (auto& trace : result.traces) {
+      // As the trainer sees it: through the wire.
+      auto parsed = parse_trace(serialize(*trace));
+      EXPECT_TRUE(parsed);
+      served.tokens += std::int64_t(trace->generated.size());
+      served.traces.push_back(std::move(*parsed));
+    }
+    return served;
+  }
+
+  static std::int64_t accepted_of(const std::vector<RequestTrace>& traces,
+                                  PortfolioReplay::Kinds kinds, const LearnedWeights* learned,
+                                  std::int64_t* wrong_rounds) {
+    PortfolioReplay replay(kinds, learned);
+    std::int64_t accepted = 0;
+    for (const RequestTrace& trace : traces) {
+      const PortfolioWalk walk = replay.walk_logged(trace);
+      EXPECT_EQ(walk.accepted.size(), trace.rounds.size());
+      for (std::size_t i = 0; i < std::min(walk.accepted.size(), trace.rounds.size()); ++i) {
+        *wrong_rounds += walk.accepted[i] != trace.rounds[i].accepted;
+        accepted += walk.accepted[i];
+      }
+    }
+    return accepted;
+  }
+
+  static inline std::unique_ptr<HarnessModels> models_;
+  static inline std::vector<std::vector<TokenId>> prompts_;
+  static inline std::shared_ptr<const LearnedWeights> head_, other_;
+  static inline TokenId end_ = 2;
+};
+
+TEST_F(OfflineLive, EveryRoundAcceptsAsItDidLive) {
+  const std::int64_t tokens = full() ? 20000 : 640;
+  struct Case {
+    const char* name;
+    SpecType spec;
+    bool head;
+    int n_fixed;
+    PortfolioReplay::Kinds kinds;
+    SpeculatorKind must_draft;
+  };
+  const Case cases[] = {
+      {"ngram", SpecType::kNgram, false, -1, {.ngram = true}, SpeculatorKind::kNgram},
+      {"fusion", SpecType::kHead, false, -1, {.fusion = true}, SpeculatorKind::kFusion},
+      {"head", SpecType::kHead, true, 4, {.fusion = true, .head = true}, SpeculatorKind::kHead},
+      {"auto", SpecType::kAuto, true, 4, {true, true, true}, SpeculatorKind::kHead},
+      {"auto by cost", SpecType::kAuto, true, -1, {true, true, true}, SpeculatorKind::kFusion},
+  };
+  for (const Case& c : cases) {
+    for (const float temperature : {0.0f, 0.8f}) {
+      SCOPED_TRACE(std::string(c.name) + " T " + std::to_string(temperature));
+      const auto learned = c.head ? head_ : nullptr;
+      const auto fusion = initial_weights();
+      const Served served = serve(c.spec, learned, temperature, c.n_fixed, tokens);
+      EXPECT_GE(served.tokens, full() ? 19000 : 500);
+      std::int64_t wrong = 0, live = 0, drafted_by_kind = 0, accepted_by_kind = 0;
+      for (const RequestTrace& trace : served.traces) {
+        for (const RoundTrace& round : trace.rounds) {
+          live += round.accepted;
+          for (std::size_t d = 0; d < round.kinds.size(); ++d) {
+            drafted_by_kind += round.kinds[d] == c.must_draft;
+            accepted_by_kind += round.kinds[d] == c.must_draft && int(d) < round.accepted;
+          }
+        }
+      }
+      const std::int64_t replayed =
+          accepted_of(served.traces, c.kinds, learned ? learned.get() : fusion.get(), &wrong);
+      EXPECT_EQ(wrong, 0);
+      EXPECT_EQ(replayed, live);
+      EXPECT_EQ(live, served.stats.acceptance.accepted);
+      EXPECT_GT(drafted_by_kind, 0) << "the test proves nothing";
+      EXPECT_GT(accepted_by_kind, 0) << "the test proves nothing";
+      std::printf("%-14s T %.1f: %lld tokens, %lld drafted by it, %lld accepted, %lld in all\n",
+                  c.name, double(temperature), static_cast<long long>(served.tokens),
+                  static_cast<long long>(drafted_by_kind), static_cast<long long>(accepted_by_kind),
+                  static_cast<long long>(live));
+      if (c.must_draft != SpeculatorKind::kHead) continue;
+      // Negative controls: another head, or features of the wrong position, are another replay.
+      std::int64_t differ = 0;
+      accepted_of(served.traces, c.kinds, other_.get(), &differ);
+      EXPECT_GT(differ, 0);
+      auto shifted = served.traces;
+      for (RequestTrace& trace : shifted) {
+        const auto width = std::size_t(trace.n_taps * trace.tap_width);
+        std::rotate(trace.tap_values.begin(), trace.tap_values.begin() + std::ptrdiff_t(width),
+                    trace.tap_values.end());
+      }
+      differ = 0;
+      accepted_of(shifted, c.kinds, learned.get(), &differ);
+      EXPECT_GT(differ, 0);
+      // A fixed length is also a walk of its own: round by round where the budget ended the
+      // request.
+      if (c.kinds.ngram || full()) continue;
+      PortfolioReplay replay(c.kinds, learned.get());
+      for (const RequestTrace& trace : served.traces) {
+        if (trace.tokens.back() == end_) continue;
+        const PortfolioWalk walk = replay.walk_fixed(trace, c.n_fixed);
+        ASSERT_EQ(walk.starts.size(), trace.rounds.size());
+        for (std::size_t i = 0; i < trace.rounds.size(); ++i) {
+          ASSERT_EQ(walk.starts[i], trace.rounds[i].start);
+          ASSERT_EQ(walk.accepted[i], trace.rounds[i].accepted);
+        }
+      }
+    }
+  }
+}
+
+// A canary drafts for its requests from the first round to the last, and the log says so.
+TEST_F(OfflineLive, ACanaryDraftsForItsRequests) {
+  const Served served = serve(SpecType::kHead, head_, 0.0f, 3, 960, other_);
+  int canaries = 0;
+  for (const RequestTrace& trace : served.traces) {
+    const bool canary = is_canary(trace.request, other_->version, 0.5);
+    canaries += canary;
+    const LearnedWeights& weights = canary ? *other_ : *head_;
+    PortfolioReplay replay({.fusion = true, .head = true}, &weights);
+    const PortfolioWalk walk = replay.walk_logged(trace);
+    ASSERT_EQ(walk.accepted.size(), trace.rounds.size());
+    for (std::size_t i = 0; i < trace.rounds.size(); ++i) {
+      EXPECT_EQ(trace.rounds[i].version, weights.version);
+      EXPECT_EQ(walk.accepted[i], trace.rounds[i].accepted);
+    }
+  }
+  EXPECT_GT(canaries, 0);
+  EXPECT_LT(canaries, int(served.traces.size()));
+}
+
+// Lengths by cost: never dearer than not drafting at all on what it walked, and an unaffordable
+// head does not run.
+TEST_F(OfflineLive, AWalkByCostFollowsTheCosts) {
+  const Served served = serve(SpecType::kAuto, head_, 0.0f, 4, 960);
+  RoundCosts cheap{.round_ms = {10, 10.5f, 11, 11.5f, 12, 12.5f, 13},
+                   .head_start_ms = 0.05f,
+                   .head_step_ms = 0.05f};
+  RoundCosts dear_head = cheap, dear_rows = cheap;
+  dear_head.head_start_ms = dear_head.head_step_ms = 30;
+  for (std::size_t i = 0; i < dear_rows.round_ms.size(); ++i)
+    dear_rows.round_ms[i] = 10 * float(i + 1);
+  const auto total = [&](const RoundCosts& costs) {
+    PortfolioReplay replay({true, true, true}, head_.get());
+    PortfolioWalk sum;
+    for (const RequestTrace& trace : served.traces) {
+      const PortfolioWalk walk = replay.walk_costed(trace, 6, costs);
+      sum.stats.add(walk.stats);
+      sum.head_steps += walk.head_steps;
+      sum.predicted_ms += walk.predicted_ms;
+    }
+    return sum;
+  };
+  const PortfolioWalk a = total(cheap), b = total(dear_head), c = total(dear_rows);
+  EXPECT_EQ(a.stats.emitted, b.stats.emitted);
+  EXPECT_LT(a.predicted_ms, 10.0 * double(a.stats.emitted));
+  EXPECT_LT(b.predicted_ms, 1.02 * 10.0 * double(b.stats.emitted));
+  EXPECT_LT(c.predicted_ms, 1.02 * 10.0 * double(c.stats.emitted));
+  EXPECT_GT(a.head_steps, 20 * std::max<std::int64_t>(1, b.head_steps));
+  EXPECT_LT(c.stats.drafted, a.stats.drafted / 4);
+}
+
+}  // namespace
+}  // namespace foretoken::testing
