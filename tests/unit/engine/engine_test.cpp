@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <condition_variable>
 #include <mutex>
@@ -11,6 +13,7 @@
 
 #include "foretoken/kernels/isa.h"
 #include "runtime/engine/sampler.h"
+#include "runtime/speculate/head/features.h"
 #include "tests/support/engine_harness.h"
 #include "tests/support/gguf_writer.h"
 
@@ -37,6 +40,9 @@ class TinyEngine : public ::testing::Test {
     models_.draft = *draft;
     models_.calibration = KvCalibration::data_free((*model)->kv_geometry());
     models_.draft_calibration = KvCalibration::data_free((*draft)->kv_geometry());
+    const std::vector<TokenId> text = prompt(400);
+    for (std::uint64_t i = 0; i < 2; ++i)
+      heads_.push_back(untrained_head(models_.model, text, 64, 192, 21 + i, 10 + i));
   }
   static std::vector<TokenId> prompt(int n, int salt = 0) {
     std::vector<TokenId> tokens;
@@ -53,6 +59,7 @@ class TinyEngine : public ::testing::Test {
   }
   TemporaryDirectory directory_;
   HarnessModels models_;
+  std::vector<std::shared_ptr<const LearnedWeights>> heads_;  // two, untrained
 };
 
 TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
@@ -83,7 +90,16 @@ TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
           o.max_batch_rows = fixed == 5 ? 64 : 256;
           o.threads = fixed == 5 ? 2 : 1;
           o.swap_every_rounds = 10;
-          const auto got = run_engine(models_, o, requests);
+          // Lengths by cost: tables alone; fixed: between two heads and none, a canary beside them.
+          HarnessModels models = models_;
+          o.swap_cycle.clear();
+          if (fixed > 0) {
+            o.swap_cycle = {heads_[0], heads_[1], initial_weights()};
+            models.learned = heads_[0];
+            models.canary = heads_[1];
+            models.canary_fraction = 0.5;
+          }
+          const auto got = run_engine(models, o, requests);
           EXPECT_EQ(got.outputs, wanted) << "spec " << int(spec) << " fixed " << fixed << " mode "
                                          << int(mode) << " T " << temperature;
           if (fixed > 0) {
@@ -162,6 +178,7 @@ class Distribution : public TinyEngine {
     o.spec_draft_n_fixed = 2;
     o.max_num_seqs = 8;
     o.max_queue = n_samples;
+    if (spec == SpecType::kHead) models_.learned = heads_[0];
     if (break_rule) o.fault = EngineFault::kAcceptFirstDraft;
     const auto got = run_engine(models_, o, requests, 64);
     EXPECT_GT(got.stats.acceptance.drafted, n_samples / 2);
@@ -201,8 +218,123 @@ TEST_F(Distribution, InvariantSamplingFollowsTheTarget) {
 TEST_F(Distribution, RejectionSamplingFollowsTheTarget) {
   EXPECT_GT(chi_square_p(SpecSampling::kRejection, SpecType::kModel, false), 1e-4);
 }
+// The head drafts the most likely token (it must not know the noise that decides its acceptance),
+// or with the request's own noise where the target chooses with the same.
+TEST_F(Distribution, TheHeadsDraftsLeaveItAlone) {
+  EXPECT_GT(chi_square_p(SpecSampling::kRejection, SpecType::kHead, false), 1e-4);
+  EXPECT_GT(chi_square_p(SpecSampling::kInvariant, SpecType::kHead, false), 1e-4);
+}
 TEST_F(Distribution, AWrongAcceptanceRuleDoesNot) {
   EXPECT_LT(chi_square_p(SpecSampling::kRejection, SpecType::kModel, true), 1e-6);
+}
+
+// Hidden states are logged for the prompt's end and every generated position that has KV, whatever
+// was drafted, rejected, preempted or recomputed, and are those of one plain pass over the tokens.
+TEST_F(TinyEngine, LogsTheHiddenStatesOfWhatWasCommitted) {
+  std::vector<HarnessRequest> requests;
+  for (int i = 0; i < 3; ++i) {
+    HarnessRequest r;
+    r.prompt = prompt(i == 0 ? 300 : 20 + 40 * i, i);
+    r.sampling.temperature = i == 1 ? 0.8f : 0.0f;
+    r.sampling.seed = 5;
+    r.max_tokens = 120;
+    requests.push_back(r);
+  }
+  EngineOptions o = options();
+  o.kv_cache_dtype = KvMode::kBf16;
+  o.spec_type = SpecType::kAuto;
+  o.spec_draft_n_fixed = 4;
+  o.max_num_seqs = 3;
+  o.max_batch_rows = 64;
+  const auto g = models_.model->kv_geometry();
+  // Of the 7 + 4 + 4 pages the three come to want, 11.
+  o.kv_cache_memory =
+      std::size_t(g.n_layers) * std::size_t(g.n_kv_heads) * std::size_t(g.head_dim) * 4 * 64 * 11;
+  HarnessModels models = models_;
+  models.learned = heads_[0];
+  const auto got = run_engine(models, o, requests, 3);
+  EXPECT_GT(got.stats.preemptions, 0) << "the pool was large enough: the test proves less";
+  ASSERT_EQ(got.traces.size(), 3u);
+  const std::int64_t hidden = models_.model->config().hidden;
+  const auto width = std::size_t(kHeadTaps * hidden);
+  const auto taps = head_taps(models_.model->config().n_layers);
+  bool rejected = false, head_drafted = false;
+  for (const auto& trace : got.traces) {
+    for (const RoundTrace& round : trace->rounds) {
+      rejected |= round.accepted < int(round.drafted.size());
+      // Features are at hand in every round, the first and those after a preemption included.
+      for (const SpeculatorKind kind : round.kinds) head_drafted |= kind == SpeculatorKind::kHead;
+    }
+    const auto n = std::int64_t(trace->tokens.size());
+    EXPECT_EQ(trace->n_taps, kHeadTaps);
+    EXPECT_EQ(trace->tap_width, hidden);
+    EXPECT_EQ(trace->tap_first, std::max(0, trace->n_prompt - kTracedPrompt));
+    ASSERT_EQ(trace->tap_positions(), n - 1 - trace->tap_first);
+    KvOptions kv_options;
+    kv_options.mode = KvMode::kBf16;
+    kv_options.memory_bytes = std::size_t(64) << 20;
+    kv_options.max_rows = int(n);
+    kv_options.max_model_len = 1024;
+    auto kv = KvCache::create(g, kv_options, nullptr);
+    ASSERT_TRUE(kv) << kv.error().message;
+    const KvSequence sequence = (*kv)->open().value();
+    ASSERT_TRUE((*kv)->reserve(sequence, n));
+    const auto workspace = models_.model->make_workspace(int(n), 1);
+    kernels::ThreadPool pool(1);
+    std::vector<float> values(std::size_t(n - 1) * width);
+    const KvRows rows{sequence, 0, int(n - 1), 0};
+    ForwardBatch batch;
+    batch.tokens = std::span(trace->tokens).first(std::size_t(n - 1));
+    batch.sequences = {&rows, 1};
+    batch.taps = taps;
+    batch.tap_values = values.data();
+    models_.model->forward(batch, **kv, *workspace, pool);
+    std::vector<std::uint16_t> encoded(width);
+    std::array<float, kHeadTaps> scales;
+    for (std::int64_t row = 0; row < trace->tap_positions(); ++row) {
+      encode_features(&values[std::size_t(trace->tap_first + row) * width], hidden, encoded.data(),
+                      scales.data());
+      ASSERT_TRUE(std::equal(encoded.begin(), encoded.end(),
+                             trace->tap_values.begin() + std::ptrdiff_t(std::size_t(row) * width)))
+          << "position " << trace->tap_first + row;
+      ASSERT_TRUE(
+          std::equal(scales.begin(), scales.end(), trace->tap_scales.begin() + row * kHeadTaps));
+    }
+  }
+  EXPECT_TRUE(rejected);
+  EXPECT_TRUE(head_drafted);
+}
+
+// The head drafts from the first decode round on, after control rounds and preemption too.
+TEST_F(TinyEngine, TheHeadIsReadyInEveryRound) {
+  EngineOptions o = options();
+  o.kv_cache_dtype = KvMode::kBf16;
+  o.spec_type = SpecType::kHead;
+  o.spec_draft_n_fixed = 2;
+  o.control_fraction = 0.3;
+  HarnessModels models = models_;
+  models.learned = heads_[1];
+  std::vector<HarnessRequest> requests;
+  for (int i = 0; i < 5; ++i) {
+    HarnessRequest r;
+    r.prompt = prompt(1 + 37 * i, i);
+    r.sampling.temperature = 0;
+    r.max_tokens = 60;
+    requests.push_back(r);
+  }
+  const auto got = run_engine(models, o, requests);
+  int controls = 0;
+  for (const auto& trace : got.traces) {
+    ASSERT_FALSE(trace->rounds.empty());
+    for (const RoundTrace& round : trace->rounds) {
+      controls += round.control;
+      if (round.control || round.start + 1 >= int(trace->tokens.size())) continue;
+      ASSERT_FALSE(round.kinds.empty()) << round.start;
+      for (const SpeculatorKind kind : round.kinds) EXPECT_EQ(kind, SpeculatorKind::kHead);
+      EXPECT_EQ(round.version, heads_[1]->version);
+    }
+  }
+  EXPECT_GT(controls, 5);
 }
 
 TEST_F(TinyEngine, CancelFreesPagesWithinOneRoundAndOthersGoOn) {

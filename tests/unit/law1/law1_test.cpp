@@ -90,11 +90,22 @@ class Law1 : public ::testing::Test {
     auto shallow = Model::load(path, load);
     ASSERT_TRUE(shallow) << shallow.error().message;
     shallow_draft_ = *shallow;
+    std::vector<TokenId> all;
+    for (const auto& prompt : prompts_) all.insert(all.end(), prompt.begin(), prompt.end());
+    // Two heads and a table alone: whatever drafts, and whenever it changes.
+    for (std::uint64_t i = 0; i < 2; ++i)
+      learned_.push_back(untrained_head(*model, all, 256, 1024, 31 + i, 7 + i));
+    auto table = std::make_shared<LearnedWeights>();
+    table->version.value = 9;
+    for (std::size_t c = 0; c < table->fusion.bias.size(); ++c)
+      table->fusion.bias[c] += c % 3 ? 0.7f : -1.1f;
+    learned_.push_back(table);
   }
   static void TearDownTestSuite() {
     models_.reset();
     whole_draft_.reset();
     shallow_draft_.reset();
+    learned_.clear();
     prompts_.clear();
   }
 
@@ -143,6 +154,7 @@ class Law1 : public ::testing::Test {
 
   static inline std::unique_ptr<HarnessModels> models_;
   static inline std::shared_ptr<const Model> whole_draft_, shallow_draft_;
+  static inline std::vector<std::shared_ptr<const LearnedWeights>> learned_;
   static inline std::vector<std::vector<TokenId>> prompts_;
   static inline std::map<std::pair<int, float>, std::vector<std::vector<TokenId>>> references_;
 };
@@ -239,6 +251,7 @@ EngineOptions options_of(const Case& c, EngineOptions o) {
 
 TEST_F(Law1, OutputIsAFunctionOfTheRequestAlone) {
   bool int2_read = false, accepted = false, rejected = false, sealed_inside_a_verify_block = false;
+  bool head_accepted = false, head_rejected = false;
   int seals_while_decoding = 0;
   for (const Case& c : cases()) {
     SCOPED_TRACE(name_of(c));
@@ -248,8 +261,15 @@ TEST_F(Law1, OutputIsAFunctionOfTheRequestAlone) {
       m.draft_calibration = models_->calibration;
     }
     const auto& wanted = reference(c.mode, c.temperature);
+    EngineOptions options = options_of(c, base());
+    if (c.spec == SpecType::kHead || c.spec == SpecType::kAuto) {
+      m.learned = learned_[0];
+      m.canary = c.swaps ? learned_[1] : nullptr;
+      m.canary_fraction = 0.4;
+      if (c.swaps) options.swap_cycle = learned_;
+    }
     const HarnessResult got =
-        run_engine(m, options_of(c, base()), requests(c.temperature, c.batch > 3 ? 8 : 3), c.batch);
+        run_engine(m, options, requests(c.temperature, c.batch > 3 ? 8 : 3), c.batch);
     for (std::size_t i = 0; i < got.outputs.size(); ++i) {
       EXPECT_EQ(got.outputs[i], wanted[i % 3]) << "request " << i;
     }
@@ -267,6 +287,10 @@ TEST_F(Law1, OutputIsAFunctionOfTheRequestAlone) {
     for (const auto& trace : got.traces) {
       int seals = 0;
       for (const RoundTrace& round : trace->rounds) {
+        for (std::size_t d = 0; d < round.kinds.size(); ++d) {
+          if (round.kinds[d] != SpeculatorKind::kHead) continue;
+          (int(d) < round.accepted ? head_accepted : head_rejected) = true;
+        }
         const int first = round.start - 1, last = first + int(round.drafted.size());
         for (int border = 384; border <= last; border += 64) {
           if (border > first && border <= first + round.accepted)
@@ -281,6 +305,7 @@ TEST_F(Law1, OutputIsAFunctionOfTheRequestAlone) {
   EXPECT_TRUE(int2_read) << "no INT2 page was read: the test proves nothing";
   EXPECT_TRUE(accepted) << "no draft was accepted: the test proves nothing";
   EXPECT_TRUE(rejected) << "no draft was rejected: the test proves nothing";
+  EXPECT_TRUE(head_accepted && head_rejected) << "the head did not draft: nothing is proved of it";
   EXPECT_GE(seals_while_decoding, 3);
   EXPECT_TRUE(sealed_inside_a_verify_block);
 }
