@@ -16,6 +16,7 @@ namespace json = boost::json;
 
 double number(const json::value& v) { return v.to_number<double>(); }
 double median(const json::value& v) { return number(v.at("ms").at("median")); }
+double median_of(const json::value& v, const char* key) { return number(v.at(key).at("median")); }
 
 void print_table(const json::object& b) {
   const json::value &machine = b.at("machine"), &model = b.at("model"), &decode = b.at("decode"),
@@ -47,6 +48,19 @@ void print_table(const json::object& b) {
           "depth {}, {:<5} {:.1f} tokens/s ({:.2f} ms, {:.2f} x a short context), KV {:.1f} MB\n",
           d.at("tokens").to_number<int>(), std::string_view(mode), number(d.at("tokens_per_s")),
           median(d), number(d.at("times_short_context")), number(d.at("kv_used_bytes")) / 1e6);
+  if (const json::value* head = b.if_contains("head")) {
+    fmt::print(
+        "\nhead           {} inner, {} tokens: a step reads {:.1f} MB; made ready in {:.0f} ms\n",
+        head->at("inner").to_number<int>(), head->at("vocabulary").to_number<int>(),
+        number(head->at("step_bytes")) / 1e6, number(head->at("prepare_ms")));
+    for (const json::value& s : head->at("steps").get_array())
+      fmt::print(
+          "  {} rows       {:.3f} ms a step and {:.3f} ms to choose ({:.3f} sampled), begun in "
+          "{:.3f}; "
+          "{:.3f} of a step of the target\n",
+          s.at("rows").to_number<int>(), median_of(s, "step"), median_of(s, "choose_greedy"),
+          median_of(s, "choose_sampled"), median_of(s, "begin"), number(s.at("times_target_row")));
+  }
   if (const json::value* draft = b.if_contains("draft")) {
     fmt::print("\ndraft          {}\n", draft->at("model").at("name").get_string().c_str());
     for (const json::value& s : draft->at("steps").get_array())
@@ -69,6 +83,11 @@ int bench_main(int argc, char** argv) {
   flags.option("max-rows", options.max_rows, "the most rows of a round")->check(CLI::Range(1, 64));
   flags.option("prefill-tokens", options.prefill_tokens, "length of the timed prompt")
       ->check(CLI::Range(1, 1 << 20));
+  flags
+      .option("head-inner", options.head_inner,
+              "inner width of the recurrent head to time, 0: leave out")
+      ->check(CLI::Range(0, 4096));
+  flags.option("head-vocab", options.head_vocab, "its vocabulary")->check(CLI::Range(16, 32768));
   flags.option("depth", options.depth, "context at which decoding is timed too, 0: leave out")
       ->check(CLI::Range(0, 1 << 20));
   flags.app().add_flag("--json", as_json, "print JSON instead of the table");

@@ -13,6 +13,7 @@
 #include "foretoken/kernels/peak.h"
 #include "runtime/kv/kv_cache.h"
 #include "runtime/model/model.h"
+#include "runtime/speculate/head/initial_head.h"
 
 namespace foretoken {
 namespace {
@@ -213,6 +214,8 @@ class Benchmark {
     if (Status s = load(options_.model, model_, out["load"]); !s) return s.error();
     if (Status s = measure_prefill(out["prefill"]); !s) return s.error();
     if (Status s = measure_rows(); !s) return s.error();
+    if (options_.head_inner > 0)
+      if (Status s = measure_head(out["head"]); !s) return s.error();
     const std::int64_t depth = std::min(options_.depth, model_->config().context_length - 64);
     if (depth > 0) {
       json::object depths;
@@ -288,6 +291,84 @@ class Benchmark {
         if (i >= 0) by_rows_[static_cast<std::size_t>(rows - 1)].ms.push_back(ms_since(start));
       }
     if (!room) return no_room();
+    return Ok{};
+  }
+
+  // As serving runs it: after a pass of the target, which leaves little of the head in the caches,
+  // three draft positions of all sequences together.
+  Status measure_head(json::value& out) {
+    say("the recurrent head's steps");
+    constexpr int kSteps = 3;
+    const std::int64_t hidden = model_->config().hidden;
+    const std::int64_t n_vocab = std::min(options_.head_vocab, model_->config().n_vocab) /
+                                 kernels::kPackRows * kernels::kPackRows;
+    std::vector<TokenId> vocab(static_cast<std::size_t>(n_vocab));
+    // Evenly over the vocabulary: rows are gathered, and noise is drawn, as for any real one.
+    for (std::int64_t i = 0; i < n_vocab; ++i)
+      vocab[static_cast<std::size_t>(i)] =
+          static_cast<TokenId>(i * model_->config().n_vocab / n_vocab);
+    auto vocabulary = VocabularyRows::of(model_);
+    if (!vocabulary) return vocabulary.error();
+    const auto packing = Clock::now();
+    auto head =
+        RecurrentHead::create(initial_head(hidden, options_.head_inner, vocab, 1), *vocabulary);
+    if (!head) return head.error();
+    const double prepare_ms = ms_since(packing);
+    auto opened = Bench::open(model_, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
+    if (!opened) return opened.error();
+    Bench& bench = **opened;
+    bool room = bench.fill_to(kShortContext);
+    json::array by_rows;
+    for (const int rows : {1, 2, 4}) {  // sequences drafting at once
+      HeadWorkspace workspace(rows, hidden, options_.head_inner, n_vocab);
+      std::vector<float> features(static_cast<std::size_t>(rows * kHeadTaps * hidden));
+      for (std::size_t i = 0; i < features.size(); ++i)
+        features[i] = static_cast<float>(static_cast<int>(i * 7919 % 201) - 100);
+      Times begin, step, greedy, sampled;
+      std::vector<TokenId> tokens(static_cast<std::size_t>(rows));
+      for (int i = -kWarmup; i < options_.repeats * 3; ++i) {
+        room = room && bench.forward(1, true, false);
+        double begin_ms = 0, step_ms = 0, greedy_ms = 0, sampled_ms = 0;
+        auto start = Clock::now();
+        (*head)->begin(features.data(), rows, workspace, pool_);
+        begin_ms = ms_since(start);
+        for (int s = 0; s < kSteps; ++s) {
+          for (auto& token : tokens) token = vocab[static_cast<std::size_t>((i + 7) * 31 + s)];
+          start = Clock::now();
+          (*head)->step(tokens, workspace, pool_);
+          step_ms += ms_since(start) / kSteps;
+          for (int row = 0; row < rows; ++row) {
+            SamplingParams sampling;
+            sampling.temperature = 0;
+            start = Clock::now();
+            (*head)->choose(row, {}, sampling, 100 + s, true, workspace);
+            greedy_ms += ms_since(start) / kSteps;
+            sampling.temperature = 0.8f;
+            start = Clock::now();
+            (*head)->choose(row, {}, sampling, 100 + s, true, workspace);
+            sampled_ms += ms_since(start) / kSteps;
+          }
+        }
+        if (i < 0) continue;
+        begin.ms.push_back(begin_ms);
+        step.ms.push_back(step_ms);
+        greedy.ms.push_back(greedy_ms);
+        sampled.ms.push_back(sampled_ms);
+      }
+      by_rows.push_back(json::object{
+          {"rows", rows},
+          {"begin", begin.json()},
+          {"step", step.json()},
+          {"choose_greedy", greedy.json()},
+          {"choose_sampled", sampled.json()},
+          {"times_target_row", (step.median() + greedy.median()) / by_rows_[0].median()}});
+    }
+    if (!room) return no_room();
+    out = json::object{{"inner", options_.head_inner},
+                       {"vocabulary", n_vocab},
+                       {"step_bytes", (*head)->step_bytes()},
+                       {"prepare_ms", prepare_ms},
+                       {"steps", std::move(by_rows)}};
     return Ok{};
   }
 
