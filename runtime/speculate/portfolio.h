@@ -63,6 +63,7 @@ class Portfolio {
     head_->set_features(slot, position, values, scales);
   }
   void fill(EngineStats& stats) const;
+  int head_steps() const { return head_steps_; }  // of the last round drafted
   DraftSources& sources() { return sources_; }
 
  private:
