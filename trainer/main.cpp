@@ -58,10 +58,15 @@ int main(int argc, char** argv) {
                  "Train for this model only (64 hexadecimal digits); else for the server's")
       ->envname("FORETOKEN_MODEL_FINGERPRINT");
   app.add_option("--gate-draft-length", options.session.gate.draft_length,
-                 "Tokens a round at most when the gate replays a request")
+                 "Drafted tokens a round at most when the gate replays a request")
       ->envname("FORETOKEN_GATE_DRAFT_LENGTH")
       ->check(CLI::Range(1, 16))
       ->capture_default_str();
+  app.add_option("--gate-rounds", options.session.gate.plan,
+                 "cost: drafts as long as they pay, as the server's; fixed: all of that length")
+      ->envname("FORETOKEN_GATE_ROUNDS")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, RoundPlan>{
+          {"cost", RoundPlan::kByCost}, {"fixed", RoundPlan::kFixed}}));
   app.add_option(
          "--gate-requests", gate_requests,
          "Requests that must have scored a candidate before it can be promoted; below 30 the "

@@ -229,6 +229,13 @@ std::string describe(RoundPlan plan, const Options& options) {
   return fmt::format("Drafts of up to {}", options.draft_length);
 }
 
+// Of the comparison: as the gate's, but where another plan is asked for.
+EvaluationOptions evaluation_options(const Options& options, const RoundCosts& costs) {
+  if (options.rounds == "fixed") return {RoundPlan::kFixed, options.draft_length, costs};
+  if (options.rounds == "logged") return {RoundPlan::kLogged, options.draft_length, costs};
+  return {RoundPlan::kByCost, options.max_draft, costs};
+}
+
 Result<json::object> evaluate(const Options& options) {
   std::shared_ptr<const VocabularyRows> rows;
   if (!options.model.empty()) {
@@ -281,8 +288,8 @@ Result<json::object> evaluate(const Options& options) {
   if (options.rounds == "logged") evaluate_plan(RoundPlan::kLogged, options.draft_length);
   std::optional<BundleComparison> comparison;
   if (against) {
-    comparison.emplace(EvaluationOptions{RoundPlan::kFixed, options.draft_length, costs},
-                       SequentialOptions{}, weights, against->weights);
+    comparison.emplace(evaluation_options(options, costs), SequentialOptions{}, weights,
+                       against->weights);
   }
 
   const std::int64_t end =

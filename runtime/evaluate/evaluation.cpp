@@ -9,20 +9,6 @@ namespace {
 
 constexpr std::size_t kNone = 0, kNgram = 1, kAuto = 4;
 
-PortfolioWalk walk_of(PortfolioReplay& replay, const EvaluationOptions& options, bool drafts,
-                      const RequestTrace& trace) {
-  if (!drafts) return replay.walk_fixed(trace, 0, &options.costs);
-  switch (options.plan) {
-    case RoundPlan::kByCost:
-      return replay.walk_costed(trace, options.draft_length, options.costs);
-    case RoundPlan::kLogged:
-      return replay.walk_logged(trace, &options.costs);
-    case RoundPlan::kFixed:
-      break;
-  }
-  return replay.walk_fixed(trace, options.draft_length, &options.costs);
-}
-
 float median(std::vector<float> values) {
   const auto middle = values.begin() + std::ssize(values) / 2;
   std::nth_element(values.begin(), middle, values.end());
@@ -41,6 +27,19 @@ const char* name(RoundPlan plan) {
       break;
   }
   return "fixed";
+}
+
+PortfolioWalk walk_by_plan(PortfolioReplay& replay, const EvaluationOptions& options,
+                           const RequestTrace& trace) {
+  switch (options.plan) {
+    case RoundPlan::kByCost:
+      return replay.walk_costed(trace, options.draft_length, options.costs);
+    case RoundPlan::kLogged:
+      return replay.walk_logged(trace, &options.costs);
+    case RoundPlan::kFixed:
+      break;
+  }
+  return replay.walk_fixed(trace, options.draft_length, &options.costs);
 }
 
 RatioEstimate ratio_estimate(const PairedSums& sums) {
@@ -75,7 +74,9 @@ bool Evaluation::has(std::size_t portfolio) const {
 Evaluation::Walks Evaluation::walk(const RequestTrace& trace) {
   Walks walks;
   for (std::size_t i = 0; i < kPortfolios.size(); ++i) {
-    if (replays_[i]) walks[i] = walk_of(*replays_[i], options_, i != kNone, trace);
+    if (!replays_[i]) continue;
+    walks[i] = i == kNone ? replays_[i]->walk_fixed(trace, 0, &options_.costs)
+                          : walk_by_plan(*replays_[i], options_, trace);
   }
   return walks;
 }
@@ -157,8 +158,8 @@ BundleComparison::BundleComparison(const EvaluationOptions& options, const Seque
 
 void BundleComparison::add(const RequestTrace& trace) {
   if (trace.gap) return;
-  const PortfolioWalk candidate = walk_of(candidate_replay_, options_, true, trace);
-  const PortfolioWalk served = walk_of(served_replay_, options_, true, trace);
+  const PortfolioWalk candidate = walk_by_plan(candidate_replay_, options_, trace);
+  const PortfolioWalk served = walk_by_plan(served_replay_, options_, trace);
   if (candidate.rounds_without_features > 0 || served.rounds_without_features > 0) return;
   test_.add(trace.domain, candidate.predicted_ms, served.predicted_ms);
   if (verdict_ != Verdict::kUndecided) return;

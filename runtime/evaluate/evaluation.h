@@ -58,6 +58,9 @@ struct EvaluationOptions {
   RoundCosts costs = RoundCosts::typical();
 };
 
+PortfolioWalk walk_by_plan(PortfolioReplay& replay, const EvaluationOptions& options,
+                           const RequestTrace& trace);
+
 class Evaluation {
  public:
   Evaluation(const EvaluationOptions& options, std::shared_ptr<const LearnedWeights> weights);

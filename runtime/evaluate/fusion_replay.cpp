@@ -4,8 +4,6 @@
 #include <cmath>
 #include <limits>
 
-#include "runtime/speculate/proposal.h"
-
 namespace foretoken {
 namespace {
 
@@ -129,39 +127,6 @@ double overlap(const FusionPosition& position, const FusionTable& table) {
 
 double log_overlap(const FusionPosition& position, const FusionTable& table) {
   return std::log(std::max(overlap(position, table), kMinOverlap));
-}
-
-ReplayCounts replay_fusion(const RequestTrace& trace, const FusionTable& table, int n_draft) {
-  ReplayCounts counts;
-  SamplingParams sampling;
-  sampling.temperature = trace.sampling.temperature;
-  sampling.top_k = trace.sampling.top_k;
-  sampling.top_p = trace.sampling.top_p;
-  sampling.min_p = trace.sampling.min_p;
-  sampling.seed = trace.sampling.seed;
-  const std::size_t n = trace.generated.size();
-  for (std::size_t at = 1; at < n;) {  // the first generated token comes with the prompt's last row
-    int drafted = 0, accepted = 0;
-    // A draft of d tokens ends the round at most d + 1 tokens on, so it never reaches past the
-    // request.
-    for (std::size_t i = at; drafted < n_draft && i + 1 < n; ++i) {
-      CandidateList candidates;
-      for (const Candidate& candidate : trace.generated[i].candidates) candidates.push(candidate);
-      const std::size_t position = std::size_t(trace.n_prompt) + i;
-      const Proposal proposal = propose_fusion(candidates, table, sampling, std::int64_t(position));
-      if (proposal.empty()) break;
-      ++drafted;
-      if (proposal.token != trace.tokens[position]) break;
-      ++accepted;
-    }
-    if (drafted > 0) {
-      ++counts.rounds;
-      counts.accepted += accepted;
-      counts.emitted += accepted + 1;
-    }
-    at += std::size_t(accepted) + 1;
-  }
-  return counts;
 }
 
 }  // namespace foretoken

@@ -42,16 +42,4 @@ double overlap(const FusionPosition& position, const FusionTable& table);
 inline constexpr double kMinOverlap = 1e-4;
 double log_overlap(const FusionPosition& position, const FusionTable& table);
 
-struct ReplayCounts {
-  std::int64_t rounds = 0;  // that drafted
-  std::int64_t accepted = 0, emitted = 0;
-  double acceptance_length() const {
-    return rounds ? 1.0 + double(accepted) / double(rounds) : 1.0;
-  }
-};
-// What the table alone would have had accepted, drafting up to n_draft tokens a round from the
-// second generated token on, walked as live: with drafter-invariant sampling acceptance is a
-// function of the logged tokens, seed and candidates.
-ReplayCounts replay_fusion(const RequestTrace& trace, const FusionTable& table, int n_draft);
-
 }  // namespace foretoken

@@ -176,7 +176,8 @@ SequentialFigures SequentialTest::judge() const {
     figures.because = std::move(because);
     return figures;
   };
-  if (all.requests < options_.least_requests) return decide(Verdict::kUndecided, "too few requests");
+  if (all.requests < options_.least_requests)
+    return decide(Verdict::kUndecided, "too few requests");
   if (!harmed.empty())
     return decide(Verdict::kInferior,
                   fmt::format("worse than {:+.0f} % on {}", -100 * options_.domain_margin, harmed));

@@ -107,7 +107,7 @@ std::optional<PrequentialGate::Decision> PrequentialGate::score(const RequestTra
     return walk.stats.rounds > 0 && walk.rounds_without_features == 0;
   };
   const auto walk = [&](PortfolioReplay& replay) {
-    return replay.walk_fixed(trace, options_.draft_length, &state_.costs);
+    return walk_by_plan(replay, {options_.plan, options_.draft_length, state_.costs}, trace);
   };
   const PortfolioWalk served = walk(*served_replay_);
   if (!usable(served)) return std::nullopt;
@@ -173,11 +173,12 @@ PrequentialGate::Decision PrequentialGate::decide(std::int64_t unix_ms) {
   }
   const bool promoted = decision.verdict == Verdict::kPromoted;
   record.text = fmt::format(
-      "{}: {}; predicted time at draft length {}, only requests that arrived after the snapshot; "
+      "{}: {}; predicted time, drafts {} {}, only requests that arrived after the snapshot; "
       "candidate {} of the day, error {:.2g} of {}",
       promoted ? fmt::format("promoted ({})", name(decision.tier))
                : fmt::format("refused ({})", name(decision.verdict)),
-      text, options_.draft_length, state_.number_in_day, alpha_of_candidate(state_.number_in_day),
+      text, options_.plan == RoundPlan::kByCost ? "as long as they pay, up to" : "of",
+      options_.draft_length, state_.number_in_day, alpha_of_candidate(state_.number_in_day),
       kErrorsPerDay);
   if (promoted) served_ = decision.tier == Tier::kHead ? candidate_ : without_head(*candidate_);
   state_.has_candidate = false;

@@ -2,9 +2,11 @@
 // and only requests that arrive after it score it, while the learner trains on. Replay-exact: with
 // drafter-invariant sampling what a drafter would have had accepted is a function of the logged
 // request, so candidate and served weights are walked over it with the very kernels and quantised
-// weights that serve, each in the whole portfolio (n-grams included), at one fixed draft length.
+// weights that serve, each in the whole portfolio (n-grams included).
 // - Cost of a request: the predicted time of its rounds from the server's measured round costs, the
-//   head's included: a head that costs more than it brings is slower here too.
+//   head's included, with drafts as long as they pay, as the server's controller has them: at one
+//   fixed length a head would be charged for steps that the server does not take. What a head costs
+//   more than it brings makes it slower here too.
 // - Tiers: a candidate is judged as fusion alone and, if it has one, as fusion and head; of the
 //   tiers that pass, the faster is published. Each spends half of the candidate's error.
 // - Verdict: runtime/evaluate/sequential_test.h; errors are 1/100 a day over all candidates.
@@ -25,6 +27,7 @@
 
 #include "foretoken/protocol/control.h"
 #include "foretoken/protocol/trace_record.h"
+#include "runtime/evaluate/evaluation.h"
 #include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/evaluate/sequential_test.h"
 #include "runtime/speculate/learned.h"
@@ -61,7 +64,9 @@ struct GateState {
 };
 
 struct GateOptions {
-  int draft_length = 4;             // tokens a round at most, candidate and served alike
+  // How rounds are laid over a request, and the longest draft; candidate and served alike.
+  RoundPlan plan = RoundPlan::kByCost;
+  int draft_length = 8;
   int least_trained_requests = 16;  // no snapshot before the learner has seen so many
   // Of SequentialTest, but for alpha and most_requests.
   SequentialOptions test;

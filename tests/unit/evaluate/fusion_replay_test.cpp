@@ -9,6 +9,7 @@
 #include <random>
 
 #include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/speculate/proposal.h"
 
 namespace foretoken {
@@ -134,6 +135,12 @@ TEST(FusionPositions, MergeCandidatesOfOneToken) {
   EXPECT_NEAR(log_overlap(positions[0], table), std::log(q), 1e-6);
 }
 
+AcceptanceStats walk_fusion(const RequestTrace& trace, const FusionTable& table, int n_draft) {
+  LearnedWeights weights;
+  weights.fusion = table;
+  return PortfolioReplay({.fusion = true}, &weights).walk_fixed(trace, n_draft).stats;
+}
+
 TEST(FusionReplay, WalksRoundsAsLive) {
   // Output tokens 10..19; the candidate is right at every position but 4 (of the output).
   std::vector<std::vector<Candidate>> candidates(10);
@@ -146,16 +153,16 @@ TEST(FusionReplay, WalksRoundsAsLive) {
   const FusionTable table = FusionTable::initial();
   // Draft 2: rounds from 1 (2, 3 accepted... positions 1, 2), 4 (wrong), 5 (5, 6), 8 (8; 9 is the
   // bonus).
-  const auto two = replay_fusion(trace, table, 2);
+  const auto two = walk_fusion(trace, table, 2);
   EXPECT_EQ(two.rounds, 4);
   EXPECT_EQ(two.accepted, 2 + 0 + 2 + 1);
   // Draft 8: 1..3 accepted and 4 rejected, emitted as the round's own; then 5..8 and 9 is the
   // bonus.
-  const auto eight = replay_fusion(trace, table, 8);
+  const auto eight = walk_fusion(trace, table, 8);
   EXPECT_EQ(eight.rounds, 2);
   EXPECT_EQ(eight.accepted, 3 + 4);
   EXPECT_EQ(eight.emitted, 9);
-  EXPECT_EQ(replay_fusion(trace, table, 0).rounds, 0);
+  EXPECT_EQ(walk_fusion(trace, table, 0).drafting_rounds, 0);
 }
 
 // Above temperature 0 acceptance follows from the seed: the proposal is the coupled one.
@@ -187,12 +194,12 @@ TEST(FusionReplay, UsesTheRequestsNoise) {
     accepted += hit;
     i += 1 + hit;
   }
-  const auto counts = replay_fusion(trace, table, 1);
-  EXPECT_EQ(counts.rounds, rounds);
+  const auto counts = walk_fusion(trace, table, 1);
+  EXPECT_EQ(counts.drafting_rounds, rounds);
   EXPECT_EQ(counts.accepted, accepted);
   EXPECT_GT(right, 50);
   trace.sampling.seed = 124;
-  EXPECT_NE(replay_fusion(trace, table, 1).accepted, counts.accepted);
+  EXPECT_NE(walk_fusion(trace, table, 1).accepted, counts.accepted);
 }
 
 TEST(FusionBundle, ReadsWhatItWritesAndRefusesOtherShapes) {
@@ -206,7 +213,7 @@ TEST(FusionBundle, ReadsWhatItWritesAndRefusesOtherShapes) {
   EXPECT_EQ(fusion_table_of(bundle).error().message.rfind("shape: ", 0), 0u);
   bundle.tensors.erase("fusion.bias");
   EXPECT_EQ(fusion_table_of(bundle).error().message, "shape: bundle: fusion.bias is missing");
-  bundle.kind = "head";
+  bundle.kind = "another";
   EXPECT_EQ(fusion_table_of(bundle).error().message.rfind("kind: ", 0), 0u);
 }
 

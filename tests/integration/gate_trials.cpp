@@ -1,0 +1,369 @@
+// gate_trials TRACES [BUNDLE MODEL]: the gate on trial, on recorded requests of two domains. Many
+// variants of the learned weights are replayed over the log once (noise, one-domain training,
+// staleness, features of a shifted tap); every ordered pair of them whose true effect on this log
+// says what the gate must do is then tried 1,000 times, each time on requests drawn from the log in
+// a new order:
+//   at least 5 % slower in some domain         -> never promoted
+//   at least 10 % faster, no domain slower      -> promoted within 150 requests in 95 % of trials
+//   at least 3 % faster, no domain slower       -> promoted within 1,000 requests in 95 %
+// Prints JSON; exits with 1 if a pair did otherwise, 2 if the log does not offer every kind.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "foretoken/protocol/atomic_file.h"
+#include "foretoken/protocol/bundle.h"
+#include "foretoken/protocol/trace.h"
+#include "foretoken/protocol/trace_segment.h"
+#include "runtime/evaluate/evaluation.h"
+#include "runtime/evaluate/fusion_replay.h"
+#include "runtime/evaluate/portfolio_replay.h"
+#include "runtime/evaluate/sequential_test.h"
+
+namespace foretoken {
+namespace {
+
+namespace json = boost::json;
+
+constexpr int kTrials = 1000, kDraftLength = 4;
+constexpr int kPairsOfAKind = 8;  // tried, of each kind of harm and of gain
+
+struct Variant {
+  std::string name, kind;  // kind: what was done to it
+  std::shared_ptr<const LearnedWeights> weights;
+  bool head = false, shifted_taps = false;
+  std::unique_ptr<PortfolioReplay> replay;
+  std::vector<double> ms;  // by request
+};
+
+struct Corpus {
+  std::vector<RequestTrace> traces;  // without features and logits
+  std::vector<int> domain;           // of each
+  std::vector<std::string> domains;
+};
+
+// Plain gradient descent on cross-entropy over the positions of one domain: q - p.
+FusionTable trained(const std::vector<std::vector<FusionPosition>>& requests, int passes) {
+  FusionTable table = FusionTable::initial();
+  std::array<double, kFusionClasses + 1> squares{};
+  const auto step = [&](float& value, std::size_t i, double gradient) {
+    squares[i] += gradient * gradient;
+    value -= static_cast<float>(0.1 * gradient / std::sqrt(squares[i] + 1e-8));
+  };
+  for (int pass = 0; pass < passes; ++pass) {
+    for (const auto& positions : requests) {
+      for (const FusionPosition& position : positions) {
+        std::array<double, kMaxCandidates> score{};
+        for (int c = 0; c < position.n_candidates; ++c)
+          score[position.token_of[std::size_t(c)]] += table.bias[position.klass[std::size_t(c)]];
+        double sum = std::exp(double(table.other));
+        for (int t = 0; t < position.n_tokens; ++t)
+          sum += score[std::size_t(t)] = std::exp(score[std::size_t(t)]);
+        for (int c = 0; c < position.n_candidates; ++c) {
+          const std::size_t t = position.token_of[std::size_t(c)];
+          const std::size_t k = position.klass[std::size_t(c)];
+          step(table.bias[k], k, score[t] / sum - double(position.p[t]));
+        }
+        step(table.other, kFusionClasses,
+             std::exp(double(table.other)) / sum - double(position.p_other));
+      }
+    }
+  }
+  return table;
+}
+
+FusionTable mixed(const FusionTable& a, const FusionTable& b, float of_b) {
+  FusionTable out = a;
+  for (std::size_t i = 0; i < out.bias.size(); ++i)
+    out.bias[i] = (1 - of_b) * a.bias[i] + of_b * b.bias[i];
+  out.other = (1 - of_b) * a.other + of_b * b.other;
+  return out;
+}
+
+class Variants {
+ public:
+  void add(std::string kind, std::string name, const FusionTable& table) {
+    auto weights = std::make_shared<LearnedWeights>();
+    weights->fusion = table;
+    add(std::move(kind), std::move(name), std::move(weights), false, false);
+  }
+  void add(std::string kind, std::string name, std::shared_ptr<const LearnedWeights> weights,
+           bool head, bool shifted_taps) {
+    Variant variant{
+        std::move(name), std::move(kind), std::move(weights), head, shifted_taps, {}, {}};
+    // The learned kinds alone: with the n-gram rule beside it a harmed table is hardly used, and
+    // the harm that the gate is to find is gone before it looks.
+    variant.replay = std::make_unique<PortfolioReplay>(PortfolioReplay::Kinds{false, true, head},
+                                                       variant.weights.get());
+    all.push_back(std::move(variant));
+  }
+  std::vector<Variant> all;
+};
+
+// Each tap's features where the next one's belong.
+void shift_taps(RequestTrace& trace) {
+  const auto width = std::size_t(trace.tap_width);
+  const auto taps = std::size_t(trace.n_taps);
+  if (taps < 2 || width == 0) return;
+  const std::size_t positions = trace.tap_values.size() / (taps * width);
+  for (std::size_t p = 0; p < positions; ++p) {
+    const auto values = trace.tap_values.begin() + std::ptrdiff_t(p * taps * width);
+    std::rotate(values, values + std::ptrdiff_t(width), values + std::ptrdiff_t(taps * width));
+    const auto scales = trace.tap_scales.begin() + std::ptrdiff_t(p * taps);
+    std::rotate(scales, scales + 1, scales + std::ptrdiff_t(taps));
+  }
+}
+
+// The int8 weights of the head's blocks moved at random by up to `step`.
+Bundle noisy_head(const Bundle& bundle, int step, std::uint64_t seed) {
+  Bundle out = bundle;
+  std::mt19937_64 random(seed);
+  for (auto& [name, tensor] : out.tensors) {
+    if (tensor.type != TensorType::kQ8_0) continue;
+    for (std::size_t i = 0; i < tensor.bytes.size(); ++i) {
+      if (i % 34 < 2) continue;  // the block's scale
+      const int value = static_cast<std::int8_t>(tensor.bytes[i]) +
+                        int(random() % std::uint64_t(2 * step + 1)) - step;
+      tensor.bytes[i] =
+          static_cast<std::byte>(static_cast<std::int8_t>(std::clamp(value, -127, 127)));
+    }
+  }
+  return out;
+}
+
+struct Pair {
+  const Variant *served, *candidate;
+  double gain = 0;                   // true on this log, all together
+  std::vector<double> domain_gains;  // and by domain
+  double worst() const { return *std::min_element(domain_gains.begin(), domain_gains.end()); }
+};
+
+Pair pair_of(const Variant& served, const Variant& candidate, const Corpus& corpus) {
+  Pair pair{&served, &candidate, 0, {}};
+  std::vector<PairedSums> sums(corpus.domains.size() + 1);
+  for (std::size_t i = 0; i < candidate.ms.size(); ++i) {
+    if (!(candidate.ms[i] > 0) || !(served.ms[i] > 0)) continue;
+    sums[std::size_t(corpus.domain[i])].add(candidate.ms[i], served.ms[i]);
+    sums.back().add(candidate.ms[i], served.ms[i]);
+  }
+  pair.gain = sums.back().gain();
+  for (std::size_t d = 0; d < corpus.domains.size(); ++d)
+    pair.domain_gains.push_back(sums[d].gain());
+  return pair;
+}
+
+struct Outcome {
+  int promoted = 0, within = 0;
+  std::vector<std::int64_t> requests;  // that promotions took
+};
+
+Outcome try_pair(const Pair& pair, const Corpus& corpus, std::int64_t limit) {
+  Outcome outcome;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    std::mt19937_64 random(std::uint64_t(trial) * 2654435761u + 17);
+    SequentialOptions options;
+    options.alpha = alpha_of_candidate(1);
+    SequentialTest test(options);
+    for (const std::string& domain : corpus.domains) test.expect(domain);
+    for (;;) {
+      const std::size_t i = random() % corpus.domain.size();
+      test.add(corpus.domains[std::size_t(corpus.domain[i])], pair.candidate->ms[i],
+               pair.served->ms[i]);
+      const Verdict verdict = test.judge().verdict;
+      if (verdict == Verdict::kUndecided) continue;
+      if (verdict == Verdict::kPromoted) {
+        ++outcome.promoted;
+        outcome.within += test.requests() <= limit;
+        outcome.requests.push_back(test.requests());
+      }
+      break;
+    }
+  }
+  std::sort(outcome.requests.begin(), outcome.requests.end());
+  return outcome;
+}
+
+int fail(const std::string& text) {
+  fmt::print(stderr, "gate_trials: {}\n", text);
+  return 2;
+}
+
+int run(int argc, char** argv) {
+  if (argc != 2 && argc != 4) return fail("usage: gate_trials TRACES [BUNDLE MODEL]");
+  Corpus corpus;
+  CostsOfLog log_costs;
+  const auto read = [&](auto visit) {
+    return read_segments(argv[1], 0, [&](std::uint64_t, Message message) {
+      auto trace = parse_trace(message);
+      if (trace && !trace->gap && trace->generated.size() > 1) visit(std::move(trace).value());
+      return true;
+    });
+  };
+  std::vector<std::vector<std::vector<FusionPosition>>> positions;  // by domain
+  const auto first = read([&](RequestTrace trace) {
+    log_costs.add(trace);
+    auto found = std::find(corpus.domains.begin(), corpus.domains.end(), trace.domain);
+    if (found == corpus.domains.end()) {
+      corpus.domains.push_back(trace.domain);
+      positions.emplace_back();
+      found = corpus.domains.end() - 1;
+    }
+    const auto d = found - corpus.domains.begin();
+    corpus.domain.push_back(int(d));
+    positions[std::size_t(d)].push_back(fusion_positions(trace));
+  });
+  if (!first) return fail(first.error().message);
+  if (corpus.domains.size() < 2) return fail("the log must have two domains");
+  const RoundCosts costs = log_costs.fit().value_or(RoundCosts::typical());
+
+  // What was learned from each domain, from all, and from the first tenth.
+  std::vector<std::vector<FusionPosition>> everything, early;
+  std::vector<FusionTable> one_domain;
+  for (const auto& domain : positions) {
+    everything.insert(everything.end(), domain.begin(), domain.end());
+    early.insert(early.end(), domain.begin(), domain.begin() + std::ssize(domain) / 10);
+    one_domain.push_back(trained(domain, 2));
+  }
+  const FusionTable full = trained(everything, 2);
+  Variants variants;
+  variants.add("trained", "trained on everything", full);
+  variants.add("stale", "as shipped", FusionTable::initial());
+  variants.add("stale", "trained on the first tenth", trained(early, 1));
+  for (const float much : {2.0f, 4.0f, 8.0f})
+    variants.add("stale", fmt::format("as shipped, {:.0f} times as far", much),
+                 mixed(full, FusionTable::initial(), much));
+  for (std::size_t d = 0; d < one_domain.size(); ++d) {
+    variants.add("one-domain", "trained on " + corpus.domains[d], one_domain[d]);
+    for (const float much : {3.0f, 6.0f, 12.0f, 24.0f})
+      variants.add("one-domain",
+                   fmt::format("trained on {}, {:.0f} times as far", corpus.domains[d], much),
+                   mixed(full, one_domain[d], much));
+  }
+  for (const float deviation : {0.25f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f}) {
+    for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+      std::mt19937_64 random(seed);
+      std::normal_distribution<float> normal(0, deviation);
+      FusionTable table = full;
+      for (float& bias : table.bias) bias += normal(random);
+      variants.add("noise", fmt::format("noise {:.2f}, seed {}", deviation, seed), table);
+    }
+  }
+  if (argc == 4) {
+    auto rows = VocabularyRows::open(argv[3]);
+    if (!rows) return fail(rows.error().message);
+    auto bytes = read_file(argv[2], kMaxBundleBytes);
+    if (!bytes) return fail(bytes.error().message);
+    auto bundle = parse_bundle_of_anyone(*bytes);
+    if (!bundle) return fail(bundle.error().message);
+    const auto add = [&](const char* kind, std::string name, const Bundle& of, bool shifted) {
+      auto weights = learned_from_bundle(of, *rows);
+      if (weights)
+        variants.add(kind, std::move(name), *weights, (*weights)->head != nullptr, shifted);
+      return weights.ok();
+    };
+    if (!add("trained", "the bundle", *bundle, false)) return fail("the bundle does not load");
+    add("shifted-tap", "the bundle on shifted taps", *bundle, true);
+    for (const int step : {4, 8, 16, 32, 64})
+      add("noise", fmt::format("the bundle with noise of {} in its head", step),
+          noisy_head(*bundle, step, 1), false);
+  }
+  const auto second = read([&](const RequestTrace& trace) {
+    RequestTrace shifted;
+    if (argc == 4) {
+      shifted = trace;
+      shift_taps(shifted);
+    }
+    for (Variant& variant : variants.all) {
+      variant.ms.push_back(
+          variant.replay->walk_fixed(variant.shifted_taps ? shifted : trace, kDraftLength, &costs)
+              .predicted_ms);
+    }
+  });
+  if (!second) return fail(second.error().message);
+
+  std::vector<Pair> harmed, tenth, third;
+  std::map<std::string, int> of_kind;
+  for (const Variant& served : variants.all) {
+    for (const Variant& candidate : variants.all) {
+      if (&served == &candidate) continue;
+      const Pair pair = pair_of(served, candidate, corpus);
+      if (pair.worst() <= -0.05) {
+        // Near the border first: great harm is easy to see. And what gains elsewhere above all.
+        if (pair.worst() >= -0.12 || pair.gain > 0 || candidate.kind == "shifted-tap")
+          harmed.push_back(pair);
+      } else if (pair.worst() >= 0 && pair.gain >= 0.10) {
+        tenth.push_back(pair);
+      } else if (pair.worst() >= 0 && pair.gain >= 0.03) {
+        third.push_back(pair);
+      }
+    }
+  }
+  std::sort(harmed.begin(), harmed.end(),
+            [](const Pair& a, const Pair& b) { return a.gain > b.gain; });
+  std::erase_if(harmed,
+                [&](const Pair& pair) { return ++of_kind[pair.candidate->kind] > kPairsOfAKind; });
+  const auto hardest = [](std::vector<Pair>& pairs) {
+    std::sort(pairs.begin(), pairs.end(),
+              [](const Pair& a, const Pair& b) { return a.gain < b.gain; });
+    if (pairs.size() > kPairsOfAKind) pairs.resize(kPairsOfAKind);
+  };
+  hardest(tenth);
+  hardest(third);
+
+  bool held = true;
+  json::array results;
+  const auto judge = [&](const char* what, const std::vector<Pair>& pairs, std::int64_t limit) {
+    for (const Pair& pair : pairs) {
+      const Outcome outcome = try_pair(pair, corpus, limit);
+      const bool ok = limit == 0 ? outcome.promoted == 0 : outcome.within >= kTrials * 95 / 100;
+      held = held && ok;
+      json::object domains;
+      for (std::size_t d = 0; d < corpus.domains.size(); ++d)
+        domains[corpus.domains[d]] = pair.domain_gains[d];
+      json::object result{{"kind", what},
+                          {"served", pair.served->name},
+                          {"candidate", pair.candidate->name},
+                          {"done_to_candidate", pair.candidate->kind},
+                          {"true_gain", pair.gain},
+                          {"true_gain_by_domain", std::move(domains)},
+                          {"trials", kTrials},
+                          {"promoted", outcome.promoted},
+                          {"held", ok}};
+      if (limit > 0) {
+        result["limit_requests"] = limit;
+        result["promoted_within_limit"] = outcome.within;
+      }
+      if (!outcome.requests.empty()) {
+        result["requests_median"] = outcome.requests[outcome.requests.size() / 2];
+        result["requests_p95"] = outcome.requests[outcome.requests.size() * 95 / 100];
+      }
+      fmt::print(stderr,
+                 "{:8} {} -> {}: true {:+.1f} % (worst domain {:+.1f} %), promoted {} of {}{}\n",
+                 what, pair.served->name, pair.candidate->name, 100 * pair.gain, 100 * pair.worst(),
+                 limit > 0 ? outcome.within : outcome.promoted, kTrials, ok ? "" : "  BROKEN");
+      results.emplace_back(std::move(result));
+    }
+  };
+  judge("harmed", harmed, 0);
+  judge("ten", tenth, 150);
+  judge("three", third, 1000);
+  json::object out{{"requests", corpus.domain.size()},
+                   {"draft_length", kDraftLength},
+                   {"held", held},
+                   {"pairs", std::move(results)}};
+  fmt::print("{}\n", json::serialize(out));
+  if (harmed.empty() || tenth.empty() || third.empty())
+    return fail("the log offers no pair of some kind");
+  return held ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace foretoken
+
+int main(int argc, char** argv) { return foretoken::run(argc, argv); }
