@@ -78,12 +78,10 @@ FORETOKEN_LANE_FUNCTION void multiply_wide(Uint16 a, std::uint32_t b, Uint16* hi
   *low = (Uint16)((even & 0xffffffffu) | (odd << 32));
 }
 
-// Philox of sixteen consecutive counters (first + lane, 0, t): word[i] of lane l belongs to token
-// 4 (first + l) + i.
-FORETOKEN_LANE_FUNCTION void philox16(std::uint32_t first, std::uint64_t position,
-                                      std::uint64_t seed, Uint16 (&word)[4]) {
-  constexpr Uint16 kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  Uint16 c0 = kLane + first, c1{};
+// Philox of sixteen counters (c0[lane], 0, t): word[i] of lane l belongs to token 4 c0[l] + i.
+FORETOKEN_LANE_FUNCTION void philox16(Uint16 c0, std::uint64_t position, std::uint64_t seed,
+                                      Uint16 (&word)[4]) {
+  Uint16 c1{};
   Uint16 c2 = Uint16{} + static_cast<std::uint32_t>(position);
   Uint16 c3 = Uint16{} + static_cast<std::uint32_t>(position >> 32);
   auto key0 = static_cast<std::uint32_t>(seed), key1 = static_cast<std::uint32_t>(seed >> 32);
@@ -160,7 +158,8 @@ std::int32_t sample_full_of(const float* logits, std::int64_t n_vocab, float inv
     const float s = block_max(logits + v) * inv_temperature;
     if (!may_win(s, kLargestGumbel, best.score)) continue;
     Uint16 word[4];
-    philox16(static_cast<std::uint32_t>(v >> 2), position, seed, word);
+    constexpr Uint16 kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    philox16(kLane + static_cast<std::uint32_t>(v >> 2), position, seed, word);
     if (!may_win(s, gumbel_bound(largest_word(word)), best.score)) continue;
     std::uint32_t lane[4][16];
     std::memcpy(lane, word, sizeof lane);
@@ -195,7 +194,23 @@ std::int32_t sample_subset_of(const float* logits, const std::int32_t* ids, std:
     offer_token(s, words_of(seed, position, token).word[token & 3], ids[i], &best);
   };
   offer(top);
-  for (std::int64_t i = 0; i < n; ++i) offer(i);
+  std::int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const float s = max_lanes(larger(load_lanes<Float16>(logits + i), splat(-__builtin_inff()))) *
+                    inv_temperature;
+    if (!may_win(s, kLargestGumbel, best.score)) continue;
+    const Uint16 token = load_lanes<Uint16>(ids + i), place = token & 3u;
+    Uint16 word[4];
+    philox16(token >> 2, position, seed, word);
+    Uint16 own[4] = {};
+    own[0] = place == 0u ? word[0] : place == 1u ? word[1] : place == 2u ? word[2] : word[3];
+    if (!may_win(s, gumbel_bound(largest_word(own)), best.score)) continue;
+    std::uint32_t lane[16];
+    std::memcpy(lane, &own[0], sizeof lane);
+    for (std::int64_t l = 0; l < 16; ++l)
+      offer_token(logits[i + l] * inv_temperature, lane[l], ids[i + l], &best);
+  }
+  for (; i < n; ++i) offer(i);
   return best.id;
 }
 
