@@ -44,12 +44,41 @@ def figures(replay):
             "ttft_ms": total["ttft_ms"], "tpot_ms": total["tpot_ms"]}
 
 
+def net_interval(value):
+    if not value or value.get("value") is None:
+        return None
+    return {"value": value["value"], "ci95": value["ci95"], "windows": value["windows"], "plain_windows": value["plain_windows"]}
+
+
+def candidates_of(stats, speculator):
+    """Every candidate of the trainer, as its gate judged it, and what the server's canary then said of those it published."""
+    fates = {}
+    for event in speculator.get("lineage") or []:
+        if event["event"] in ("promoted", "rolled_back", "refused", "superseded"):
+            fates[event["version"]] = event
+    candidates = []
+    for verdict in (stats.get("trainer") or {}).get("verdicts") or []:
+        fate = fates.get(verdict["version"])
+        candidates.append({**{k: verdict[k] for k in ("candidate", "version", "verdict", "requests", "step", "figures")},
+                           "server": fate and {"fate": fate["event"], "reason": fate.get("reason"), "requests": fate.get("judged_requests"),
+                                               "gain": fate.get("tokens_per_round_difference"), "ci": fate.get("ci")}})
+    return candidates
+
+
+def portfolios_of(evaluation):
+    """Tokens a round and predicted speedup of each portfolio on the last quarter, where drafts are as long as they pay."""
+    rounds = (evaluation.get("rounds") or {})
+    plan = rounds.get("cost") or next(iter(rounds.values()), {})
+    return {name: {k: figures[k] for k in ("tokens_per_round", "predicted_speedup")} for name, figures in (plan.get("portfolios") or {}).items()}
+
+
 def make_report(out, log_path, model, minutes, seconds):
     replay, heldout = load(os.path.join(out, "replay.json")), load(os.path.join(out, "heldout.json"))
     log, outcomes = load_lines(log_path), load_lines(os.path.join(out, "outputs.jsonl"))
     heldout_outcomes = load_lines(os.path.join(out, "heldout_outputs.jsonl"))
     quarters, check = replay["quarters"], replay["lossless_check"]
     stats = replay.get("server_stats") or {}
+    speculator, evaluation = load(os.path.join(out, "speculator.json")), load(os.path.join(out, "evaluation.json"))
     prompts = quarters_of([(o["index"], prompt_of(log[o["index"]])) for o in outcomes if "body" in log[o["index"]]], len(log))
     answers = quarters_of([(o["index"], o["text"]) for o in outcomes], len(log))
     with_heldout = overlap(answers + [[o["text"] for o in heldout_outcomes]])
@@ -58,9 +87,20 @@ def make_report(out, log_path, model, minutes, seconds):
     return {
         "schema": "foretoken.quickstart/1",
         "speedup": interval(replay.get("speedup")),
+        "net_speedup": net_interval(replay.get("net_speedup")),
         "speedup_last_quarter": interval(quarters[3]["speedup"]),
         "acceptance_length": {"first_quarter": quarters[0]["acceptance_length"], "last_quarter": quarters[3]["acceptance_length"]},
         "swaps": replay.get("swaps"),
+        "versions": {"served": speculator["version"], "kind": speculator["kind"], "promoted": speculator["promoted"],
+                     "rolled_back": speculator["rolled_back"], "refused": speculator["refused"]},
+        "candidates": candidates_of(stats, speculator),
+        "lineage": speculator["lineage"],
+        "swap_pause_ms": speculator["swap_pause_ms"],
+        "last_quarter_by_portfolio": {"portfolios": portfolios_of(evaluation), "requests_in_log": evaluation.get("requests_in_log"),
+                                      "from_request": evaluation.get("from_request"), "costs": evaluation.get("costs"),
+                                      "definition": "replayed from the traces with the version that served at the end; drafts as long as they pay "
+                                                    "by the measured cost of rounds"},
+        "load": {k: replay.get(k) for k in ("load", "capacity_requests_per_s", "rate_requests_per_s")},
         "requests": {"sent": total["sent"], "failed": total["failed"], "in_log": replay["log_requests"]},
         "lossless_check": {"requests": check["requests"], "mismatches": check["mismatches"], "failed": check["failed"],
                            "past_700_tokens": check["requests_past_tokens"]},
@@ -80,7 +120,7 @@ def make_report(out, log_path, model, minutes, seconds):
         "minutes": minutes,
         "seconds": {"install": install_s, "build": build_s, "all": all_s},
         "definitions": replay["definitions"],
-        "more": ["replay.json: percentiles, domains, the time series", "heldout.json", "outputs.jsonl: every answer", "server.log"],
+        "more": ["evaluation.json: the portfolios by domain, and with fixed drafts", "replay.json: percentiles, domains, the time series", "heldout.json", "outputs.jsonl: every answer", "server.log"],
     }
 
 
@@ -105,14 +145,22 @@ def main():
     acceptance, check, requests = report["acceptance_length"], report["lossless_check"], report["requests"]
     print(f"""
   speedup                    {text_of(report['speedup'])}
+  net speedup                {text_of(report['net_speedup']) if report['net_speedup'] else "not measured (too few windows of plain serving)"}
   speedup, last quarter      {text_of(report['speedup_last_quarter'])}
   speedup, held-out problems {text_of(report['held_out']['speedup'])}
   acceptance length          {number(acceptance['first_quarter'])} in the first quarter, {number(acceptance['last_quarter'])} in the last
-  hot swaps                  {report['swaps']}
+  versions                   {report['versions']['promoted']} promoted, {report['versions']['rolled_back']} rolled back, of {len(report['candidates'])} candidates judged
+  hot swaps                  {report['swaps']}, pause p99 {report['swap_pause_ms']['p99']:.3f} ms
   requests                   {requests['sent']} sent of {requests['in_log']}, {requests['failed']} failed
   speculation off, again     {check['requests']} requests ({check['past_700_tokens']} past 700 tokens), {check['mismatches']} differ
   time                       {report['seconds']['all'] // 60} min {report['seconds']['all'] % 60} s in all
 """)
+    portfolios = report["last_quarter_by_portfolio"]["portfolios"]
+    if portfolios:
+        print("  last quarter, replayed     tokens a round   predicted speedup")
+        for name, figures in portfolios.items():
+            print(f"    {name:<24} {figures['tokens_per_round']['value']:>13.2f} {figures['predicted_speedup']['value']:>19.2f}")
+        print()
     broken = requests["failed"] + check["mismatches"] + check["failed"] + report["held_out"]["requests"]["failed"]
     if broken:
         print("quickstart: a request failed or a text differed; see replay.json and server.log", file=sys.stderr)

@@ -55,6 +55,15 @@ std::vector<std::byte> record(std::span<const Frame> message) {
   return bytes;
 }
 
+// A record that was forgotten: flagged, its payload zeros. Its size is what it was.
+constexpr std::uint32_t kForgotten = 1;
+
+void flag_forgotten(std::byte* header, std::uint64_t payload_hash) {
+  store<std::uint32_t>(header + 4, kForgotten);
+  store<std::uint64_t>(header + 16, payload_hash);
+  store<std::uint64_t>(header + 24, content_hash({header, 24}));
+}
+
 std::optional<Message> read_payload(std::span<const std::byte> payload) {
   if (payload.size() < 4) return std::nullopt;
   const auto n_frames = load<std::uint32_t>(payload.data());
@@ -128,6 +137,11 @@ bool read_file_records(const fs::path& path, std::uint64_t from_sequence, Segmen
       ++stats.torn_files;
       break;
     }
+    if (load<std::uint32_t>(header + 4) == kForgotten) {
+      ++stats.forgotten;
+      ++sequence;
+      continue;
+    }
     auto message = content_hash(payload) == load<std::uint64_t>(header + 16) ? read_payload(payload)
                                                                              : std::nullopt;
     if (message) {
@@ -155,6 +169,66 @@ Result<SegmentReadStats> read_segments(const fs::path& path, std::uint64_t from_
     if (!read_file_records(file, from_sequence, stats, next_sequence, visit)) break;
   }
   return stats;
+}
+
+Result<std::uint64_t> forget_records(const fs::path& path,
+                                     const std::function<bool(std::span<const Frame>)>& forget) {
+  std::error_code error;
+  if (!fs::exists(path, error))
+    return Error{ErrorCode::kNotFound, fmt::format("{}: no such file or folder", path.string())};
+  std::uint64_t forgotten = 0;
+  for (const fs::path& name : segment_files(path)) {
+    const auto failed = [&name] {
+      return Error{ErrorCode::kIo, fmt::format("{}: {}", name.string(), std::strerror(errno))};
+    };
+    const Descriptor file(::open(name.c_str(), O_RDWR | O_CLOEXEC));
+    if (!file) {
+      if (errno == ENOENT) continue;  // deleted by the writer meanwhile
+      return failed();
+    }
+    std::byte header[kHeaderBytes];
+    if (!read_exactly(file.get(), header) ||
+        std::memcmp(header, kFileMagic, sizeof kFileMagic) != 0)
+      continue;
+    const off_t end = ::lseek(file.get(), 0, SEEK_END);
+    off_t at = ::lseek(file.get(), off_t(kHeaderBytes), SEEK_SET);
+    bool changed = false;
+    std::vector<std::byte> payload;
+    while (at + off_t(kHeaderBytes) <= end) {
+      ::lseek(file.get(), at, SEEK_SET);
+      if (!read_exactly(file.get(), header) ||
+          std::memcmp(header, kRecordMagic, sizeof kRecordMagic) != 0 ||
+          load<std::uint64_t>(header + 24) != content_hash({header, 24}))
+        break;
+      const auto payload_bytes = load<std::uint64_t>(header + 8);
+      if (payload_bytes > kMaxPayloadBytes ||
+          payload_bytes > std::uint64_t(end - at) - kHeaderBytes)
+        break;
+      const off_t next = at + off_t(kHeaderBytes + payload_bytes);
+      payload.resize(payload_bytes);
+      if (!read_exactly(file.get(), payload)) break;
+      if (load<std::uint32_t>(header + 4) != kForgotten) {
+        // What cannot be read cannot be shown not to be meant: a damaged record goes as well.
+        const auto message = content_hash(payload) == load<std::uint64_t>(header + 16)
+                                 ? read_payload(payload)
+                                 : std::nullopt;
+        if (!message || forget(*message)) {
+          std::fill(payload.begin(), payload.end(), std::byte{0});
+          // The payload first: between the two writes the record is a damaged one.
+          flag_forgotten(header, content_hash(payload));
+          ::lseek(file.get(), at + off_t(kHeaderBytes), SEEK_SET);
+          if (!write_all(file.get(), payload)) return failed();
+          ::lseek(file.get(), at, SEEK_SET);
+          if (!write_all(file.get(), header)) return failed();
+          changed = true;
+          ++forgotten;
+        }
+      }
+      at = next;
+    }
+    if (changed && ::fsync(file.get()) != 0) return failed();
+  }
+  return forgotten;
 }
 
 TraceSegmentWriter::TraceSegmentWriter(fs::path folder, const SegmentOptions& options)
@@ -208,6 +282,7 @@ Status TraceSegmentWriter::start_file() {
     return error;
   }
   descriptor_ = descriptor;
+  opened_ = fs::file_time_type::clock::now();
   files_.push_back({path, header.size()});
   ++files_version_;
   return Ok{};
@@ -229,7 +304,34 @@ void TraceSegmentWriter::delete_oldest(std::size_t needed_bytes) {
   }
 }
 
+void TraceSegmentWriter::expire() {
+  if (options_.max_age_s <= 0) return;
+  const auto now = fs::file_time_type::clock::now();
+  const auto age_s = [&](const fs::path& path) {
+    std::error_code error;
+    const auto written = fs::last_write_time(path, error);
+    return error ? 0.0 : std::chrono::duration<double>(now - written).count();
+  };
+  if (descriptor_ >= 0 &&
+      std::chrono::duration<double>(now - opened_).count() > options_.max_age_s / 8) {
+    ::close(descriptor_);
+    descriptor_ = -1;
+  }
+  if (files_.empty()) return;
+  // The newest file's name carries the sequence on: it goes only once another stands in its place.
+  if (descriptor_ < 0 && age_s(files_.back().path) > options_.max_age_s && !start_file()) return;
+  const fs::path newest = files_.back().path;
+  std::erase_if(files_, [&](const File& file) {
+    if (file.path == newest || age_s(file.path) <= options_.max_age_s) return false;
+    std::error_code ignored;
+    fs::remove(file.path, ignored);
+    ++files_version_;
+    return true;
+  });
+}
+
 Result<std::uint64_t> TraceSegmentWriter::append(std::span<const Frame> message) {
+  expire();
   const std::vector<std::byte> bytes = record(message);
   if (bytes.size() + kHeaderBytes > options_.max_total_bytes) {
     return Error{ErrorCode::kOutOfRange,

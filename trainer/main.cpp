@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   std::string keys_dir, state_dir = default_state_root().string(), fingerprint,
                         scheduling = "batch", log_level = "info";
   std::size_t buffer_mib = 1024;
+  double retention_hours = 0;
   int threads = 1, gate_requests = kLeastRequests;
   app.add_option("--traces-endpoint,--trace-endpoint", endpoints.traces,
                  "Where the server sends traces")
@@ -83,6 +84,12 @@ int main(int argc, char** argv) {
       ->envname("FORETOKEN_BUFFER_MIB")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
+  app.add_option(
+         "--retention-hours", retention_hours,
+         "Requests older than this are deleted from the buffer; 0: kept while there is room")
+      ->envname("FORETOKEN_RETENTION_HOURS")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
   app.add_option("--learning-rate", options.session.learner.fusion.learning_rate)
       ->envname("FORETOKEN_LEARNING_RATE")
       ->check(CLI::Range(1e-6, 1.0))
@@ -122,6 +129,7 @@ int main(int argc, char** argv) {
   options.state_root = state_dir;
   options.session.gate.set_least_requests(gate_requests);
   options.session.buffer_bytes = buffer_mib << 20;
+  options.session.buffer_max_age_s = 3600 * retention_hours;
   if (!fingerprint.empty()) {
     auto parsed = fingerprint_from_hex(fingerprint);
     if (!parsed) return fail(parsed.error());

@@ -2,6 +2,8 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+
 #include "foretoken/protocol/atomic_file.h"
 #include "foretoken/protocol/state_folder.h"
 
@@ -35,7 +37,8 @@ Result<std::unique_ptr<TrainingSession>> TrainingSession::open(
     const std::filesystem::path& state_root, const ModelFingerprint& fingerprint,
     const SessionOptions& options, const Clock& clock) {
   const auto folder = model_state_folder(state_root, fingerprint) / "trainer";
-  auto buffer = ReplayBuffer::open(folder / "buffer", options.buffer_bytes);
+  auto buffer =
+      ReplayBuffer::open(folder / "buffer", options.buffer_bytes, options.buffer_max_age_s);
   if (!buffer) return buffer.error();
   auto versions = VersionStore::open(folder / "versions", options.signing_key);
   if (!versions) return versions.error();
@@ -220,11 +223,13 @@ void TrainingSession::publish(PrequentialGate::Decision& decision) {
 
 void TrainingSession::heard(const ServerHello& hello) {
   if (hello.model_fingerprint != fingerprint_) return;
-  if (hello.served > versions_.highest()) {
+  // On trial there is taken too.
+  const SpeculatorVersion known = std::max(hello.served, hello.canary);
+  if (known > versions_.highest()) {
     spdlog::warn(
-        "the server serves version {}, the newest here is {}: numbering goes on from the server's",
-        hello.served.value, versions_.highest().value);
-    versions_.reserve_up_to(hello.served);
+        "the server knows version {}, the newest here is {}: numbering goes on from the server's",
+        known.value, versions_.highest().value);
+    versions_.reserve_up_to(known);
   }
   sender_.heard(hello);
   gate_.set_costs(RoundCosts::measured(hello.round_ms, hello.head_start_ms, hello.head_step_ms));

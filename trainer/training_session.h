@@ -28,6 +28,7 @@ struct SessionOptions {
   // The target's own rows, which a learned head shares; null: fusion alone is served and judged.
   std::shared_ptr<const VocabularyRows> rows;
   std::size_t buffer_bytes = std::size_t{1} << 30;  // on disk
+  double buffer_max_age_s = 0;                      // 0: no limit
   LearnerFactory make_learner;                      // empty: learner_factory(learner)
 };
 
@@ -46,6 +47,7 @@ class TrainingSession {
   // gate promotes. false: nothing to do.
   bool work();
   void heard(const ServerHello& hello);
+  void expire() { buffer_.expire(); }  // what is too old, where no request comes to push it out
   void pump(Sender& sender) { sender_.pump(sender, clock_.monotonic()); }
   Status checkpoint();  // also written by itself after work
 

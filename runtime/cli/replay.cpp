@@ -37,6 +37,7 @@ class ProgressLine {
   explicit ProgressLine(double limit_s) : limit_s_(limit_s), terminal_(::isatty(STDERR_FILENO)) {}
 
   void show(const ReplayProgress& p) {
+    if (p.stats) show_events(p.stats->events);
     if (!terminal_ && p.elapsed_s - shown_s_ < 10 && p.phase == phase_) return;
     shown_s_ = p.elapsed_s;
     phase_ = p.phase;
@@ -59,6 +60,21 @@ class ProgressLine {
   }
 
  private:
+  // Versions as they are judged, each once, above the line. What was before this replay is not
+  // shown.
+  void show_events(const std::vector<SpeculatorEvent>& events) {
+    const bool first = !events_seen_;
+    events_seen_ = true;
+    for (const SpeculatorEvent& e : events) {
+      if (std::find(shown_.begin(), shown_.end(), e) != shown_.end()) continue;
+      shown_.push_back(e);
+      if (first) continue;
+      fmt::print(stderr, "{}  {}\n", open_ ? "\r\x1b[K" : "", e.text);
+      open_ = false;
+    }
+    if (shown_.size() > 1000) shown_.erase(shown_.begin(), shown_.begin() + 500);
+  }
+
   std::string text(const ReplayProgress& p) const {
     const std::size_t expected = std::max<std::size_t>(1, std::max(p.expected, p.sent));
     const double share = static_cast<double>(p.completed) / static_cast<double>(expected);
@@ -79,6 +95,7 @@ class ProgressLine {
                             s.speedup->high);
       else
         line += "  speedup: measuring";
+      if (s.net_speedup) line += fmt::format("  net {:.2f}", s.net_speedup->value);
       if (s.speedup_last_minute)
         line += fmt::format("  last minute {:.2f}", s.speedup_last_minute->value);
       line +=
@@ -93,6 +110,8 @@ class ProgressLine {
   double limit_s_;
   bool terminal_, open_ = false;
   double shown_s_ = -1e9;
+  bool events_seen_ = false;
+  std::vector<SpeculatorEvent> shown_;
   std::string_view phase_;
 };
 
@@ -188,6 +207,11 @@ int replay_main(int argc, char** argv) {
                   "ShareGPT, Azure CSV")
       ->required();
   flags.option("url", url, "the server");
+  flags
+      .option("load", options.load,
+              "random arrivals at this share of what the warm-up's concurrency achieves, e.g. 0.5; "
+              "0: off; needs --limit-minutes")
+      ->check(CLI::Range(0.0, 10.0));
   flags.option("mode", mode, "closed: so many in flight; open: each request at its time")
       ->check(CLI::IsMember({"open", "closed"}));
   flags.option("concurrency", options.concurrency, "requests in flight in a closed loop")

@@ -7,6 +7,7 @@
 namespace foretoken {
 
 void ServeFlags::add_to(Flags& flags) {
+  engine.plain_fraction = 0.05;
   state_dir = default_state_root().string();
   flags.option("model", model, "the target model, a GGUF file");
   flags.option("served-model-name", served_model_names,
@@ -49,6 +50,11 @@ void ServeFlags::add_to(Flags& flags) {
               "share of rounds run without speculation, to measure the speedup")
       ->check(CLI::Range(0.0, 0.5));
   flags
+      .option("plain-fraction", engine.plain_fraction,
+              "share of time served without speculation, capture and trainer, to measure the net "
+              "speedup")
+      ->check(CLI::Range(0.0, 0.5));
+  flags
       .option("canary-fraction", canary_fraction,
               "share of requests that a new speculator version drafts for until it is proven")
       ->check(CLI::Range(0.01, 1.0));
@@ -70,6 +76,12 @@ void ServeFlags::add_to(Flags& flags) {
                "folder of keys (see foretoken keys): whose weights are served, and which trainer "
                "may connect; default: keys in the state directory, made when needed");
   flags.option("trace-dir", trace_dir, "also write traces to segments here");
+  flags.option("trace-dir-max-bytes", trace_dir_max_bytes_, "of which the oldest are deleted");
+  flags
+      .option("retention-hours", retention_hours,
+              "stored traces (of a trainer that `up` starts, too) and traffic stores that were not "
+              "written to for so long are deleted; 0: kept until there is no room")
+      ->check(CLI::Range(0.0, 1e6));
   flags
       .option("shutdown-timeout", shutdown_timeout_s,
               "seconds SIGTERM waits for requests in flight")
@@ -141,6 +153,10 @@ Status ServeFlags::finish() {
   auto memory = parse_bytes(kv_cache_memory_);
   if (!memory) return wrong("kv-cache-memory", kv_cache_memory_, "a size like 512M");
   engine.kv_cache_memory = *memory;
+  auto traces = parse_bytes(trace_dir_max_bytes_);
+  if (!traces || *traces < (std::size_t{1} << 20))
+    return wrong("trace-dir-max-bytes", trace_dir_max_bytes_, "a size from 1M on");
+  trace_dir_max_bytes = *traces;
   auto body = parse_bytes(max_body_);
   if (!body || *body < 1024 || *body > (std::size_t{1} << 30))
     return wrong("max-body-bytes", max_body_, "a size from 1K to 1G");

@@ -20,7 +20,8 @@ struct ServeFlags {
   std::string device = "cpu", log_level = "info";
   std::string calibration_text;
   bool calibration = true, check = false;
-  double canary_fraction = 0.25;
+  double canary_fraction = 0.25, retention_hours = 0;
+  std::size_t trace_dir_max_bytes = 0;
   double shutdown_timeout_s = 30, health_stall_timeout_s = 30;
   EngineOptions engine;
   HttpServerOptions http;
@@ -37,7 +38,7 @@ struct ServeFlags {
  private:
   std::string kv_cache_dtype_ = "int2", draft_kv_cache_dtype_ = "int2", spec_type_ = "auto",
               spec_sampling_ = "invariant";
-  std::string kv_cache_memory_ = "0", max_body_ = "8M";
+  std::string kv_cache_memory_ = "0", max_body_ = "8M", trace_dir_max_bytes_ = "1G";
 };
 
 }  // namespace foretoken

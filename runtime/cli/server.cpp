@@ -7,8 +7,10 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <mutex>
 #include <thread>
 
 #include "foretoken/kernels/isa.h"
@@ -21,6 +23,7 @@
 #include "runtime/serve/service.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"
+#include "runtime/trace/traffic_files.h"
 
 namespace foretoken {
 namespace {
@@ -75,6 +78,29 @@ struct Loaded {
   std::unique_ptr<ChatTemplate> chat_template;
   std::unique_ptr<ServerLink> link;
   std::unique_ptr<Engine> engine;
+};
+
+// The share of the last second (or a little more) in which the engine ran rounds.
+class BusyShare {
+ public:
+  float of(const Engine& engine) {
+    const std::lock_guard lock(mutex_);
+    const auto now = SteadyClock::now();
+    const double passed_s = std::chrono::duration<double>(now - since_).count();
+    if (passed_s >= 0.9) {
+      const double busy_s = engine.busy_s();
+      share_ = static_cast<float>(std::clamp((busy_s - busy_s_) / passed_s, 0.0, 1.0));
+      busy_s_ = busy_s;
+      since_ = now;
+    }
+    return share_;
+  }
+
+ private:
+  std::mutex mutex_;
+  SteadyClock::time_point since_ = SteadyClock::now();
+  double busy_s_ = 0;
+  float share_ = 0;
 };
 
 Result<std::unique_ptr<ChatTemplate>> load_chat_template(const GgufFile& file,
@@ -141,12 +167,19 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
   link.model_fingerprint = loaded.model->fingerprint();
   link.state_root = flags.state_dir;
   link.trace_dir = flags.trace_dir;
-  link.activity = [&loaded] {
+  link.trace_dir_max_bytes = flags.trace_dir_max_bytes;
+  link.trace_dir_max_age_s = 3600 * flags.retention_hours;
+  link.forget = [&loaded](const std::string& key_id) {
+    if (loaded.engine) loaded.engine->forget_traffic(key_id);
+  };
+  link.activity = [&loaded, busy = std::make_shared<BusyShare>()] {
     ServerActivity activity;
     if (!loaded.engine) return activity;
+    activity.busy = busy->of(*loaded.engine);
     const EngineStats stats = loaded.engine->stats();
     activity.requests_running = static_cast<std::uint32_t>(stats.requests_running);
-    activity.busy = stats.requests_running > 0 ? 1.0f : 0.0f;
+    activity.head_start_ms = static_cast<float>(stats.head_start_ms);
+    activity.head_step_ms = static_cast<float>(stats.head_step_ms);
     activity.round_ms.assign(stats.round_ms_by_rows.begin(), stats.round_ms_by_rows.end());
     return activity;
   };
@@ -156,6 +189,12 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
   else
     spdlog::warn("only fusion tables are taken, no heads: {}", vocabulary.error().message);
   link.versions.canary_fraction = flags.canary_fraction;
+  const SpecType spec = flags.engine.spec_type;
+  const bool learned = spec == SpecType::kAuto || spec == SpecType::kHead;
+  link.shadow.kinds = {spec == SpecType::kAuto || spec == SpecType::kNgram, learned, learned};
+  link.shadow.max_draft = flags.engine.spec_draft_n_max;
+  link.idle = [&loaded] { return !loaded.engine || loaded.engine->idle(); };
+  link.pause_trainer = [&loaded] { return loaded.engine && loaded.engine->plain_now(); };
   auto opened = ServerLink::create(link);
   if (!opened) return opened.error();
   loaded.link = std::move(*opened);
@@ -164,6 +203,14 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
   if (!engine) return engine.error();
   loaded.engine = std::move(*engine);
   Engine* running = loaded.engine.get();
+  if (const auto state = loaded.link->state_dir()) {
+    read_forget_notes(state->folder(), [](const std::string&) {});
+    const auto saved = load_traffic_files(state->traffic_folder(),
+                                          static_cast<std::size_t>(flags.engine.max_num_seqs) + 1,
+                                          3600 * flags.retention_hours);
+    for (const Error& error : running->restore_traffic(saved))
+      spdlog::warn("a traffic store starts empty: {}", error.message);
+  }
   loaded.link->start([running](LearnedPointer served, LearnedPointer canary, double fraction) {
     running->set_learned(std::move(served), std::move(canary), fraction);
   });
@@ -351,6 +398,10 @@ int run_server(const ServeFlags& flags, const ServerHooks& hooks) {
   }
   (*server)->stop();
   service.stop();
+  if (loaded.engine && loaded.link && exit_status == 0) {
+    if (const auto state = loaded.link->state_dir())
+      save_traffic_files(state->traffic_folder(), loaded.engine->save_traffic());
+  }
   if (loaded.link) loaded.link->stop();
   loaded.engine.reset();
   link = nullptr;

@@ -84,6 +84,10 @@ int up_main(int argc, char** argv) {
                                       options.state_dir,
                                       "--keys",
                                       options.keys_folder()};
+  if (options.retention_hours > 0) {
+    command.push_back("--retention-hours");
+    command.push_back(fmt::format("{}", options.retention_hours));
+  }
   command.insert(command.end(), trainer_flags.begin(), trainer_flags.end());
   block_stop_signals();  // before any thread
   TrainerProcess process(std::move(command));

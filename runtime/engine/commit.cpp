@@ -25,6 +25,7 @@ void EngineCore::commit() {
     RoundEntry& e = r.entries[std::size_t(i)];
     if (e.decode) {
       ++decoding;
+      e.version = e.sequence->learned->version.value;
       decode_rows += e.n_rows;
       context += std::int64_t(e.sequence->tokens.size());
       work += double(e.n_rows) * double(e.sequence->tokens.size()) / 1000.0;
@@ -47,22 +48,16 @@ void EngineCore::commit() {
     m.work = work;
     m.emitted = int(emitted);
     m.verify_ms = round_ms - r.draft_ms;
-    m.control = r.control;
+    m.control = r.control || r.plain;
     portfolio_->measured(m);
-    if (comparable && options_.spec_draft_n_max > 0 && options_.control_fraction > 0) {
-      SpeedupRound round;
-      round.sequences = decoding;
-      round.context = double(context) / decoding;
-      round.tokens = emitted;
-      round.ms = round_ms;
-      round.control = r.control;
-      round.probability = coin_.fraction();
-      const int label = domain_label.empty() ? -1 : speedup_.label(domain_label);
-      const double now_s =
-          std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
-              .count();
-      speedup_.record(round, now_s, std::span(&label, label >= 0 ? 1 : 0));
-    }
+    SpeedupRound round;
+    round.sequences = decoding;
+    round.context = double(context) / decoding;
+    round.tokens = emitted;
+    round.ms = round_ms;
+    round.control = r.control;
+    round.probability = coin_.fraction();
+    measure(round, comparable, domain_label);
   }
 }
 

@@ -113,6 +113,12 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
       std::make_unique<Portfolio>(portfolio, std::move(model_speculator), *self->pool_);
   self->coin_ = ControlCoin(o.control_fraction, 0x666f7265746f6bull);
   self->learned_.served = initial_weights();
+  NetSpeedupOptions windows;
+  windows.plain_fraction = o.spec_draft_n_max > 0 ? o.plain_fraction : 0;
+  windows.seed = 0x706c61696eull;
+  self->windows_ = std::make_unique<NetSpeedupWindows>(windows);
+  self->swap_pauses_.reserve(kSwapPauses);
+  self->speedup_by_version_.reserve(kVersionsMeasured + 1);
 
   self->max_logit_rows_ = o.max_num_seqs * (1 + o.spec_draft_n_max);
   self->workspace_ = model->make_workspace(o.max_batch_rows, self->max_logit_rows_);
@@ -159,16 +165,18 @@ const LearnedWeights* EngineCore::learned_of(const Sequence& sequence) const {
 void EngineCore::set_learned(LearnedChoice choice,
                              std::vector<std::shared_ptr<const LearnedWeights>>& retired) {
   const auto begin = std::chrono::steady_clock::now();
+  const auto version_of = [](const std::shared_ptr<const LearnedWeights>& weights) {
+    return weights ? weights->version.value : 0;
+  };
+  // At start-up the shipped weights are told to serve: that is no swap.
+  const bool changes = choice.served->version != learned_.served->version ||
+                       version_of(choice.canary) != version_of(learned_.canary);
   if (choice.served->version != learned_.served->version) version_since_ = begin;
   retired.push_back(std::move(learned_.served));
   if (learned_.canary) retired.push_back(std::move(learned_.canary));
   learned_ = std::move(choice);
   for (auto& sequence : running_) sequence->learned = learned_of(*sequence);
-  ++stats_.swaps;
-  const double pause =
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
-  stats_.swap_pause_last_ms = pause;
-  stats_.swap_pause_max_ms = std::max(stats_.swap_pause_max_ms, pause);
+  stats_.swaps += changes;
 }
 
 // Tests: weights that propose differently every time. Outputs must not notice (law 1).
@@ -185,8 +193,11 @@ void EngineCore::swap_for_test() {
     ++perturbed->version.value;
     next = std::move(perturbed);
   }
+  const auto begin = std::chrono::steady_clock::now();
   std::vector<std::shared_ptr<const LearnedWeights>> retired;
   set_learned({std::move(next), learned_.canary, learned_.canary_fraction}, retired);
+  swap_took(
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
 }
 
 void EngineCore::round() {
@@ -229,6 +240,22 @@ void EngineCore::fill(EngineStats& stats) const {
   for (const auto& [domain, acceptance] : stats_.by_domain) {
     if (const auto interval = speedup_.by_label(domain))
       stats.speedup_by_domain[domain] = *interval;
+  }
+  static constexpr const char* kKinds[kSpeculatorKinds] = {"none", "ngram", "fusion", "model",
+                                                           "head"};
+  for (std::size_t kind = 0; kind < kSpeculatorKinds; ++kind) {
+    if (const auto interval = speedup_by_kind_[kind].estimate())
+      stats.speedup_by_kind[kKinds[kind]] = *interval;
+  }
+  for (const auto& [version, sums] : speedup_by_version_) {
+    if (const auto interval = sums.estimate()) stats.speedup_by_version[version] = *interval;
+  }
+  stats.net_speedup = windows_->estimate();
+  std::vector<double> pauses = swap_pauses_;
+  std::ranges::sort(pauses);
+  if (!pauses.empty()) {
+    stats.swap_pause_p50_ms = pauses[pauses.size() / 2];
+    stats.swap_pause_p99_ms = pauses[(pauses.size() * 99 + 99) / 100 - 1];
   }
   stats.speedup_sums = std::make_shared<const SpeedupSums>(speedup_.total());
 }

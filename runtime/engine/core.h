@@ -13,6 +13,7 @@
 #include "runtime/engine/sampler.h"
 #include "runtime/engine/sequence.h"
 #include "runtime/model/model.h"
+#include "runtime/observe/net_speedup.h"
 #include "runtime/observe/speedup.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/speculate/portfolio.h"
@@ -28,6 +29,7 @@ struct RoundEntry {
   int first_logit = 0;  // its logit rows: n_rows for decode, 1 for the last prefill chunk
   int job = -1;         // index of its DraftJob
   int accepted = 0;
+  std::uint64_t version = 0;     // of the weights that drafted for it
   std::vector<TokenId> emitted;  // accepted drafts and the target's own token
   std::vector<TokenLogprob> logprobs;
   std::vector<GeneratedTokenTrace> traces;
@@ -40,6 +42,7 @@ struct Round {
   std::vector<KvRows> groups;
   std::vector<int> logit_rows;
   bool control = false;   // speculation off, by the coin
+  bool plain = false;     // speculation and capture off: a window of plain serving
   bool has_taps = false;  // tap_values_ are of this round
   bool has_prefill = false;
   int prefill_rows = 0;           // at least that many beside the decoding rows
@@ -71,6 +74,12 @@ class EngineCore {
   // What a swap replaces goes to `retired`: its destruction is not the engine thread's.
   void set_learned(LearnedChoice choice,
                    std::vector<std::shared_ptr<const LearnedWeights>>& retired);
+  std::vector<SavedTraffic> save_traffic() const;
+  std::vector<Error> restore_traffic(const std::vector<SavedTraffic>& saved);
+  void forget_traffic(const std::string& key_id) { portfolio_->sources().stores().forget(key_id); }
+  bool plain_now() const { return windows_->plain_now(); }
+  // How long the engine's thread was kept from its next round by a swap.
+  void swap_took(double ms);
   bool traces() const { return static_cast<bool>(trace_sink_); }
   bool has_work() const { return !waiting_.empty() || !running_.empty(); }
   std::int64_t n_waiting() const { return std::int64_t(waiting_.size()); }
@@ -97,6 +106,8 @@ class EngineCore {
   bool wants_features(const Sequence& sequence) const;
   void accept_one(RoundEntry& entry);
   void commit_one(RoundEntry& entry);
+  void drop_captures();  // measure.cpp
+  void measure(const SpeedupRound& round, bool comparable, const std::string& domain);
 
   std::shared_ptr<const Model> model_;
   EngineOptions options_;
@@ -125,6 +136,17 @@ class EngineCore {
 
   EngineStats stats_;  // cumulative parts
   SpeedupEstimator speedup_;
+  std::unique_ptr<NetSpeedupWindows> windows_;
+  // Treatment: rounds that drafted with this kind alone, or for sequences of this version alone.
+  // Control: every control round (kinds), every control round of those sequences (versions): what a
+  // token costs without speculation, at equal concurrency and context, is the same whoever would
+  // have drafted.
+  std::array<SpeedupSums, kSpeculatorKinds> speedup_by_kind_;
+  static constexpr std::size_t kVersionsMeasured = 8;  // the newest
+  std::vector<std::pair<std::uint64_t, SpeedupSums>> speedup_by_version_;
+  static constexpr std::size_t kSwapPauses = 1024;
+  std::vector<double> swap_pauses_;  // ms, the last ones, as a ring
+  std::size_t next_pause_ = 0;
   struct Recent {
     SteadyTime at;
     AcceptanceStats acceptance;

@@ -7,11 +7,13 @@ void EngineCore::draft() {
   Round& r = round_;
   const auto begin = std::chrono::steady_clock::now();
   // Tossed for the whole round before the controller chooses, whatever it would choose (law 6).
-  r.control = r.n_jobs > 0 && options_.control_fraction > 0 && options_.spec_draft_n_max > 0 &&
-              coin_.toss();
+  r.plain = windows_->plain(std::chrono::duration<double>(begin.time_since_epoch()).count());
+  if (r.plain) drop_captures();
+  r.control = !r.plain && r.n_jobs > 0 && options_.control_fraction > 0 &&
+              options_.spec_draft_n_max > 0 && coin_.toss();
   if (r.n_jobs > 0) {
-    portfolio_->draft(std::span(r.jobs.data(), std::size_t(r.n_jobs)), r.control, r.prefill_rows,
-                      options_.max_batch_rows - r.n_jobs - r.prefill_rows);
+    portfolio_->draft(std::span(r.jobs.data(), std::size_t(r.n_jobs)), r.control || r.plain,
+                      r.prefill_rows, options_.max_batch_rows - r.n_jobs - r.prefill_rows);
   }
   r.draft_ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();

@@ -151,6 +151,28 @@ class ThreadedEngine final : public Engine {
     wake_.notify_one();
   }
 
+  std::vector<SavedTraffic> save_traffic() override {
+    std::vector<SavedTraffic> saved;
+    on_engine_thread([&](EngineCore& core) { saved = core.save_traffic(); });
+    return saved;
+  }
+
+  std::vector<Error> restore_traffic(std::vector<SavedTraffic> saved) override {
+    std::vector<Error> errors;
+    on_engine_thread([&](EngineCore& core) { errors = core.restore_traffic(saved); });
+    return errors;
+  }
+
+  void forget_traffic(const std::string& key_id) override {
+    on_engine_thread([&](EngineCore& core) { core.forget_traffic(key_id); });
+  }
+
+  double busy_s() const override {
+    return 1e-9 * static_cast<double>(busy_ns_.load(std::memory_order_relaxed));
+  }
+
+  bool plain_now() const override { return plain_now_.load(std::memory_order_relaxed); }
+
   EngineStats stats() const override {
     std::lock_guard lock(snapshot_mutex_);
     EngineStats copy = snapshot_;
@@ -173,6 +195,16 @@ class ThreadedEngine final : public Engine {
                 std::memory_order_relaxed);
   }
 
+  // Runs `task` between two rounds and waits for it. One caller at a time.
+  void on_engine_thread(const std::function<void(EngineCore&)>& task) {
+    std::lock_guard one(task_mutex_);
+    std::unique_lock lock(mutex_);
+    if (stop_) return;
+    task_ = &task;
+    wake_.notify_one();
+    task_done_.wait(lock, [this] { return task_ == nullptr; });
+  }
+
   void publish(bool now) {
     // Statistics are assembled at most ten times a second: the figures are for people, the round is
     // not.
@@ -193,15 +225,23 @@ class ThreadedEngine final : public Engine {
       LearnedChoice swap;
       {
         std::unique_lock lock(mutex_);
-        if (!core_->has_work() && inbox_.empty() && cancels_.empty() && !swap_.served && !stop_) {
+        if (!core_->has_work() && inbox_.empty() && cancels_.empty() && !swap_.served && !task_ &&
+            !stop_) {
           idle_ = true;
           lock.unlock();
           publish(true);
           lock.lock();
           // Wakes once a second to show it is alive (readiness).
           wake_.wait_for(lock, std::chrono::seconds(1), [&] {
-            return !inbox_.empty() || !cancels_.empty() || swap_.served || stop_;
+            return !inbox_.empty() || !cancels_.empty() || swap_.served || task_ || stop_;
           });
+        }
+        if (const auto* task = task_) {
+          lock.unlock();
+          (*task)(*core_);
+          lock.lock();
+          task_ = nullptr;
+          task_done_.notify_all();
         }
         if (stop_) break;
         arrived.swap(inbox_);
@@ -216,12 +256,24 @@ class ThreadedEngine final : public Engine {
       arrived.clear();
       cancels.clear();
       if (swap.served) {
+        const auto begin = std::chrono::steady_clock::now();
         core_->set_learned(std::move(swap), retired);
-        std::lock_guard lock(mutex_);
-        std::ranges::move(retired, std::back_inserter(retired_));
+        {
+          std::lock_guard lock(mutex_);
+          std::ranges::move(retired, std::back_inserter(retired_));
+        }
         retired.clear();
+        core_->swap_took(
+            std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
+                .count());
       }
-      if (core_->has_work()) core_->round();
+      if (core_->has_work()) {
+        const auto begin = std::chrono::steady_clock::now();
+        core_->round();
+        busy_ns_.fetch_add((std::chrono::steady_clock::now() - begin).count(),
+                           std::memory_order_relaxed);
+      }
+      plain_now_.store(core_->plain_now() && core_->has_work(), std::memory_order_relaxed);
       {
         // Those admitted or cancelled by now wait no more: an idle engine must not refuse anybody.
         std::lock_guard lock(mutex_);
@@ -246,6 +298,11 @@ class ThreadedEngine final : public Engine {
   std::vector<RequestId> cancels_;
   LearnedChoice swap_;                                          // served null: none waits
   std::vector<std::shared_ptr<const LearnedWeights>> retired_;  // for a caller to destroy
+  const std::function<void(EngineCore&)>* task_ = nullptr;
+  std::condition_variable task_done_;
+  std::mutex task_mutex_;
+  std::atomic<bool> plain_now_{false};
+  std::atomic<std::int64_t> busy_ns_{0};
   std::int64_t waiting_ = 0;
   bool draining_ = false, stop_ = false, idle_ = true;
 

@@ -41,13 +41,20 @@ struct EngineOptions {
   int spec_draft_n_max = 8;
   int spec_draft_n_fixed = -1;  // tests: this draft length always, -1: by measured cost
   double control_fraction =
-      0.03;  // rounds without speculation, by a coin tossed before the controller
+      0.03;                   // rounds without speculation, by a coin tossed before the controller
+  double plain_fraction = 0;  // share of time served plainly, for the net speedup (net_speedup.h)
   // Tests: swap the learned weights every n rounds, to the next of swap_cycle (if that is empty, to
   // the served ones with the fusion table perturbed).
   int swap_every_rounds = 0;
   std::vector<std::shared_ptr<const LearnedWeights>> swap_cycle;
   bool share_across_keys = false;
   EngineFault fault = EngineFault::kNone;
+};
+
+// A key's traffic store, to outlive the process (traffic_store.h).
+struct SavedTraffic {
+  std::string key_id;  // "" is the shared one
+  std::vector<std::byte> bytes;
 };
 
 // Where finished requests' traces go: called on the engine thread, must not block. May be empty.
@@ -79,6 +86,18 @@ class Engine {
                            std::shared_ptr<const LearnedWeights> canary,
                            double canary_fraction) = 0;
 
+  // The traffic stores, as they are between two rounds: save_traffic and restore_traffic wait for
+  // the engine's thread, which a store keeps for tens of ms: before the first request, after the
+  // last. restore_traffic: the errors of what does not fit, one a store; the others are restored.
+  // forget_traffic: empties a key's store, at once.
+  virtual std::vector<SavedTraffic> save_traffic() { return {}; }
+  virtual std::vector<Error> restore_traffic(std::vector<SavedTraffic>) { return {}; }
+  virtual void forget_traffic(const std::string&) {}
+
+  // A window of plain serving is running: the trainer should pause. Any thread, costs nothing.
+  virtual bool plain_now() const { return false; }
+  // Seconds spent in rounds since the start. Any thread, costs nothing.
+  virtual double busy_s() const { return 0; }
   virtual EngineStats stats() const = 0;       // a consistent copy; never blocks a round for long
   virtual double heartbeat_age_s() const = 0;  // since the engine thread last turned; readiness
   virtual const EngineOptions& options() const = 0;  // with defaults filled in

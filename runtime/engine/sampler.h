@@ -1,6 +1,6 @@
-// The target's side of drafter-invariant sampling (kernels/sampling.h): filters on one row of logits,
-// then the Gumbel-coupled choice. A row's token is a function of (logits, parameters, history,
-// position) alone. Owned by the engine thread; buffers are reused from row to row.
+// The target's side of drafter-invariant sampling (kernels/sampling.h): filters on one row of
+// logits, then the Gumbel-coupled choice. A row's token is a function of (logits, parameters,
+// history, position) alone. Owned by the engine thread; buffers are reused from row to row.
 #pragma once
 
 #include <cstdint>

@@ -5,7 +5,7 @@
 namespace foretoken {
 
 bool EngineCore::wants_features(const Sequence& s) const {
-  return s.trace || (s.request.speculation && portfolio_->uses_head(s.learned));
+  return s.trace || (!round_.plain && s.request.speculation && portfolio_->uses_head(s.learned));
 }
 
 // Before the sequence moves on: s.computed is the position of the entry's first row.

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <random>
 #include <thread>
 
 #include "runtime/replay/thinning.h"
@@ -14,6 +15,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 // A mark or a sample must not wait for a server that hangs.
 constexpr double kStatsTimeoutSeconds = 10;
+// Enough requests for a mean that is not one long answer's, few enough to be a small part of a run.
+constexpr std::size_t kWarmup = 24;
 constexpr auto kProgressEvery = std::chrono::milliseconds(200);
 
 class Player {
@@ -32,9 +35,16 @@ class Player {
     expected_ = log_.size();
     std::thread watcher([this] { watch(); });
     mark();
-    options_.open_loop ? open_loop() : closed_loop();
+    if (options_.load > 0)
+      at_load();
+    else
+      options_.open_loop ? open_loop() : closed_loop();
     result_.wall_s = elapsed_s();
     mark();
+    {
+      HttpClient client(options_.url, options_.api_key, kStatsTimeoutSeconds);
+      if (auto speculator = read_speculator(client)) result_.speculator = std::move(*speculator);
+    }
     if (options_.check > 0 && !stop_) check();
     {
       std::lock_guard lock(mutex_);
@@ -59,7 +69,7 @@ class Player {
     outcome.index = index;
     outcome.domain = log_[index].domain;
     outcome.sent_s = elapsed_s();
-    outcome.due_s = options_.open_loop ? due_s : outcome.sent_s;
+    outcome.due_s = options_.open_loop || options_.load > 0 ? due_s : outcome.sent_s;
     ask(client, log_[index], how, outcome);
     return outcome;
   }
@@ -118,21 +128,92 @@ class Player {
       expected_ = chosen.size();
     }
     std::vector<std::thread> threads;
-    for (const std::size_t index : chosen) {
-      const double due_s = time_s(index) * fraction;
-      std::unique_lock lock(mutex_);
-      while (!stop_ && elapsed_s() < due_s)
-        wake_.wait_for(lock, std::chrono::duration<double>(std::min(0.1, due_s - elapsed_s())));
-      if (stop_) break;
-      ++sent_;
-      for (const int quarter = quarter_of(index, n); quarter_ < quarter; ++quarter_) mark();
-      lock.unlock();
-      threads.emplace_back([this, index, due_s] {
-        HttpClient client(options_.url, options_.api_key, options_.timeout_s, &stop_);
-        record(send(client, index, due_s, options_.ask));
-      });
-    }
+    for (const std::size_t index : chosen)
+      if (!send_at(index, time_s(index) * fraction, threads)) break;
     for (std::thread& t : threads) t.join();
+  }
+
+  // Random arrivals (Poisson), as independent clients make them: there are gaps, in which a trainer
+  // can work, and bursts, in which requests share rounds.
+  void at_load() {
+    const std::size_t n = log_.size();
+    std::vector<bool> was_sent(n);
+    // The warm-up: some of the first quarter's requests, so many in flight. It is part of the run.
+    const auto warm = thin_evenly(0, std::max<std::size_t>(1, n / kQuarters), kWarmup);
+    for (const std::size_t i : warm) was_sent[i] = true;
+    {
+      std::lock_guard lock(mutex_);
+      phase_ = "warm-up";
+      expected_ = warm.size();
+    }
+    std::size_t next = 0;
+    const auto worker = [&] {
+      HttpClient client(options_.url, options_.api_key, options_.timeout_s, &stop_);
+      while (!stop_) {
+        std::size_t index;
+        {
+          std::lock_guard lock(mutex_);
+          if (next == warm.size()) return;
+          index = warm[next++];
+          ++sent_;
+        }
+        record(send(client, index, elapsed_s(), options_.ask));
+      }
+    };
+    std::vector<std::thread> threads;
+    for (int i = 0; i < std::max(1, options_.concurrency); ++i) threads.emplace_back(worker);
+    for (std::thread& t : threads) t.join();
+    threads.clear();
+    const double warm_s = elapsed_s();
+    result_.capacity = static_cast<double>(warm.size()) / std::max(1e-3, warm_s);
+    result_.rate = options_.load * result_.capacity;
+
+    // Each quarter's part of the time that is left, and as many of its requests as that takes.
+    const double quarter_s = std::max(0.0, options_.limit_s - warm_s) / kQuarters;
+    std::vector<std::size_t> chosen;
+    for (int q = 0; q < kQuarters; ++q) {
+      const auto begin = (static_cast<std::size_t>(q) * n + kQuarters - 1) / kQuarters;
+      const auto end = (static_cast<std::size_t>(q + 1) * n + kQuarters - 1) / kQuarters;
+      std::vector<std::size_t> unsent;
+      for (std::size_t i = begin; i < end; ++i)
+        if (!was_sent[i]) unsent.push_back(i);
+      const auto fits = static_cast<std::size_t>(std::max(1.0, quarter_s * result_.rate));
+      for (const std::size_t i : thin_evenly(0, unsent.size(), fits)) chosen.push_back(unsent[i]);
+    }
+    {
+      std::lock_guard lock(mutex_);
+      phase_ = "replay";
+      expected_ = warm.size() + chosen.size();
+    }
+    // Given their number, the arrivals of a Poisson process are uniform: sorted, one a request. A
+    // quarter too short of requests for the rate stays within its time.
+    std::mt19937_64 random(1);
+    std::vector<double> due;
+    for (std::size_t i = 0; i < chosen.size(); ++i) {
+      const int q = quarter_of(chosen[i], n);
+      due.push_back(warm_s + (q + std::uniform_real_distribution<double>()(random)) * quarter_s);
+    }
+    std::sort(due.begin(), due.end());
+    for (std::size_t i = 0; i < chosen.size(); ++i)
+      if (!send_at(chosen[i], due[i], threads)) break;
+    for (std::thread& t : threads) t.join();
+  }
+
+  // Waits for its time, marks the quarters that begin with it, and sends it from a thread of its
+  // own. false: stopped.
+  bool send_at(std::size_t index, double due_s, std::vector<std::thread>& threads) {
+    std::unique_lock lock(mutex_);
+    while (!stop_ && elapsed_s() < due_s)
+      wake_.wait_for(lock, std::chrono::duration<double>(std::min(0.1, due_s - elapsed_s())));
+    if (stop_) return false;
+    ++sent_;
+    for (const int quarter = quarter_of(index, log_.size()); quarter_ < quarter; ++quarter_) mark();
+    lock.unlock();
+    threads.emplace_back([this, index, due_s] {
+      HttpClient client(options_.url, options_.api_key, options_.timeout_s, &stop_);
+      record(send(client, index, due_s, options_.ask));
+    });
+    return true;
   }
 
   // Evenly over what was answered, the long ones first.
@@ -242,7 +323,9 @@ Result<ReplayResult> play(const std::vector<LoggedRequest>& log, const ReplayOpt
                           const std::function<void(const ReplayProgress&)>& on_progress,
                           const std::atomic<bool>& stop) {
   if (log.empty()) return Error{ErrorCode::kInvalidInput, "the log has no request"};
-  if (options.open_loop && options.rate <= 0 && !log.front().timestamp_ms)
+  if (options.load > 0 && options.limit_s <= 0)
+    return Error{ErrorCode::kInvalidInput, "--load needs --limit-minutes"};
+  if (options.open_loop && options.load <= 0 && options.rate <= 0 && !log.front().timestamp_ms)
     return Error{ErrorCode::kInvalidInput,
                  "an open loop needs a timestamp for every request of the log, or --rate"};
   return Player(log, options, on_progress, stop).run();

@@ -2,6 +2,8 @@
 //   closed loop: `concurrency` requests in flight at any time, the next sent when one is complete
 //   open loop: each request at its own time, however late the server is; none is dropped or sent
 //   twice
+//   at a load: an open loop of random arrivals, at a share of the rate that a closed-loop warm-up
+//   shows the server can bear; needs a time limit, in which each quarter of the log gets its part
 // Every request in flight has a thread with a blocking client. play() returns when all of them are
 // done.
 #pragma once
@@ -26,6 +28,7 @@ struct ReplayOptions {
   bool open_loop = false;
   int concurrency = 1;     // closed loop
   double rate = 0;         // open loop: requests a second; 0: the log's own times
+  double load = 0;         // > 0: arrivals at this share of what the warm-up's concurrency achieves
   double limit_s = 0;      // thin the log evenly to fit; 0: all of it
   double timeout_s = 300;  // of silence
   double stats_every_s = 2;
@@ -60,6 +63,8 @@ struct ReplayResult {
   bool interrupted = false;
   std::vector<StatsMark> marks;  // at the beginning, each quarter's border, and the end
   std::vector<StatsSample> samples;
+  boost::json::value speculator;  // GET /v1/speculator at the end; null: not to be had
+  double capacity = 0, rate = 0;  // at a load: requests a second of the warm-up, and sent
   std::vector<CheckedRequest> checks;
 };
 

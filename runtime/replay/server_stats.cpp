@@ -1,5 +1,7 @@
 #include "runtime/replay/server_stats.h"
 
+#include <algorithm>
+
 #include "runtime/observe/speedup_text.h"
 
 namespace foretoken {
@@ -50,6 +52,47 @@ std::optional<Interval> interval(const json::object& stats, std::string_view nam
   return out;
 }
 
+std::string text_at(const json::object& o, std::string_view key) {
+  const json::value* v = o.if_contains(key);
+  if (!v || !v->is_string()) return "";
+  // Names and reasons come from afar: nothing of them steers the terminal.
+  std::string out(v->get_string());
+  for (char& c : out)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  return out.substr(0, 200);
+}
+
+std::vector<SpeculatorEvent> events_of(const json::object& stats) {
+  std::vector<SpeculatorEvent> events;
+  const auto each = [&](std::string_view group, std::string_view list, auto visit) {
+    const json::value* g = stats.if_contains(group);
+    const json::object* o = g ? g->if_object() : nullptr;
+    const json::value* l = o ? o->if_contains(list) : nullptr;
+    if (!l || !l->is_array()) return;
+    for (const json::value& entry : l->get_array())
+      if (const json::object* e = entry.if_object()) visit(*e);
+  };
+  each("trainer", "verdicts", [&](const json::object& e) {
+    const auto candidate = number(e, {"candidate"}), time = number(e, {"unix_ms"});
+    const auto version = number(e, {"version"});
+    if (!candidate || !time) return;
+    std::string text = "candidate " + std::to_string(static_cast<std::int64_t>(*candidate));
+    if (version) text += " (v" + std::to_string(static_cast<std::int64_t>(*version)) + ")";
+    events.push_back({static_cast<std::int64_t>(*time), text + ": " + text_at(e, "verdict")});
+  });
+  each("speculator", "events", [&](const json::object& e) {
+    const auto version = number(e, {"version"}), time = number(e, {"unix_ms"});
+    if (!version || !time) return;
+    const std::string reason = text_at(e, "reason");
+    events.push_back({static_cast<std::int64_t>(*time),
+                      "v" + std::to_string(static_cast<std::int64_t>(*version)) + " " +
+                          text_at(e, "event") + (reason.empty() ? "" : ": " + reason)});
+  });
+  std::stable_sort(events.begin(), events.end(),
+                   [](const auto& a, const auto& b) { return a.unix_ms < b.unix_ms; });
+  return events;
+}
+
 StatsSample sample_of(const json::object& stats, double at_s) {
   const auto count = [&](std::initializer_list<std::string_view> path) {
     return static_cast<std::int64_t>(number(stats, path).value_or(0));
@@ -67,6 +110,12 @@ StatsSample sample_of(const json::object& stats, double at_s) {
   s.version = static_cast<std::uint64_t>(count({"speculator", "version"}));
   s.swaps = count({"speculator", "swaps"});
   s.running = count({"requests", "running"});
+  if (const auto net = number(stats, {"net_speedup", "value"})) {
+    Interval i;
+    i.value = *net;
+    s.net_speedup = i;
+  }
+  s.events = events_of(stats);
   if (const auto step = number(stats, {"trainer", "step"}))
     s.trainer_step = static_cast<std::int64_t>(*step);
   return s;
@@ -78,6 +127,10 @@ std::optional<StatsSample> read_stats(HttpClient& client, double at_s) {
   const auto stats = get_object(client, "/stats");
   if (!stats) return std::nullopt;
   return sample_of(*stats, at_s);
+}
+
+std::optional<json::object> read_speculator(HttpClient& client) {
+  return get_object(client, "/v1/speculator");
 }
 
 StatsMark mark_stats(HttpClient& client, double at_s) {

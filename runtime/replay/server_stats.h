@@ -6,11 +6,19 @@
 #include <boost/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "runtime/observe/speedup.h"
 #include "runtime/replay/http_client.h"
 
 namespace foretoken {
+
+// Something that happened to a version: a verdict of the trainer's gate, or of the server's canary.
+struct SpeculatorEvent {
+  std::int64_t unix_ms = 0;
+  std::string text;  // "v3 promoted: ..."
+  bool operator==(const SpeculatorEvent&) const = default;
+};
 
 struct StatsSample {
   double at_s = 0;  // since the replay began
@@ -20,6 +28,8 @@ struct StatsSample {
   std::uint64_t version = 0;
   std::int64_t swaps = 0, running = 0;
   std::optional<std::int64_t> trainer_step;
+  std::optional<Interval> net_speedup;
+  std::vector<SpeculatorEvent> events;  // the newest, by time
 };
 
 struct StatsMark {
@@ -30,6 +40,8 @@ struct StatsMark {
 };
 
 std::optional<StatsSample> read_stats(HttpClient& client, double at_s);
+// GET /v1/speculator; nullopt: not for us, or not there.
+std::optional<boost::json::object> read_speculator(HttpClient& client);
 StatsMark mark_stats(HttpClient& client, double at_s);
 // Of the rounds between two marks; nullopt: too few control rounds, or no sums.
 std::optional<Interval> speedup_between(const StatsMark& from, const StatsMark& to);

@@ -156,11 +156,18 @@ json::object summarize(const ReplayResult& result, const std::vector<LoggedReque
     by_domain[o.domain.empty() ? "unlabelled" : o.domain].push_back(&o);
   }
   json::object out{{"schema", "foretoken.replay/1"},
-                   {"mode", options.open_loop ? "open" : "closed"},
+                   {"mode", options.load > 0    ? "load"
+                            : options.open_loop ? "open"
+                                                : "closed"},
                    {"interrupted", result.interrupted},
                    {"log_requests", log.size()},
                    {"wall_s", result.wall_s}};
   if (!options.open_loop) out["concurrency"] = options.concurrency;
+  if (options.load > 0) {
+    out["load"] = options.load;
+    out["capacity_requests_per_s"] = result.capacity;
+    out["rate_requests_per_s"] = result.rate;
+  }
   out["total"] = figures(all);
   double completion = 0, total = 0, completed = 0, late_ms = 0;
   for (const RequestOutcome* o : all) {
@@ -174,7 +181,7 @@ json::object summarize(const ReplayResult& result, const std::vector<LoggedReque
   out["request_throughput"] = completed / wall_s;
   out["output_throughput"] = completion / wall_s;
   out["total_token_throughput"] = total / wall_s;
-  if (options.open_loop) out["max_send_delay_ms"] = late_ms;
+  if (options.open_loop || options.load > 0) out["max_send_delay_ms"] = late_ms;
   if (result.marks.size() >= 2) {
     out["speedup"] = to_json(speedup(result, 0, result.marks.size() - 1));
     const auto &first = result.marks.front().sample, &last = result.marks.back().sample;
@@ -183,6 +190,9 @@ json::object summarize(const ReplayResult& result, const std::vector<LoggedReque
       out["speculator_version"] = last->version;
     }
     out["server_stats"] = result.marks.back().whole;
+    if (const json::value* net = result.marks.back().whole.if_contains("net_speedup"))
+      out["net_speedup"] = *net;
+    out["speculator"] = result.speculator;
   }
   out["quarters"] = quarters(result, log.size());
   json::object domains;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sodium.h>
 
+#include <algorithm>
 #include <fstream>
 
 namespace foretoken {
@@ -24,14 +25,32 @@ std::string_view trim(std::string_view s) {
 
 }  // namespace
 
+std::string ApiKeys::label_of(std::string_view key) {
+  const bool is_label = key.size() == 12 && key.starts_with("key-") &&
+                        key.find_first_not_of("0123456789abcdef", 4) == std::string_view::npos;
+  if (is_label) return std::string(key);
+  const auto hash = hash_of(key);
+  return fmt::format("key-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3]);
+}
+
 ApiKeys ApiKeys::from_list(const std::vector<std::string>& keys) {
   ApiKeys out;
-  for (const std::string& key : keys) {
-    auto hash = hash_of(key);
+  for (const std::string& line : keys) {
+    std::string_view key = trim(line);
+    constexpr std::string_view kNoTrace = " no-trace";
+    const bool trace = !key.ends_with(kNoTrace);
+    if (!trace) key = trim(key.substr(0, key.size() - kNoTrace.size()));
+    const auto hash = hash_of(key);
     out.keys_.push_back(
-        {hash, fmt::format("key-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3])});
+        {hash, fmt::format("key-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3]),
+         trace});
   }
   return out;
+}
+
+bool ApiKeys::traced(std::string_view label) const {
+  return std::none_of(keys_.begin(), keys_.end(),
+                      [&](const Key& key) { return !key.trace && key.label == label; });
 }
 
 Result<ApiKeys> ApiKeys::from_file(const std::string& path) {

@@ -222,6 +222,7 @@ void Service::run_completion(const HttpRequest& http, std::shared_ptr<Exchange> 
   if (domain.empty()) domain = admitted.key_id.empty() ? "default" : admitted.key_id;
   admitted.domain = bounded_domain(domain);
   admitted.arrived = arrived;
+  admitted.request.trace &= options_.api_keys.traced(admitted.key_id);
   if (!admitted.request.trace && options_.trace_opted_out)
     for (std::size_t i = 0;
          i < admitted.prompts.size() * static_cast<std::size_t>(admitted.request.n); ++i)

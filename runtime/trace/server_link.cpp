@@ -7,11 +7,12 @@
 #include <cmath>
 
 #include "runtime/speculate/learned.h"
+#include "runtime/trace/traffic_files.h"
 
 namespace foretoken {
 namespace {
 
-constexpr std::chrono::seconds kHelloInterval{1};
+constexpr std::chrono::seconds kHelloInterval{1}, kHousekeepingInterval{1};
 // The engine does not wake the thread (that would be a system call in a round), so it looks by
 // itself: 20 times a second costs about 0.1 % of a core and delays a trace by 25 ms on average.
 constexpr std::chrono::milliseconds kTurnInterval{50};
@@ -21,6 +22,17 @@ class NoSender final : public Sender {
  public:
   bool try_send(Message) override { return false; }
 };
+
+ShadowReplayOptions with_costs(const ServerLinkOptions& options) {
+  ShadowReplayOptions shadow = options.shadow;
+  if (!shadow.costs && options.activity) {
+    shadow.costs = [activity = options.activity] {
+      const ServerActivity a = activity();
+      return RoundCosts::measured(a.round_ms, a.head_start_ms, a.head_step_ms);
+    };
+  }
+  return shadow;
+}
 
 }  // namespace
 
@@ -51,20 +63,21 @@ Result<std::unique_ptr<ServerLink>> ServerLink::create(const ServerLinkOptions& 
   if (!options.trace_dir.empty()) {
     SegmentOptions segment_options;
     segment_options.max_total_bytes = options.trace_dir_max_bytes;
+    segment_options.max_age_s = options.trace_dir_max_age_s;
     segment_options.segment_bytes =
         std::min(segment_options.segment_bytes, options.trace_dir_max_bytes / 4);
     auto opened = TraceSegmentWriter::open(options.trace_dir, segment_options);
     if (!opened) return opened.error();
     segments = std::move(opened).value();
   }
-  auto keeper = VersionKeeper::create(options.versions, initial_weights(), std::move(state), clock);
+  auto keeper = VersionKeeper::create(options.versions, initial_weights(), state, clock);
   if (!keeper) return keeper.error();
   if (!link.sender) link.sender = std::make_unique<NoSender>();
-  return std::unique_ptr<ServerLink>(
-      new ServerLink(options, std::move(link), std::move(*keeper), std::move(segments), clock));
+  return std::unique_ptr<ServerLink>(new ServerLink(
+      options, std::move(link), std::move(state), std::move(*keeper), std::move(segments), clock));
 }
 
-ServerLink::ServerLink(const ServerLinkOptions& options, Link link,
+ServerLink::ServerLink(const ServerLinkOptions& options, Link link, std::optional<StateDir> state,
                        std::unique_ptr<VersionKeeper> keeper,
                        std::unique_ptr<TraceSegmentWriter> segments, const Clock& clock)
     : options_(options),
@@ -72,9 +85,10 @@ ServerLink::ServerLink(const ServerLinkOptions& options, Link link,
       run_(random_run_id()),
       link_(std::move(link)),
       publisher_(run_, options.ring_capacity, options.ring_bytes, std::move(segments)),
+      state_(std::move(state)),
       keeper_(std::move(keeper)),
       receiver_(options.model_fingerprint, options.trusted_signers, *keeper_, clock),
-      shadow_(options.replay_draft_length) {}
+      shadow_(with_costs(options)) {}
 
 ServerLink::~ServerLink() { stop(); }
 
@@ -130,7 +144,7 @@ void ServerLink::judge_in_idle_time() {
   (void)pthread_setschedparam(pthread_self(), SCHED_IDLE, &none);
   while (!stopping_.load(std::memory_order_relaxed)) {
     const auto waiting = keeper_->waiting();
-    const bool gap = !options_.activity || options_.activity().requests_running == 0;
+    const bool gap = !options_.idle || options_.idle();
     if (!waiting || (!gap && *waiting < kPatience) || !keeper_->judge())
       std::this_thread::sleep_for(kTurnInterval);
   }
@@ -142,8 +156,17 @@ void ServerLink::pump() {
       [this](std::unique_ptr<RequestTrace> trace) { keeper_->observe(std::move(trace)); });
 }
 
+void ServerLink::keep_house() {
+  const auto now = clock_.monotonic();
+  if (last_housekeeping_ && now - *last_housekeeping_ < kHousekeepingInterval) return;
+  last_housekeeping_ = now;
+  publisher_.expire();
+  if (state_ && options_.forget) read_forget_notes(state_->folder(), options_.forget);
+}
+
 void ServerLink::turn() {
   pump();
+  keep_house();
   if (link_.receiver) {
     // At most this many a turn, so that a flood of messages cannot keep traces from leaving.
     constexpr int kMessagesPerTurn = 64;
@@ -155,8 +178,9 @@ void ServerLink::turn() {
     const auto now = clock_.monotonic();
     const bool of_versions = keeper_->take_news();
     const bool news = receiver_.take_news() || of_versions;
-    if (hello_due_.exchange(false, std::memory_order_relaxed) || news || !last_hello_ ||
-        now - *last_hello_ >= kHelloInterval) {
+    const bool pause = options_.pause_trainer && options_.pause_trainer();
+    if (pause != paused_ || news || !last_hello_ || now - *last_hello_ >= kHelloInterval) {
+      paused_ = pause;
       last_hello_ = now;
       say_hello();
     }
@@ -183,8 +207,8 @@ void ServerLink::say_hello() {
     hello.round_ms = std::move(activity.round_ms);
     hello.head_start_ms = activity.head_start_ms;
     hello.head_step_ms = activity.head_step_ms;
-    hello.pause = activity.pause_trainer;
   }
+  hello.pause = paused_;
   hello.traces_sent = std::uint64_t(publisher_.sent());
   hello.traces_dropped = std::uint64_t(publisher_.dropped_total());
   link_.sender->try_send(serialize(hello));  // the next one comes in a second

@@ -48,12 +48,18 @@ struct ServerLinkOptions {
   std::filesystem::path state_root;  // empty: nothing is kept
   std::filesystem::path trace_dir;   // empty: no segments on disk
   std::size_t trace_dir_max_bytes = std::size_t{1} << 30;
+  double trace_dir_max_age_s = 0;  // 0: no limit
+  // Empties a key's traffic store; called on the link thread for the notes of `foretoken forget`.
+  std::function<void(const std::string& key_id)> forget;
   std::size_t ring_capacity = 256;  // requests finished within one turn of the thread (50 ms)
   std::size_t ring_bytes = std::size_t{256} << 20;
   std::function<ServerActivity()> activity;  // for the hello, once a second; may be empty
+  std::function<bool()> idle;                // the engine runs nothing now; empty: always
+  // A window of plain serving is being measured: the trainer is told at once. May be empty.
+  std::function<bool()> pause_trainer;
   // The target's rows, for bundles with a head; null: only fusion tables are taken.
   std::shared_ptr<const VocabularyRows> vocabulary;
-  int replay_draft_length = 4;  // of the judge's rounds
+  ShadowReplayOptions shadow;  // costs: of activity(), where empty
   VersionKeeperOptions versions;
 };
 
@@ -79,8 +85,7 @@ class ServerLink {
   LinkStats stats() const;  // any thread
   const LinkEndpoints& endpoints() const { return link_.endpoints; }
   VersionKeeper& versions() { return *keeper_; }  // any thread
-  // The trainer should hear at once of what activity() says now. Any thread.
-  void hello_soon() { hello_due_.store(true, std::memory_order_relaxed); }
+  const std::optional<StateDir>& state_dir() const { return state_; }
 
   // For simulation: restore() once, then one turn of the loop at a time, on the caller's thread.
   // What the judge's thread does in start() is done at the end of a turn.
@@ -88,10 +93,12 @@ class ServerLink {
   void turn();
 
  private:
-  ServerLink(const ServerLinkOptions& options, Link link, std::unique_ptr<VersionKeeper> keeper,
-             std::unique_ptr<TraceSegmentWriter> segments, const Clock& clock);
+  ServerLink(const ServerLinkOptions& options, Link link, std::optional<StateDir> state,
+             std::unique_ptr<VersionKeeper> keeper, std::unique_ptr<TraceSegmentWriter> segments,
+             const Clock& clock);
   void pump();
   void say_hello();
+  void keep_house();
   void publish_stats();
   void judge_in_idle_time();
 
@@ -100,12 +107,14 @@ class ServerLink {
   const std::uint64_t run_;
   Link link_;  // sender and receiver are null without endpoints
   TracePublisher publisher_;
+  const std::optional<StateDir> state_;
   std::unique_ptr<VersionKeeper> keeper_;
   WeightsReceiver receiver_;  // link thread
   ShadowReplay shadow_;       // the judge's thread, or the caller's of turn()
-  std::optional<std::chrono::nanoseconds> last_hello_;
+  std::optional<std::chrono::nanoseconds> last_hello_, last_housekeeping_;
   std::thread thread_, judge_;
-  std::atomic<bool> stopping_{false}, hello_due_{false};
+  std::atomic<bool> stopping_{false};
+  bool paused_ = false;             // as the last hello said
   mutable std::mutex stats_mutex_;  // between the link thread and stats(), never the engine
   LinkStats stats_;
 };

@@ -1,21 +1,21 @@
 #include "runtime/trace/shadow_replay.h"
 
-#include "runtime/evaluate/replay_score.h"
-#include "runtime/speculate/learned.h"
-
 namespace foretoken {
 
 std::optional<PairedCosts> ShadowReplay::replay(const RequestTrace& trace,
                                                 const LearnedPointer& candidate,
                                                 const LearnedPointer& served) {
-  const auto rounds = [&](const LearnedWeights& weights) {
-    std::vector<ReplayHit> hits;
-    replay_fusion(trace, weights.fusion, true, &hits);
-    return static_cast<double>(walk_fixed(hits, draft_length_).rounds);
-  };
-  const PairedCosts costs{rounds(*candidate), rounds(*served)};
-  if (costs.candidate <= 0 || costs.served <= 0) return std::nullopt;
-  return costs;
+  if (candidate != candidate_weights_ || served != served_weights_) {
+    candidate_weights_ = candidate;
+    served_weights_ = served;
+    candidate_ = std::make_unique<PortfolioReplay>(options_.kinds, candidate.get());
+    served_ = std::make_unique<PortfolioReplay>(options_.kinds, served.get());
+    costs_ = options_.costs ? options_.costs() : RoundCosts::typical();
+  }
+  const PortfolioWalk a = candidate_->walk_costed(trace, options_.max_draft, costs_);
+  const PortfolioWalk b = served_->walk_costed(trace, options_.max_draft, costs_);
+  if (!(a.predicted_ms > 0) || !(b.predicted_ms > 0)) return std::nullopt;
+  return PairedCosts{a.predicted_ms, b.predicted_ms};
 }
 
 }  // namespace foretoken

@@ -1,24 +1,39 @@
-// The judge's eyes: two versions of the learned weights replayed on the same finished request: how
-// many decode rounds it would have taken with the one and with the other, drafting a fixed number
-// of tokens a round. A function of what was logged alone. One thread.
+// The judge's eyes: two versions of the learned weights, each in the whole portfolio that serves,
+// replayed on the same finished request (portfolio_replay.h): what its decoding would have cost
+// with the one and with the other, drafts being as long as they pay. Round costs are those this
+// server had measured when the pair was first seen, and stay: a test must not change its units
+// while it runs. Each one's calibration is learned from the requests replayed, in their order, from
+// nothing for both. One thread.
 #pragma once
 
+#include <functional>
+#include <memory>
 #include <optional>
 
+#include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/trace/version_keeper.h"
 
 namespace foretoken {
 
+struct ShadowReplayOptions {
+  PortfolioReplay::Kinds kinds{true, true, true};  // what the server may draft with
+  int max_draft = 8;
+  std::function<RoundCosts()> costs;  // as measured so far; empty: typical ones
+};
+
 class ShadowReplay {
  public:
-  explicit ShadowReplay(int draft_length) : draft_length_(draft_length) {}
+  explicit ShadowReplay(ShadowReplayOptions options) : options_(std::move(options)) {}
 
   // nullopt: nothing was decoded after the first token.
   std::optional<PairedCosts> replay(const RequestTrace& trace, const LearnedPointer& candidate,
                                     const LearnedPointer& served);
 
  private:
-  const int draft_length_;
+  const ShadowReplayOptions options_;
+  LearnedPointer candidate_weights_, served_weights_;
+  std::unique_ptr<PortfolioReplay> candidate_, served_;
+  RoundCosts costs_;
 };
 
 }  // namespace foretoken

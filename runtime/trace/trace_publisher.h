@@ -38,6 +38,10 @@ class TracePublisher {
   // reason of a drop. `sent` (may be empty) gets every trace afterwards, whatever became of it.
   void pump(Sender& sender, bool trainer_connected,
             const std::function<void(std::unique_ptr<RequestTrace>)>& sent = {});
+  // Link thread: deletes stored traces that are too old.
+  void expire() {
+    if (segments_) segments_->expire();
+  }
 
  private:
   enum Reason { kRingFull, kHighWaterMark, kNoTrainer, kDisk, kOptedOut, kReasons };

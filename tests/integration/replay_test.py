@@ -104,6 +104,15 @@ class Replay(unittest.TestCase):
         self.assertEqual(code, 0, text)
         self.assertEqual((result["mode"], result["total"]["sent"], result["total"]["failed"]), ("open", 6, 0))
 
+    def test_at_a_load_sends_at_a_share_of_what_the_warm_up_showed(self):
+        code, result, text = self.replay(self.write_log(60, max_tokens=8), "--url", self.url, "--load", "0.5", "--concurrency", "2", "--limit-minutes", "0.2")
+        self.assertEqual(code, 0, text)
+        self.assertEqual(result["total"]["failed"], 0)
+        self.assertGreaterEqual(result["total"]["sent"], 24 + 4)   # the warm-up, and some of every quarter
+        self.assertAlmostEqual(result["rate_requests_per_s"], result["capacity_requests_per_s"] / 2)
+        self.assertTrue(all(q["sent"] > 0 for q in result["quarters"]))
+        self.assertIn("version", result["speculator"])
+
     def test_failures_are_counted_by_code(self):
         code, result, text = self.replay(self.write_log(3, max_tokens=100000), "--url", self.url)
         self.assertEqual(code, 1, text)

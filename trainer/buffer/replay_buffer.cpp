@@ -7,10 +7,11 @@
 
 namespace foretoken::trainer {
 
-Result<ReplayBuffer> ReplayBuffer::open(const std::filesystem::path& folder,
-                                        std::size_t max_bytes) {
+Result<ReplayBuffer> ReplayBuffer::open(const std::filesystem::path& folder, std::size_t max_bytes,
+                                        double max_age_s) {
   SegmentOptions options;
   options.max_total_bytes = max_bytes;
+  options.max_age_s = max_age_s;
   options.segment_bytes =
       std::min(options.segment_bytes, std::max<std::size_t>(max_bytes / 8, 4096));
   auto writer = TraceSegmentWriter::open(folder, options);

@@ -18,7 +18,10 @@ namespace foretoken::trainer {
 class ReplayBuffer final : public TraceSource {
  public:
   // Reads what is there once, to know which requests are in it.
-  static Result<ReplayBuffer> open(const std::filesystem::path& folder, std::size_t max_bytes);
+  // max_age_s > 0: what is older is deleted.
+  static Result<ReplayBuffer> open(const std::filesystem::path& folder, std::size_t max_bytes,
+                                   double max_age_s = 0);
+  void expire() { writer_->expire(); }
 
   // True of a request among the last kRemembered: a message that came twice is not learned from
   // twice.

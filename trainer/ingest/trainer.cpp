@@ -8,6 +8,8 @@ namespace foretoken::trainer {
 namespace {
 
 constexpr std::chrono::seconds kStatusInterval{1};
+constexpr std::chrono::seconds kLongestPause{
+    10};  // hellos come every second: none for so long is none
 // Messages taken before training gets its turn: a backlog is first moved to the buffer on disk.
 constexpr int kMessagesPerTurn = 64;
 
@@ -41,12 +43,13 @@ bool Trainer::turn() {
     handle(*message);
   }
   if (session_) {
-    busy = session_->work() || busy;
+    if (!paused()) busy = session_->work() || busy;
     session_->pump(*link_.sender);
   }
   const auto now = clock_.monotonic();
   if (!last_status_ || now - *last_status_ >= kStatusInterval) {
     last_status_ = now;
+    if (session_) session_->expire();
     link_.sender->try_send(serialize(status()));
   }
   return busy;
@@ -72,7 +75,12 @@ void Trainer::handle(const Message& message) {
   if (auto s = session_->ingest(message, *trace); !s) refuse(s.error());
 }
 
+// The server measures plain serving: these cores are its own until it says otherwise, or is gone.
+bool Trainer::paused() const { return paused_until_ && clock_.monotonic() < *paused_until_; }
+
 void Trainer::hear(const ServerHello& hello) {
+  paused_until_.reset();
+  if (hello.pause) paused_until_ = clock_.monotonic() + kLongestPause;
   if (server_run_ != hello.run) {
     server_run_ = hello.run;
     spdlog::info("server run {:016x}: model {}, serves version {}", hello.run,

@@ -39,6 +39,7 @@ class Trainer {
   Trainer(const TrainerOptions& options, Link link, const Clock& clock);
   void handle(const Message& message);
   void hear(const ServerHello& hello);
+  bool paused() const;
   void refuse(const Error& error);
   Status open_session(const ModelFingerprint& fingerprint);
 
@@ -49,7 +50,7 @@ class Trainer {
   std::unique_ptr<TrainingSession> session_;
   std::map<std::string, std::int64_t> refused_;
   std::optional<std::uint64_t> server_run_;
-  std::optional<std::chrono::nanoseconds> last_status_;
+  std::optional<std::chrono::nanoseconds> last_status_, paused_until_;
 };
 
 }  // namespace foretoken::trainer

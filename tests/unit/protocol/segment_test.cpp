@@ -140,5 +140,77 @@ TEST_F(Segments, AFolderThatCannotBeIsNamed) {
   EXPECT_EQ(missing.error().code, ErrorCode::kNotFound);
 }
 
+// Whatever is running: the records are gone from the disk, the others and the numbers stay.
+TEST_F(Segments, ForgottenRecordsAreGoneAndNumbersStay) {
+  SegmentOptions options;
+  options.segment_bytes = 4096;  // several files
+  auto writer = open(options);
+  const auto record = [](std::uint64_t n) {
+    RequestTrace trace = sample_trace(n);
+    trace.key_id = n % 3 == 0 ? "key-00000001" : "key-00000002";
+    trace.domain = n % 3 == 0 ? "a secret label" : "x";
+    return serialize(trace);
+  };
+  for (std::uint64_t n = 0; n < 12; ++n) ASSERT_TRUE(writer->append(record(n)));
+  ASSERT_GT(files().size(), 1u);
+  const auto of_key = [](std::span<const Frame> message) {
+    return parse_trace(message)->key_id == "key-00000001";
+  };
+  const auto forgotten = forget_records(folder_, of_key);  // beside the writer
+  ASSERT_TRUE(forgotten) << forgotten.error().message;
+  EXPECT_EQ(*forgotten, 4u);
+  EXPECT_EQ(*writer->append(record(13)), 12u);
+  SegmentReadStats stats;
+  const auto found = read(0, &stats);
+  EXPECT_EQ(found.size(), 9u);
+  for (const auto& [sequence, request] : found) EXPECT_NE(request % 3, 0u);
+  EXPECT_EQ(found.back().first, 12u);
+  EXPECT_EQ(stats.forgotten, 4u);
+  EXPECT_EQ(stats.skipped, 0u);
+  for (const fs::path& path : files()) {
+    const auto bytes = *read_file(path, 1 << 24);
+    const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    EXPECT_EQ(text.find("a secret label"), std::string_view::npos) << path;
+  }
+  EXPECT_EQ(*forget_records(folder_, of_key), 0u);
+  // A record that a kill left half overwritten is damaged, so it goes with the next call.
+  auto bytes = *read_file(files().back(), 1 << 24);
+  bytes[bytes.size() - 5] ^= std::byte(1);
+  ASSERT_TRUE(write_file_atomically(files().back(), bytes));
+  EXPECT_EQ(*forget_records(folder_, of_key), 1u);
+  EXPECT_EQ(read().size(), 8u);
+  EXPECT_FALSE(forget_records(folder_ / "nothing", of_key));
+}
+
+TEST_F(Segments, WhatIsTooOldIsDeletedAndNumbersGoOn) {
+  SegmentOptions options;
+  options.max_age_s = 1000;
+  const auto age = [&](double seconds) {
+    for (const fs::path& path : files())
+      fs::last_write_time(path, fs::file_time_type::clock::now() -
+                                    std::chrono::duration_cast<fs::file_time_type::duration>(
+                                        std::chrono::duration<double>(seconds)));
+  };
+  {
+    auto writer = open(options);
+    for (std::uint64_t n = 0; n < 3; ++n) ASSERT_TRUE(writer->append(serialize(sample_trace(n))));
+  }
+  age(500);
+  {
+    auto writer = open(options);
+    EXPECT_EQ(*writer->append(serialize(sample_trace(3))), 3u);
+    EXPECT_EQ(read().size(), 4u);
+  }
+  age(1500);
+  {
+    auto writer = open(options);
+    writer->expire();
+    EXPECT_TRUE(read().empty());
+  }
+  auto writer = open(options);
+  EXPECT_GE(*writer->append(serialize(sample_trace(4))), 4u);
+  EXPECT_EQ(read().size(), 1u);
+}
+
 }  // namespace
 }  // namespace foretoken

@@ -113,5 +113,17 @@ TEST_F(SpeculatorRoutes, WhileTheModelLoadsItIsUnavailable) {
   EXPECT_EQ(ask("GET", "/v1/speculator").status, 503);
 }
 
+TEST(ApiKeys, AKeyMayOptOutOfTraces) {
+  const ApiKeys keys = ApiKeys::from_list({"open", "shy no-trace", "two words"});
+  const auto open = keys.check("Bearer open"), shy = keys.check("Bearer shy");
+  ASSERT_TRUE(open && shy && keys.check("Bearer two words"));
+  EXPECT_FALSE(keys.check("Bearer shy no-trace"));
+  EXPECT_TRUE(keys.traced(*open));
+  EXPECT_FALSE(keys.traced(*shy));
+  EXPECT_TRUE(keys.traced(""));
+  EXPECT_EQ(ApiKeys::label_of("shy"), *shy);
+  EXPECT_EQ(ApiKeys::label_of(*shy), *shy);
+}
+
 }  // namespace
 }  // namespace foretoken

@@ -7,7 +7,9 @@
 // old files. Crash-safe at every instant: a record is there whole or, as a torn tail, dropped on
 // reading; a damaged record in the middle is skipped and counted. A restarted writer opens a new
 // file and never touches an old one, but to delete the oldest when the total passes
-// `max_total_bytes`. One thread a writer; readers may run beside it, in other processes too.
+// `max_total_bytes`, or when a file's last record is older than `max_age_s`. One thread a writer;
+// readers may run beside it, in other processes too, and so may forget_records(): it overwrites
+// whole records in place, which every reader takes for records that are not there.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +26,9 @@ namespace foretoken {
 struct SegmentOptions {
   std::size_t max_total_bytes = std::size_t{1} << 30;
   std::size_t segment_bytes = std::size_t{32} << 20;  // a file is closed when it passes this
+  // > 0: files whose last record is older are deleted; a file is closed at an eighth of it, so that
+  // nothing stays more than that much longer. By the wall clock and the files' times.
+  double max_age_s = 0;
   bool sync = false;  // fdatasync after every record: survives a power cut, not only a kill
 };
 
@@ -39,6 +44,8 @@ class TraceSegmentWriter {
   // The record's sequence number. Errors: kIo (a full disk: the half-written record is cut off
   // again), kOutOfRange (one record larger than max_total_bytes).
   Result<std::uint64_t> append(std::span<const Frame> message);
+  // Deletes what is too old; append() does it too. Call it now and then where traffic may cease.
+  void expire();
   std::uint64_t next_sequence() const { return next_sequence_; }
   std::size_t total_bytes() const;
   std::uint64_t files_version() const { return files_version_; }  // rises when a file comes or goes
@@ -56,11 +63,20 @@ class TraceSegmentWriter {
   SegmentOptions options_;
   std::vector<File> files_;  // oldest first; the last is open if descriptor_ >= 0
   int descriptor_ = -1;
+  std::filesystem::file_time_type opened_;
   std::uint64_t next_sequence_ = 0, files_version_ = 0;
 };
 
+// Overwrites the payload of every record for which `forget` says so with zeros, on disk before this
+// returns; sequence numbers stay. Safe beside a writer and readers, and if killed: what was half
+// overwritten reads as damaged, and is overwritten by the next call. The number overwritten.
+// Errors: kIo, kNotFound.
+Result<std::uint64_t> forget_records(const std::filesystem::path& path,
+                                     const std::function<bool(std::span<const Frame>)>& forget);
+
 struct SegmentReadStats {
   std::uint64_t records = 0, skipped = 0, torn_files = 0;  // skipped: whole but damaged
+  std::uint64_t forgotten = 0;                             // by forget_records()
 };
 
 // Calls `visit(sequence, message)` for every readable record from `from_sequence` on, oldest first,
