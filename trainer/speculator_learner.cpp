@@ -24,7 +24,9 @@ bool unflatten(const std::vector<float>& values, FusionTable& table) {
 class SpeculatorLearner final : public Learner {
  public:
   SpeculatorLearner(const LearnerOptions& options, const TraceSource& source)
-      : options_(options), source_(source), fusion_(options.fusion, FusionTable::initial()) {}
+      : options_(options), source_(source), fusion_(options.fusion, FusionTable::initial()) {
+    if (options.model) head_.emplace(options.head, options.model, source);
+  }
 
   void observe(std::uint64_t sequence, const RequestTrace& trace) override {
     const auto positions = fusion_positions(trace);
@@ -32,10 +34,12 @@ class SpeculatorLearner final : public Learner {
     group_sequences_.push_back(sequence);
     tokens_ += std::int64_t(trace.generated.size());
     ++requests_;
+    if (head_) head_->observe(sequence, trace);
   }
 
-  bool work(std::size_t) override {
-    if (group_.size() < std::size_t(options_.fusion.positions_per_step)) return false;
+  bool work(std::size_t fresh_waiting) override {
+    if (group_.size() < std::size_t(options_.fusion.positions_per_step))
+      return head_ && head_->work(fresh_waiting);
     fusion_.train(group_);
     group_.clear();
     group_sequences_.clear();
@@ -46,12 +50,15 @@ class SpeculatorLearner final : public Learner {
     Bundle bundle = bundle_of(fusion_.average());
     bundle.trained_tokens = tokens_;
     bundle.trained_requests = requests_;
-    bundle.loss = fusion_.loss();
+    bundle.loss = facts().loss;
+    if (head_ && head_->trained()) head_->add_to(bundle);
     return bundle;
   }
 
   LearnerFacts facts() const override {
-    return {fusion_.step(), tokens_, requests_, fusion_.loss()};
+    const bool head = head_ && head_->trained();
+    return {fusion_.step() + (head_ ? head_->step() : 0), tokens_, requests_,
+            head ? head_->loss() : fusion_.loss()};
   }
 
   std::vector<std::byte> state() const override {
@@ -67,6 +74,7 @@ class SpeculatorLearner final : public Learner {
     map.put("fusion.group", group_sequences_);
     map.put_one("tokens", tokens_);
     map.put_one("requests", requests_);
+    if (head_) head_->save(map);
     return map.serialize();
   }
 
@@ -78,6 +86,9 @@ class SpeculatorLearner final : public Learner {
         !unflatten(map->get<float>("fusion.average"), state.average)) {
       return Error{ErrorCode::kInvalidInput,
                    "learner state: a table has the wrong shape or is not finite"};
+    }
+    if (head_) {
+      if (auto s = head_->restore(*map); !s) return s;
     }
     state.first_moment = map->get<float>("fusion.first_moment");
     state.second_moment = map->get<float>("fusion.second_moment");
@@ -102,6 +113,7 @@ class SpeculatorLearner final : public Learner {
   const LearnerOptions options_;
   const TraceSource& source_;
   FusionLearner fusion_;
+  std::optional<HeadLearner> head_;
   std::vector<FusionPosition> group_;  // observed and not trained on yet
   std::vector<std::uint64_t> group_sequences_;
   std::int64_t tokens_ = 0, requests_ = 0;

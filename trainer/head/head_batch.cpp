@@ -1,0 +1,213 @@
+#include "trainer/head/head_batch.h"
+
+#include <cmath>
+#include <limits>
+
+#include "trainer/objective/row_objective.h"
+
+namespace foretoken::trainer {
+namespace {
+
+constexpr float kAbsent = -std::numeric_limits<float>::infinity();
+
+// The column of a token in a row: the vocabulary's, else that of a candidate outside it, else -1.
+struct Columns {
+  const HeadVocabulary& vocabulary;
+  std::span<const Candidate> candidates;
+  std::span<const std::int32_t> candidate_columns;
+
+  std::int32_t of(TokenId token) const {
+    const std::int32_t slot = vocabulary.slot_of[std::size_t(token)];
+    if (slot >= 0) return slot;
+    for (std::size_t c = 0; c < candidates.size(); ++c) {
+      if (candidates[c].token == token) return candidate_columns[c];
+    }
+    return -1;
+  }
+};
+
+std::span<const Candidate> candidates_of(const HeadBatch::Row& row) {
+  const auto at = std::size_t(row.predicted);
+  return {&row.example->candidates[at * kMaxCandidates], row.example->n_candidates[at]};
+}
+
+}  // namespace
+
+HeadBatch make_head_batch(std::span<const ChainRange> ranges, int n_steps,
+                          const VocabularyRows& model) {
+  const std::int64_t hidden = model.hidden(), width = kHeadTaps * hidden;
+  HeadBatch batch;
+  batch.n_steps = n_steps;
+  for (const ChainRange& range : ranges) {
+    batch.n += range.count;
+    batch.kept.push_back(range.example);
+  }
+  const auto values = torch::empty({batch.n, width}, torch::kFloat16);
+  const auto scales = torch::empty({batch.n, kHeadTaps, 1});
+  const auto embedded = torch::zeros({n_steps, batch.n, hidden});
+  batch.rows.resize(std::size_t(n_steps * batch.n));
+  std::int64_t chain = 0;
+  for (const ChainRange& range : ranges) {
+    const HeadExample& example = *range.example;
+    const std::int64_t row = range.start - example.first;
+    std::copy_n(&example.features[std::size_t(row * width)], range.count * width,
+                reinterpret_cast<std::uint16_t*>(values.data_ptr<c10::Half>()) + chain * width);
+    std::copy_n(&example.scales[std::size_t(row * kHeadTaps)], range.count * kHeadTaps,
+                scales.data_ptr<float>() + chain * kHeadTaps);
+    for (std::int32_t c = 0; c < range.count; ++c, ++chain) {
+      for (int s = 0; s < n_steps; ++s) {
+        const std::int32_t newest = range.start + c + s;
+        if (newest + 1 >= example.n) break;
+        batch.rows[std::size_t(s * batch.n + chain)] = {&example, newest + 1};
+        model.embedding(example.tokens[std::size_t(newest)],
+                        embedded.data_ptr<float>() + (s * batch.n + chain) * hidden);
+      }
+    }
+  }
+  batch.x = unit_rms(values.view({batch.n, kHeadTaps, hidden}).to(torch::kFloat32) * scales)
+                .view({batch.n, width});
+  const auto unit = unit_rms(embedded);
+  for (int s = 0; s < n_steps; ++s) batch.embedded.push_back(unit.select(0, s));
+  return batch;
+}
+
+HeadScores head_scores(const HeadParameters& head, const HeadVocabulary& vocabulary,
+                       const HeadBatch& batch, const torch::Tensor& r) {
+  torch::NoGradGuard no_grad;
+  const std::int64_t n_rows = r.size(0), n_vocab = vocabulary.rows.size(0),
+                     width = n_vocab + HeadBatch::kSlots;
+  HeadScores out;
+  out.scores = torch::empty({n_rows, width});
+  auto base = out.scores.narrow(1, 0, n_vocab);
+  at::mm_out(base, r, vocabulary.rows.t());
+  base.mul_(head.gain);
+  out.scores.narrow(1, n_vocab, HeadBatch::kSlots).fill_(kAbsent);
+  const auto source_terms = torch::mm(r, head.source.t());  // [rows, kHeadSources]
+  const float* bias = head.bias.data_ptr<float>();
+  const float outside = head.outside.item<float>();
+  out.columns.resize(std::size_t(n_rows));
+  bool scaled = false;
+  for (std::int64_t i = 0; i < n_rows; ++i) {
+    const HeadBatch::Row& row = batch.rows[std::size_t(i)];
+    if (!row.example) continue;
+    float* scores = out.scores.data_ptr<float>() + i * width;
+    const float* terms = source_terms.data_ptr<float>() + i * kHeadSources;
+    const auto candidates = candidates_of(row);
+    auto& columns = out.columns[std::size_t(i)];
+    std::int32_t n_extra = 0;
+    for (std::size_t c = 0; c < candidates.size(); ++c) {
+      const Columns known{vocabulary, candidates.first(c), columns};
+      std::int32_t column = known.of(candidates[c].token);
+      if (column < 0) {
+        column = std::int32_t(n_vocab) + n_extra++;
+        scores[column] = outside;
+      }
+      columns[c] = column;
+      scores[column] += bias[candidates[c].klass] + terms[head_source(candidates[c].klass)];
+    }
+    scaled |= row.example->inverse_temperature != 1.0f;
+  }
+  if (scaled) {
+    auto factor = torch::ones({n_rows, 1});
+    for (std::int64_t i = 0; i < n_rows; ++i) {
+      if (const auto* example = batch.rows[std::size_t(i)].example)
+        factor.data_ptr<float>()[i] = example->inverse_temperature;
+    }
+    out.scores.mul_(factor);
+  }
+  return out;
+}
+
+HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVocabulary& vocabulary,
+                   const HeadBatch& batch, const torch::Tensor& r_in,
+                   std::span<const double> row_weight) {
+  torch::NoGradGuard no_grad;
+  const auto r = r_in.detach();
+  const HeadScores scored = head_scores(head, vocabulary, batch, r);
+  const std::int64_t n_rows = r.size(0), n_vocab = vocabulary.rows.size(0),
+                     width = n_vocab + HeadBatch::kSlots;
+  const auto q = torch::softmax(scored.scores, 1);
+  const auto factor = torch::zeros({n_rows, 1});
+  std::vector<float> gradient(std::size_t(n_rows) * kTeacherTokens);
+  std::vector<std::int32_t> teacher_columns(gradient.size(), -1);
+  HeadLoss loss;
+  std::array<float, kTeacherTokens> p{}, q_of{};
+  for (std::int64_t i = 0; i < n_rows; ++i) {
+    const HeadBatch::Row& row = batch.rows[std::size_t(i)];
+    if (!row.example) continue;
+    const float* q_row = q.data_ptr<float>() + i * width;
+    const Columns columns{vocabulary, candidates_of(row), scored.columns[std::size_t(i)]};
+    const auto at = std::size_t(row.predicted) * kTeacherTokens;
+    std::int32_t* to = &teacher_columns[std::size_t(i) * kTeacherTokens];
+    for (std::size_t t = 0; t < kTeacherTokens; ++t) {
+      const TokenId token = row.example->teacher_ids[at + t];
+      to[t] = token < 0 ? -1 : columns.of(token);
+      p[t] = row.example->teacher_p[at + t];
+      q_of[t] = to[t] < 0 ? 0.0f : q_row[to[t]];
+    }
+    const double weight = row_weight[std::size_t(i / batch.n)];
+    std::span<float> g(&gradient[std::size_t(i) * kTeacherTokens], kTeacherTokens);
+    loss.sum += weight * row_objective(kind, p, q_of, g);
+    loss.weight += weight;
+    // d loss / d logit_v = g_v - q_v * sum g; the scale of T and the row's weight go with both.
+    const auto scale = static_cast<float>(weight) * row.example->inverse_temperature;
+    float sum = 0;
+    for (float& value : g) sum += value *= scale;
+    factor.data_ptr<float>()[i] = -sum;
+  }
+  auto logit_gradient = q.mul(factor);  // [rows, V + slots]
+  auto source_gradient = torch::zeros({n_rows, kHeadSources});
+  auto bias_gradient = torch::zeros({kFusionClasses}), outside_gradient = torch::zeros({1});
+  for (std::int64_t i = 0; i < n_rows; ++i) {
+    const HeadBatch::Row& row = batch.rows[std::size_t(i)];
+    if (!row.example) continue;
+    float* g = logit_gradient.data_ptr<float>() + i * width;
+    for (std::size_t t = 0; t < kTeacherTokens; ++t) {
+      const auto at = std::size_t(i) * kTeacherTokens + t;
+      if (teacher_columns[at] >= 0) g[teacher_columns[at]] += gradient[at];
+    }
+    const auto candidates = candidates_of(row);
+    std::int32_t next_extra = std::int32_t(n_vocab);
+    for (std::size_t c = 0; c < candidates.size(); ++c) {
+      const std::int32_t column = scored.columns[std::size_t(i)][c];
+      bias_gradient.data_ptr<float>()[candidates[c].klass] += g[column];
+      source_gradient.data_ptr<float>()[i * kHeadSources + head_source(candidates[c].klass)] +=
+          g[column];
+      if (column == next_extra) {  // its first candidate: the slot begins at `outside`
+        *outside_gradient.data_ptr<float>() += g[column];
+        ++next_extra;
+      }
+    }
+  }
+  const auto through_rows =
+      torch::mm(logit_gradient.narrow(1, 0, n_vocab), vocabulary.rows);  // [rows, H]
+  const auto add = [](const torch::Tensor& parameter, const torch::Tensor& value) {
+    if (!parameter.grad().defined()) parameter.mutable_grad() = torch::zeros_like(parameter);
+    parameter.mutable_grad().add_(value);
+  };
+  add(head.gain, (through_rows * r).sum().reshape({1}));
+  add(head.bias, bias_gradient);
+  add(head.outside, outside_gradient);
+  add(head.source, torch::mm(source_gradient.t(), r));
+  loss.r_gradient = through_rows.mul(head.gain) + torch::mm(source_gradient, head.source);
+  return loss;
+}
+
+std::vector<bool> head_hits(const HeadParameters& head, const HeadVocabulary& vocabulary,
+                            const HeadBatch& batch) {
+  torch::NoGradGuard no_grad;
+  const auto r = run_head(head, batch.x, batch.embedded);
+  const HeadScores scored = head_scores(head, vocabulary, batch, r);
+  const auto best = scored.scores.argmax(1);
+  std::vector<bool> hits(batch.rows.size());
+  for (std::size_t i = 0; i < hits.size(); ++i) {
+    const HeadBatch::Row& row = batch.rows[i];
+    if (!row.example) continue;
+    const Columns columns{vocabulary, candidates_of(row), scored.columns[i]};
+    hits[i] = columns.of(row.example->tokens[std::size_t(row.predicted)]) ==
+              best.data_ptr<std::int64_t>()[i];
+  }
+  return hits;
+}
+
+}  // namespace foretoken::trainer

@@ -1,0 +1,423 @@
+#include "trainer/head/head_learner.h"
+
+#include <ATen/ops/_foreach_lerp.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adamw.h>
+
+#include <cmath>
+#include <deque>
+#include <limits>
+
+#include "trainer/head/draft_vocabulary.h"
+#include "trainer/head/example_cache.h"
+#include "trainer/head/head_batch.h"
+#include "trainer/head/head_bundle.h"
+#include "trainer/head_log.h"
+
+namespace foretoken::trainer {
+namespace {
+
+// A head is worth starting once a step can be made and the traffic's words have been seen: fewer
+// tokens than this say little about which 4096 matter.
+constexpr std::int64_t kFirstVocabularyTokens = 512;
+// A new vocabulary costs a gathering of rows (milliseconds), and a new candidate begins its gate
+// again: worth it for half a percent of the drafts.
+constexpr double kVocabularyGain = 0.005;
+// With more fresh requests waiting than this, replay is given up: what is new teaches more.
+constexpr std::size_t kManyWaiting = 16;
+
+std::uint64_t mix(std::uint64_t z) {  // splitmix64
+  z += 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+// AdamW without decay over some parameters, in one pass over memory a step.
+class Adam {
+ public:
+  explicit Adam(std::vector<torch::Tensor> parameters) : parameters_(std::move(parameters)) {
+    for (const torch::Tensor& p : parameters_) {
+      first_.push_back(torch::zeros_like(p));
+      second_.push_back(torch::zeros_like(p));
+      steps_.push_back(torch::zeros({}));
+    }
+  }
+  void step(double learning_rate) {
+    torch::NoGradGuard no_grad;
+    std::vector<torch::Tensor> gradients;
+    for (const torch::Tensor& p : parameters_) gradients.push_back(p.grad());
+    for (torch::Tensor& s : steps_) s.add_(1);
+    auto parameters = values();
+    at::_fused_adamw_(parameters, gradients, first_, second_, {}, steps_, learning_rate, 0.9, 0.95,
+                      0.0, 1e-8, false, false);
+  }
+  // Detached, sharing memory: an optimiser writes into leaves.
+  std::vector<torch::Tensor> values() const {
+    std::vector<torch::Tensor> out;
+    for (const torch::Tensor& p : parameters_) out.push_back(p.detach());
+    return out;
+  }
+  std::vector<torch::Tensor> first_, second_, steps_;
+
+ private:
+  std::vector<torch::Tensor> parameters_;
+};
+
+void put(StateMap& map, const std::string& name, const std::vector<torch::Tensor>& tensors) {
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto t = tensors[i].contiguous();
+    map.put("head." + name + "." + std::to_string(i),
+            std::span<const float>(t.data_ptr<float>(), std::size_t(t.numel())));
+  }
+}
+
+bool get(const StateMap& map, const std::string& name, const std::vector<torch::Tensor>& tensors) {
+  torch::NoGradGuard no_grad;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto values = map.get<float>("head." + name + "." + std::to_string(i));
+    if (std::int64_t(values.size()) != tensors[i].numel()) return false;
+    for (const float v : values) {
+      if (!std::isfinite(v)) return false;
+    }
+    tensors[i].detach().copy_(
+        torch::from_blob(const_cast<float*>(values.data()), tensors[i].sizes(), torch::kFloat32));
+  }
+  return true;
+}
+
+}  // namespace
+
+struct HeadLearner::Impl {
+  // A piece of a request: at most tokens_per_step chains.
+  struct Piece {
+    std::uint64_t sequence;
+    std::int64_t start, count;
+  };
+
+  Impl(const HeadOptions& options_in, std::shared_ptr<const VocabularyRows> model_in,
+       const TraceSource& source_in)
+      : options(options_in),
+        model(std::move(model_in)),
+        source(source_in),
+        cache(options.cache_bytes, model->hidden(), model->n_vocab(), source),
+        counts(model->n_vocab()) {
+    const bool small = model->hidden() < 768;
+    if (options.inner == 0) options.inner = small ? 512 : 1536;
+    if (options.vocabulary == 0) options.vocabulary = small ? 4096 : 8192;
+    options.vocabulary = std::min(options.vocabulary, model->n_vocab()) / 16 * 16;
+    for (int s = 0; s < options.unroll; ++s)
+      step_weights.push_back(std::pow(options.step_weight, s));
+  }
+
+  void create(HeadParameters initial) {
+    head = std::move(initial);
+    for (torch::Tensor& p : head.all()) p.set_requires_grad(true);
+    average = head.clone();
+    adam = std::make_unique<Adam>(head.weights());
+    table_adam = std::make_unique<Adam>(head.table());
+  }
+
+  // Between steps only: what a step was begun with stays until it is done.
+  void recount() {
+    if (tokens < next_recount) return;
+    next_recount = std::max(2 * tokens, kFirstVocabularyTokens);
+    auto best = counts.most_frequent(std::size_t(options.vocabulary));
+    const double gain =
+        vocabulary ? counts.coverage(best) - counts.coverage(vocabulary->tokens) : 1;
+    if (gain < kVocabularyGain) return;
+    if (vocabulary) {
+      log_vocabulary_counted(tokens, gain);
+    }
+    vocabulary = std::make_unique<HeadVocabulary>(std::move(best), *model);
+    if (!head.fc.defined()) {
+      create(HeadParameters::initial(model->hidden(), options.inner, options.vocabulary,
+                                     options.seed));
+      log_head_begun(model->hidden(), options.inner, options.vocabulary, tokens);
+    }
+  }
+
+  void observe(std::uint64_t sequence, const RequestTrace& trace) {
+    observed_end = sequence + 1;
+    const auto example = cache.put(sequence, trace);
+    if (!example) return;
+    counts.observe(trace);
+    tokens += example->n;
+    for (std::int64_t start = example->first; start < example->n - 1;) {
+      const std::int64_t count =
+          std::min<std::int64_t>(options.tokens_per_step, example->n - 1 - start);
+      fresh.push_back({sequence, start, count});
+      fresh_chains += count;
+      start += count;
+    }
+  }
+
+  // Takes the pieces of the next step, if one is due.
+  bool begin_step(std::size_t fresh_waiting) {
+    recount();
+    if (!vocabulary) return false;
+    // A step closes with the piece that brings it nearest to tokens_per_step.
+    const std::int64_t enough = options.tokens_per_step * 9 / 10;
+    if (fresh_chains >= enough) {
+      step_is_fresh = true;
+      std::int64_t chains = 0;
+      while (!fresh.empty() && chains < enough) {
+        chains += fresh.front().count;
+        fresh_chains -= fresh.front().count;
+        batch.push_back(fresh.front());
+        fresh.pop_front();
+      }
+      const double passes =
+          tokens < options.early_tokens ? options.early_passes : options.late_passes;
+      owed_chains += (passes - 1) * double(chains);
+    } else if (owed_chains >= double(options.tokens_per_step)) {
+      if (fresh_waiting > kManyWaiting) {
+        owed_chains = 0;
+        return false;
+      }
+      step_is_fresh = false;
+      std::int64_t chains = 0;
+      const std::uint64_t oldest = source.oldest_sequence();
+      // Some numbers have nothing to learn from; a buffer of those alone must not hold us.
+      for (int tries = 0; chains < enough && tries < 64 && oldest < observed_end; ++tries) {
+        const std::uint64_t sequence =
+            oldest + mix(options.seed ^ mix(draws++)) % (observed_end - oldest);
+        const auto example = cache.get(sequence);
+        if (!example || example->n_starts() == 0) continue;
+        const std::int64_t count =
+            std::min<std::int64_t>(options.tokens_per_step, example->n_starts());
+        const std::uint64_t room = std::uint64_t(example->n_starts() - count);
+        const auto skip = room ? mix(options.seed ^ mix(draws++)) % (room + 1) : 0;
+        batch.push_back({sequence, example->first + std::int64_t(skip), count});
+        chains += count;
+      }
+      owed_chains -= double(chains);
+      if (chains == 0) owed_chains = 0;
+    }
+    batch_at = 0;
+    piece_at = 0;
+    step_loss = step_weight_sum = 0;
+    return !batch.empty();
+  }
+
+  bool work(std::size_t fresh_waiting) {
+    if (batch.empty() && !begin_step(fresh_waiting)) return false;
+    slice();
+    if (batch_at >= batch.size()) end_step();
+    return true;
+  }
+
+  // Gradients of the next chains_per_slice chains of the step's.
+  void slice() {
+    std::vector<ChainRange> ranges;
+    std::int64_t room = options.chains_per_slice;
+    while (room > 0 && batch_at < batch.size()) {
+      const Piece& piece = batch[batch_at];
+      const std::int64_t count = std::min(room, piece.count - piece_at);
+      if (auto example = cache.get(piece.sequence)) {
+        ranges.push_back(
+            {std::move(example), std::int32_t(piece.start + piece_at), std::int32_t(count)});
+      }
+      room -= count;
+      piece_at += count;
+      if (piece_at >= piece.count) ++batch_at, piece_at = 0;
+    }
+    if (ranges.empty()) return;
+    const HeadBatch made = make_head_batch(ranges, options.unroll, *model);
+    const auto r = run_head(head, made.x, made.embedded);
+    const HeadLoss loss = head_loss(options.objective, head, *vocabulary, made, r, step_weights);
+    r.backward(loss.r_gradient);
+    step_loss += loss.sum;
+    step_weight_sum += loss.weight;
+    chains += made.n;
+  }
+
+  void end_step() {
+    batch.clear();
+    if (step_weight_sum <= 0) return;
+    {
+      torch::NoGradGuard no_grad;
+      std::vector<torch::Tensor> gradients, table_gradients;
+      for (const torch::Tensor& p : head.weights()) gradients.push_back(p.grad());
+      for (const torch::Tensor& p : head.table()) table_gradients.push_back(p.grad());
+      // The mean over positions, weights included, then the clip.
+      const double scale = 1 / step_weight_sum;
+      double squares = 0;
+      for (const torch::Tensor& norm : at::_foreach_norm(gradients)) {
+        const double value = norm.item<double>() * scale;
+        squares += value * value;
+      }
+      const double norm = std::sqrt(squares);
+      if (!std::isfinite(norm)) {
+        log_step_left_out();
+        clear_gradients();
+        return;
+      }
+      at::_foreach_mul_(gradients, scale * std::min(1.0, options.clip / std::max(norm, 1e-12)));
+      at::_foreach_mul_(table_gradients, scale);
+    }
+    ++step;
+    const double warmup = std::min(1.0, double(step) / options.warmup_steps);
+    adam->step(options.learning_rate * warmup);
+    if (step_is_fresh) table_adam->step(options.table_learning_rate * warmup);
+    clear_gradients();
+    {
+      torch::NoGradGuard no_grad;
+      const double decay =
+          std::min(options.average_decay, (1.0 + double(step)) / (10.0 + double(step)));
+      std::vector<torch::Tensor> now;
+      for (const torch::Tensor& p : head.all()) now.push_back(p.detach());
+      auto averaged = average.all();
+      at::_foreach_lerp_(averaged, now, 1 - decay);
+    }
+    const double mean = step_loss / step_weight_sum;
+    smoothed_loss = std::isnan(smoothed_loss) ? mean : 0.95 * smoothed_loss + 0.05 * mean;
+  }
+
+  void clear_gradients() {
+    for (const torch::Tensor& p : head.all()) {
+      if (p.grad().defined()) p.mutable_grad().zero_();
+    }
+  }
+
+  HeadOptions options;
+  std::shared_ptr<const VocabularyRows> model;
+  const TraceSource& source;
+  std::vector<double> step_weights;
+  mutable ExampleCache cache;
+  VocabularyCounts counts;
+  std::unique_ptr<HeadVocabulary> vocabulary;  // null before the first step
+  HeadParameters head, average;
+  std::unique_ptr<Adam> adam, table_adam;
+
+  std::deque<Piece> fresh;
+  std::int64_t fresh_chains = 0, tokens = 0, chains = 0, next_recount = kFirstVocabularyTokens;
+  std::uint64_t observed_end = 0, draws = 0;
+  double owed_chains = 0;
+
+  std::vector<Piece> batch;  // of the step under way; empty between steps
+  std::size_t batch_at = 0;
+  std::int64_t piece_at = 0;
+  bool step_is_fresh = true;
+  double step_loss = 0, step_weight_sum = 0;
+
+  std::int64_t step = 0;
+  double smoothed_loss = std::numeric_limits<double>::quiet_NaN();
+};
+
+HeadLearner::HeadLearner(const HeadOptions& options, std::shared_ptr<const VocabularyRows> model,
+                         const TraceSource& source)
+    : impl_(std::make_unique<Impl>(options, std::move(model), source)) {}
+HeadLearner::~HeadLearner() = default;
+
+void HeadLearner::observe(std::uint64_t sequence, const RequestTrace& trace) {
+  impl_->observe(sequence, trace);
+}
+bool HeadLearner::work(std::size_t fresh_waiting) { return impl_->work(fresh_waiting); }
+bool HeadLearner::trained() const { return impl_->step > 0; }
+std::int64_t HeadLearner::step() const { return impl_->step; }
+double HeadLearner::loss() const { return impl_->smoothed_loss; }
+std::int64_t HeadLearner::chains() const { return impl_->chains; }
+
+void HeadLearner::add_to(Bundle& bundle) const {
+  add_head(impl_->average.parts(impl_->vocabulary->tokens), bundle);
+}
+
+HeadHits HeadLearner::evaluate(const RequestTrace& trace, int n_steps) const {
+  HeadHits result;
+  result.n_steps = n_steps;
+  if (!impl_->vocabulary) return result;
+  auto decoded = head_example(trace, impl_->model->hidden(), impl_->model->n_vocab());
+  if (!decoded) return result;
+  const auto example = std::make_shared<const HeadExample>(std::move(*decoded));
+  auto served = HeadParameters::of(impl_->average.parts(impl_->vocabulary->tokens));
+  if (!served) return result;
+  const ChainRange range{example, example->first, example->n_starts()};
+  const HeadBatch batch = make_head_batch({&range, 1}, n_steps, *impl_->model);
+  const auto hits = head_hits(*served, *impl_->vocabulary, batch);
+  result.hits.assign(std::size_t(example->n - 1) * std::size_t(n_steps), false);
+  for (std::int64_t c = 0; c < batch.n; ++c) {
+    for (int s = 0; s < n_steps; ++s) {
+      result.hits[std::size_t((example->first + c) * n_steps + s)] =
+          hits[std::size_t(s * batch.n + c)];
+    }
+  }
+  return result;
+}
+
+void HeadLearner::save(StateMap& map) const {
+  const Impl& s = *impl_;
+  map.put_one("head.trained", std::uint8_t(s.vocabulary != nullptr));
+  map.put("head.mass", s.counts.mass());
+  map.put_one("head.next_recount", s.next_recount);
+  map.put_one("head.tokens", s.tokens);
+  map.put_one("head.chains", s.chains);
+  map.put_one("head.observed_end", s.observed_end);
+  map.put_one("head.draws", s.draws);
+  map.put_one("head.owed", s.owed_chains);
+  map.put_one("head.step", s.step);
+  map.put_one("head.loss", s.smoothed_loss);
+  map.put("head.fresh", std::vector<Impl::Piece>(s.fresh.begin(), s.fresh.end()));
+  // A step under way is begun again: its gradients are not kept.
+  map.put("head.batch", s.batch);
+  map.put_one("head.step_is_fresh", std::uint8_t(s.step_is_fresh));
+  if (!s.vocabulary) return;
+  map.put("head.vocabulary", s.vocabulary->tokens);
+  put(map, "value", s.head.all());
+  put(map, "average", s.average.all());
+  put(map, "first", s.adam->first_);
+  put(map, "second", s.adam->second_);
+  put(map, "steps", s.adam->steps_);
+  put(map, "table_first", s.table_adam->first_);
+  put(map, "table_second", s.table_adam->second_);
+  put(map, "table_steps", s.table_adam->steps_);
+}
+
+Status HeadLearner::restore(const StateMap& map) {
+  const auto wrong = [](const char* what) {
+    return Error{ErrorCode::kInvalidInput, std::string("learner state: head: ") + what};
+  };
+  auto made = std::make_unique<Impl>(impl_->options, impl_->model, impl_->source);
+  Impl& s = *made;
+  if (!map.has("head.trained")) {  // of a trainer that had no model at hand
+    return Ok{};
+  }
+  if (!s.counts.restore(map.get<float>("head.mass"))) return wrong("counts of another vocabulary");
+  s.next_recount = map.get_one<std::int64_t>("head.next_recount", kFirstVocabularyTokens);
+  s.tokens = map.get_one<std::int64_t>("head.tokens", 0);
+  s.chains = map.get_one<std::int64_t>("head.chains", 0);
+  s.observed_end = map.get_one<std::uint64_t>("head.observed_end", 0);
+  s.draws = map.get_one<std::uint64_t>("head.draws", 0);
+  s.owed_chains = map.get_one<double>("head.owed", 0);
+  s.step = map.get_one<std::int64_t>("head.step", 0);
+  s.smoothed_loss = map.get_one<double>("head.loss", 0);
+  for (const Impl::Piece& piece : map.get<Impl::Piece>("head.fresh")) {
+    s.fresh.push_back(piece);
+    s.fresh_chains += piece.count;
+  }
+  s.batch = map.get<Impl::Piece>("head.batch");
+  s.step_is_fresh = map.get_one<std::uint8_t>("head.step_is_fresh", 1) != 0;
+  if (map.get_one<std::uint8_t>("head.trained", 0)) {
+    auto tokens = map.get<TokenId>("head.vocabulary");
+    if (std::int64_t(tokens.size()) != s.options.vocabulary)
+      return wrong("a vocabulary of another size");
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      if (tokens[i] < 0 || tokens[i] >= s.model->n_vocab() || (i && tokens[i] <= tokens[i - 1]))
+        return wrong("vocabulary");
+    }
+    s.vocabulary = std::make_unique<HeadVocabulary>(std::move(tokens), *s.model);
+    s.create(HeadParameters::zeros(s.model->hidden(), s.options.inner));
+    if (!get(map, "value", s.head.all()) || !get(map, "average", s.average.all()) ||
+        !get(map, "first", s.adam->first_) || !get(map, "second", s.adam->second_) ||
+        !get(map, "steps", s.adam->steps_) || !get(map, "table_first", s.table_adam->first_) ||
+        !get(map, "table_second", s.table_adam->second_) ||
+        !get(map, "table_steps", s.table_adam->steps_)) {
+      return wrong("weights of another shape, or not finite");
+    }
+  }
+  impl_ = std::move(made);
+  return Ok{};
+}
+
+}  // namespace foretoken::trainer

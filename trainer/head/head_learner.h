@@ -1,0 +1,74 @@
+// The online learner of the recurrent head: steps of about 270 chains, fresh requests once, then
+// replays drawn uniformly from the whole buffer; AdamW, and the moving average that is served. The
+// recipe and its figures: README, "Recipe". No torch in this header. One thread. Deterministic: the
+// same requests in the same order from the same state give the same weights.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "runtime/model/vocabulary_rows.h"
+#include "trainer/learner.h"
+#include "trainer/objective/objective_kind.h"
+#include "trainer/state_map.h"
+
+namespace foretoken::trainer {
+
+struct HeadOptions {
+  std::int64_t inner = 0;       // 0: 512 where the target's hidden width is below 768, else 1536
+  std::int64_t vocabulary = 0;  // 0: 4096 or 8192, by the same
+  double learning_rate = 3e-4;
+  double table_learning_rate = 0.02;  // of the candidates' biases, fresh positions only
+  int warmup_steps = 10;
+  double clip = 1;  // of the gradient's norm over everything but the biases
+  double average_decay = 0.97;
+  int tokens_per_step = 270;
+  int unroll = 3;
+  double step_weight = 0.8;  // of step i: step_weight^i
+  ObjectiveKind objective = ObjectiveKind::kOverlap;
+  // Passes over a token: so many below `early_tokens` tokens of traffic, then fewer.
+  double early_passes = 4, late_passes = 2;
+  std::int64_t early_tokens = 10000;
+  int chains_per_slice = 64;  // one slice of work: 30 to 50 ms of a core for the 135M's head
+  std::size_t cache_bytes = std::size_t{256} << 20;  // decoded features in memory
+  std::uint64_t seed = 1;
+};
+
+// How a head fares on a request, as a live draft of any length would at T = 0: hits[c * steps + s],
+// step s of the chain that starts at generated token c. Empty: the request has no features.
+struct HeadHits {
+  int n_steps = 0;
+  std::vector<bool> hits;
+};
+
+class HeadLearner {
+ public:
+  HeadLearner(const HeadOptions& options, std::shared_ptr<const VocabularyRows> model,
+              const TraceSource& source);
+  ~HeadLearner();
+
+  void observe(std::uint64_t sequence, const RequestTrace& trace);
+  bool work(std::size_t fresh_waiting);  // one slice; false: nothing is due
+
+  // False before the first step: there is nothing to serve.
+  bool trained() const;
+  // Adds the averaged weights, as they would be served, to a bundle that has the fusion table; its
+  // kind becomes "head".
+  void add_to(Bundle& bundle) const;
+  std::int64_t step() const;
+  double loss() const;          // moving average, nats a position; NaN before the first step
+  std::int64_t chains() const;  // trained on so far, every pass counted
+
+  HeadHits evaluate(const RequestTrace& trace,
+                    int n_steps) const;  // the averaged weights, as served
+
+  void save(StateMap& map) const;
+  Status restore(const StateMap& map);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace foretoken::trainer

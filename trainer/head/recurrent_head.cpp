@@ -1,0 +1,152 @@
+#include "trainer/head/recurrent_head.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "foretoken/kernels/convert.h"
+#include "runtime/speculate/fusion_table.h"
+
+namespace foretoken::trainer {
+namespace {
+
+constexpr std::int64_t kBlock = 32, kBlockBytes = 34;
+
+HeadMatrix rounded(const torch::Tensor& values) {
+  const auto contiguous = values.contiguous();
+  HeadMatrix matrix;
+  matrix.type = kernels::WeightType::kQ8_0;
+  matrix.rows.resize(std::size_t(contiguous.numel() / kBlock * kBlockBytes));
+  kernels::quantize_q8_0(contiguous.data_ptr<float>(), contiguous.numel(), matrix.rows.data());
+  return matrix;
+}
+
+Status read(const char* name, const HeadMatrix& from, torch::Tensor to) {
+  if (from.type != kernels::WeightType::kQ8_0)
+    return Error{ErrorCode::kUnsupported, std::string("head: ") + name + ": only Q8_0 is trained"};
+  const std::int64_t n = to.numel();
+  if (std::int64_t(from.rows.size()) != n / kBlock * kBlockBytes)
+    return Error{ErrorCode::kInvalidInput, std::string("shape: head: ") + name};
+  const auto values = torch::empty({n});  // `to` may be a view of several rows of another
+  float* out = values.data_ptr<float>();
+  for (std::int64_t b = 0; b < n / kBlock; ++b) {
+    const std::byte* block = from.rows.data() + b * kBlockBytes;
+    c10::Half d;
+    std::memcpy(&d.x, block, 2);
+    for (std::int64_t i = 0; i < kBlock; ++i)
+      out[b * kBlock + i] = float(d) * float(static_cast<std::int8_t>(block[2 + i]));
+  }
+  to.copy_(values.view(to.sizes()));
+  return Ok{};
+}
+
+}  // namespace
+
+HeadParameters HeadParameters::clone() const {
+  return {fc.detach().clone(),     inner.detach().clone(),  down.detach().clone(),
+          gain.detach().clone(),   source.detach().clone(), bias.detach().clone(),
+          outside.detach().clone()};
+}
+
+HeadParameters HeadParameters::zeros(std::int64_t hidden, std::int64_t inner) {
+  return {torch::zeros({hidden, kHeadTaps * hidden}),
+          torch::zeros({hidden + 2 * inner, 2 * hidden}),
+          torch::zeros({hidden, inner}),
+          torch::zeros({1}),
+          torch::zeros({kHeadSources, hidden}),
+          torch::zeros({kFusionClasses}),
+          torch::zeros({1})};
+}
+
+HeadParameters HeadParameters::initial(std::int64_t hidden, std::int64_t inner,
+                                       std::int64_t n_vocab, std::uint64_t seed) {
+  auto random = at::detail::createCPUGenerator(seed);
+  const auto noise = [&](std::int64_t rows, std::int64_t columns) {
+    return torch::empty({rows, columns}).normal_(0, 0.02, random);
+  };
+  HeadParameters head = zeros(hidden, inner);
+  head.fc = noise(hidden, kHeadTaps * hidden);
+  head.fc.narrow(1, (kHeadTaps - 1) * hidden, hidden).add_(torch::eye(hidden));
+  head.inner = noise(hidden + 2 * inner, 2 * hidden);
+  head.down = noise(hidden, inner);
+  head.gain.fill_(0.1);
+  const FusionTable table = FusionTable::initial();
+  // At a gain of 0.1 the vocabulary's logits are nearly flat: their mass is about its size. A
+  // traffic candidate of order 4 is one of the orders 3 and 2 as well, and each brings its part.
+  const float lift = std::log(static_cast<float>(n_vocab)) - table.other;
+  for (int klass = 0; klass < kFusionClasses; ++klass) {
+    head.bias.data_ptr<float>()[klass] =
+        table.bias[std::size_t(klass)] + (klass < kOwnClasses ? lift : lift / 3);
+  }
+  return head;
+}
+
+HeadParts HeadParameters::parts(std::vector<TokenId> vocab) const {
+  const std::int64_t h = hidden(), i = inner_width();
+  HeadParts parts;
+  parts.hidden = h;
+  parts.inner = i;
+  parts.vocab = std::move(vocab);
+  parts.fc = rounded(fc);
+  parts.step = rounded(inner.narrow(0, 0, h));
+  parts.gate = rounded(inner.narrow(0, h, i));
+  parts.up = rounded(inner.narrow(0, h + i, i));
+  parts.down = rounded(down);
+  parts.gain = gain.item<float>();
+  parts.outside = outside.item<float>();
+  std::copy_n(bias.data_ptr<float>(), kFusionClasses, parts.bias.begin());
+  parts.source.assign(source.data_ptr<float>(), source.data_ptr<float>() + source.numel());
+  return parts;
+}
+
+Result<HeadParameters> HeadParameters::of(const HeadParts& parts) {
+  const std::int64_t h = parts.hidden, i = parts.inner;
+  if (std::int64_t(parts.source.size()) != kHeadSources * h)
+    return Error{ErrorCode::kInvalidInput, "shape: head: source"};
+  HeadParameters head = zeros(h, i);
+  for (const auto& s :
+       {read("fc", parts.fc, head.fc), read("step", parts.step, head.inner.narrow(0, 0, h)),
+        read("gate", parts.gate, head.inner.narrow(0, h, i)),
+        read("up", parts.up, head.inner.narrow(0, h + i, i)),
+        read("down", parts.down, head.down)}) {
+    if (!s) return s.error();
+  }
+  head.gain.fill_(parts.gain);
+  head.outside.fill_(parts.outside);
+  std::copy(parts.bias.begin(), parts.bias.end(), head.bias.data_ptr<float>());
+  std::copy(parts.source.begin(), parts.source.end(), head.source.data_ptr<float>());
+  return head;
+}
+
+torch::Tensor unit_rms(const torch::Tensor& x) {
+  return x * x.square().mean(-1, true).add(kHeadEpsilon).rsqrt();
+}
+
+torch::Tensor run_head(const HeadParameters& head, const torch::Tensor& x,
+                       const std::vector<torch::Tensor>& embedded) {
+  const std::int64_t h_width = head.hidden(), i_width = head.inner_width();
+  auto h = torch::mm(x, head.fc.t());
+  auto r = unit_rms(h);
+  std::vector<torch::Tensor> states;
+  for (const torch::Tensor& e : embedded) {
+    const auto branches = torch::mm(torch::cat({e, r}, 1), head.inner.t());
+    const auto gate = branches.narrow(1, h_width, i_width);
+    const auto up = branches.narrow(1, h_width + i_width, i_width);
+    h = h + branches.narrow(1, 0, h_width) +
+        torch::mm(gate * torch::sigmoid(gate) * up, head.down.t());
+    r = unit_rms(h);
+    states.push_back(r);
+  }
+  return torch::cat(states);
+}
+
+HeadVocabulary::HeadVocabulary(std::vector<TokenId> tokens_in, const VocabularyRows& model)
+    : tokens(std::move(tokens_in)),
+      rows(torch::empty({std::int64_t(tokens.size()), model.hidden()})),
+      slot_of(std::size_t(model.n_vocab()), -1) {
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    model.output(tokens[i], rows.data_ptr<float>() + std::int64_t(i) * model.hidden());
+    slot_of[std::size_t(tokens[i])] = std::int32_t(i);
+  }
+}
+
+}  // namespace foretoken::trainer
