@@ -33,6 +33,7 @@ struct LearnerFacts {
   std::int64_t step = 0;  // optimiser steps, of everything that is trained
   std::int64_t trained_tokens = 0,
                trained_requests = 0;  // seen at least once, trained on at least once
+  std::int64_t positions = 0;         // of all passes together
   double loss = 0;  // moving average of the objective, nats a position; NaN before the first step
 };
 

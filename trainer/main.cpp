@@ -8,8 +8,10 @@
 
 #include "foretoken/protocol/keys.h"
 #include "foretoken/protocol/state_folder.h"
+#include "runtime/speculate/head/recurrent_head.h"
 #include "trainer/background.h"
 #include "trainer/ingest/trainer.h"
+#include "trainer/offline/offline.h"
 
 namespace {
 
@@ -36,8 +38,8 @@ int main(int argc, char** argv) {
       "foretoken-trainer");
   LinkEndpoints endpoints{"tcp://127.0.0.1:7461", "tcp://127.0.0.1:7462", 200};
   TrainerOptions options;
-  std::string keys_dir, state_dir = default_state_root().string(), fingerprint,
-                        scheduling = "batch", log_level = "info";
+  std::string keys_dir, state_dir = default_state_root().string(), fingerprint, scheduling = "idle",
+                        log_level = "info";
   std::size_t buffer_mib = 1024;
   double retention_hours = 0;
   int threads = 1, gate_requests = kLeastRequests;
@@ -104,9 +106,15 @@ int main(int argc, char** argv) {
       ->envname("FORETOKEN_TRAINER_THREADS")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  app.add_option("--scheduling", scheduling, "batch, idle or normal")
+  app.add_option("--scheduling", scheduling,
+                 "idle (what nobody else wants), batch (nice 10) or normal")
       ->envname("FORETOKEN_TRAINER_SCHEDULING")
       ->check(CLI::IsMember({"batch", "idle", "normal"}))
+      ->capture_default_str();
+  app.add_option("--cpu-share", options.cpu_share,
+                 "At most this share of a core, however idle the server")
+      ->envname("FORETOKEN_TRAINER_CPU_SHARE")
+      ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
   app.add_option("--log-level", log_level)
       ->envname("FORETOKEN_LOG_LEVEL")
@@ -114,6 +122,62 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.set_config("--config", "", "TOML file with these flags as keys")
       ->envname("FORETOKEN_TRAINER_CONFIG");
+  HeadOptions& head = options.session.learner.head;
+  std::string model_path, traces_dir, json_path, output_dir;
+  OfflineOptions offline;
+  app.add_option(
+         "--model", model_path,
+         "The server's GGUF file: its embedding and output rows are what the recurrent head "
+         "is made of. Without it only the fusion table is trained")
+      ->envname("FORETOKEN_MODEL");
+  app.add_option("--head-inner", head.inner, "Inner width of the head; 0: by the model")
+      ->envname("FORETOKEN_HEAD_INNER")
+      ->check(CLI::Range(0, int(kMaxHeadInner)));
+  app.add_option("--head-vocabulary", head.vocabulary, "Tokens it may draft; 0: by the model")
+      ->envname("FORETOKEN_HEAD_VOCABULARY")
+      ->check(CLI::Range(0, int(kMaxHeadVocab)));
+  app.add_option("--head-learning-rate", head.learning_rate)
+      ->envname("FORETOKEN_HEAD_LEARNING_RATE")
+      ->check(CLI::Range(1e-7, 1.0))
+      ->capture_default_str();
+  app.add_option("--head-table-learning-rate", head.table_learning_rate)
+      ->envname("FORETOKEN_HEAD_TABLE_LEARNING_RATE")
+      ->check(CLI::Range(1e-7, 1.0))
+      ->capture_default_str();
+  app.add_option("--early-passes", head.early_passes, "Passes over a token of the first 10,000")
+      ->envname("FORETOKEN_EARLY_PASSES")
+      ->check(CLI::Range(1.0, 100.0))
+      ->capture_default_str();
+  app.add_option("--passes", head.late_passes, "Passes over a later token")
+      ->envname("FORETOKEN_PASSES")
+      ->check(CLI::Range(1.0, 100.0))
+      ->capture_default_str();
+  std::size_t cache_mib = 256;
+  app.add_option("--feature-cache-mib", cache_mib, "Decoded hidden states kept in memory")
+      ->envname("FORETOKEN_FEATURE_CACHE_MIB")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--seed", head.seed, "Of the head's first weights and of the order of replays")
+      ->envname("FORETOKEN_TRAINER_SEED")
+      ->capture_default_str();
+  const std::string kOffline = "From a recording";
+  app.add_option("--from-traces", traces_dir,
+                 "Learn from these segments (foretoken serve --trace-dir) and stop")
+      ->group(kOffline);
+  app.add_option("--held-out", offline.held_out, "Last requests kept for scoring")
+      ->group(kOffline)
+      ->capture_default_str();
+  app.add_option("--max-requests", offline.max_requests, "Only the first so many; 0: all")
+      ->group(kOffline);
+  app.add_option("--evaluate-at", offline.evaluate_at, "Score after so many tokens, e.g. 2000,5000")
+      ->group(kOffline)
+      ->delimiter(',');
+  app.add_flag("--without-candidates", offline.without_candidates,
+               "As if no n-gram had been found: what the head does alone")
+      ->group(kOffline);
+  app.add_option("--json", json_path, "The report; default: standard output")->group(kOffline);
+  app.add_option("--output", output_dir, "Folder for the learned speculator, signed")
+      ->group(kOffline);
   CLI11_PARSE(app, argc, argv);
 
   spdlog::set_level(spdlog::level::from_str(log_level));
@@ -142,6 +206,30 @@ int main(int argc, char** argv) {
   auto keys = key_folder.trainer();
   if (!keys) return fail(keys.error());
   options.session.signing_key = keys->signing;
+  head.objective = options.session.learner.fusion.objective;
+  head.cache_bytes = cache_mib << 20;
+  if (model_path.empty()) {
+    spdlog::info("no --model: the fusion table is trained, without a recurrent head");
+  } else {
+    auto rows = VocabularyRows::open(model_path);
+    if (rows) {
+      options.session.learner.model = options.session.rows = *rows;
+    } else if (rows.error().code == ErrorCode::kNotFound || rows.error().code == ErrorCode::kIo) {
+      return fail(rows.error());
+    } else {
+      spdlog::warn("{}: the fusion table alone is trained", rows.error().message);
+    }
+  }
+  if (!traces_dir.empty()) {
+    offline.traces = traces_dir;
+    offline.learner = options.session.learner;
+    offline.json = json_path;
+    offline.output = output_dir;
+    offline.signing_key = keys->signing;
+    offline.stopping = &stopping;
+    auto s = train_offline(offline);
+    return s ? 0 : fail(s.error());
+  }
   endpoints.keys = keys->link;
   auto link = open_trainer_link(endpoints);
   if (!link) return fail(link.error());
@@ -151,8 +239,10 @@ int main(int argc, char** argv) {
   spdlog::info("traces from {}, weights to {}, state in {}", endpoints.traces, endpoints.weights,
                state_dir);
   while (!stopping) {
-    // 250 ms is what a status, due every second, may be late by.
-    if (!trainer.turn()) trainer.receiver().wait(std::chrono::milliseconds(250));
+    if (trainer.turn()) continue;
+    // Rounded up: a wait of nothing would spin until the rest is over.
+    const auto wait = std::chrono::ceil<std::chrono::milliseconds>(trainer.idle_for());
+    trainer.receiver().wait(wait);
   }
   if (auto s = trainer.checkpoint(); !s) return fail(s.error());
   const TrainerStatus status = trainer.status();

@@ -58,7 +58,7 @@ class SpeculatorLearner final : public Learner {
   LearnerFacts facts() const override {
     const bool head = head_ && head_->trained();
     return {fusion_.step() + (head_ ? head_->step() : 0), tokens_, requests_,
-            head ? head_->loss() : fusion_.loss()};
+            head_ ? head_->chains() : tokens_, head ? head_->loss() : fusion_.loss()};
   }
 
   std::vector<std::byte> state() const override {

@@ -88,6 +88,7 @@ int up_main(int argc, char** argv) {
     command.push_back("--retention-hours");
     command.push_back(fmt::format("{}", options.retention_hours));
   }
+  if (!options.model.empty()) command.insert(command.end(), {"--model", options.model});
   command.insert(command.end(), trainer_flags.begin(), trainer_flags.end());
   block_stop_signals();  // before any thread
   TrainerProcess process(std::move(command));

@@ -3,7 +3,6 @@
 #include <spdlog/spdlog.h>
 
 #include <array>
-#include <charconv>
 
 namespace foretoken::trainer {
 
@@ -59,51 +58,12 @@ Result<std::uint64_t> ReplayBuffer::append(const Message& message, std::uint64_t
   return sequence;
 }
 
-const std::map<std::uint64_t, std::filesystem::path>& ReplayBuffer::files() const {
-  if (files_version_ == writer_->files_version()) return files_;
-  files_version_ = writer_->files_version();
-  files_.clear();
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(folder_, ignored)) {
-    if (entry.path().extension() != ".seg") continue;
-    std::uint64_t first = 0;
-    const std::string stem = entry.path().stem().string();
-    const auto parsed = std::from_chars(stem.data(), stem.data() + stem.size(), first);
-    if (parsed.ec == std::errc{}) files_.emplace(first, entry.path());
+const SegmentReader& ReplayBuffer::reader() const {
+  if (files_version_ != writer_->files_version()) {
+    files_version_ = writer_->files_version();
+    reader_.refresh();
   }
-  return files_;
-}
-
-std::optional<ReplayBuffer::Record> ReplayBuffer::first_from(std::uint64_t from) const {
-  std::optional<Record> found;
-  auto file = files().upper_bound(from);
-  if (file != files_.begin()) --file;
-  for (; file != files_.end() && !found; ++file) {
-    (void)read_segments(file->second, from, [&](std::uint64_t sequence, const Message& message) {
-      auto trace = parse_trace(message);
-      if (trace) found = Record{sequence, std::move(trace).value()};
-      return !found;
-    });
-  }
-  return found;
-}
-
-std::optional<RequestTrace> ReplayBuffer::trace(std::uint64_t sequence) const {
-  auto file = files().upper_bound(sequence);
-  if (file == files_.begin()) return std::nullopt;
-  --file;
-  std::optional<RequestTrace> found;
-  (void)read_segments(file->second, sequence, [&](std::uint64_t at, const Message& message) {
-    if (at == sequence) {
-      if (auto trace = parse_trace(message)) found = std::move(trace).value();
-    }
-    return false;
-  });
-  return found;
-}
-
-std::uint64_t ReplayBuffer::oldest_sequence() const {
-  return files().empty() ? next_sequence() : files_.begin()->first;
+  return reader_;
 }
 
 }  // namespace foretoken::trainer

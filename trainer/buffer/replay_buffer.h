@@ -3,15 +3,15 @@
 // not at all. Sequence numbers order the records for ever and are what a checkpoint remembers.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <filesystem>
-#include <map>
 #include <optional>
 #include <unordered_set>
 
 #include "foretoken/protocol/trace.h"
 #include "foretoken/protocol/trace_segment.h"
-#include "trainer/learner.h"
+#include "trainer/buffer/segment_reader.h"
 
 namespace foretoken::trainer {
 
@@ -30,15 +30,15 @@ class ReplayBuffer final : public TraceSource {
   Result<std::uint64_t> append(const Message& message, std::uint64_t server_run,
                                std::uint64_t request);
 
-  struct Record {
-    std::uint64_t sequence;
-    RequestTrace trace;
-  };
-  // The first readable record from `from` on; nullopt: there is none.
-  std::optional<Record> first_from(std::uint64_t from) const;
-  // By number: reads one file's record headers up to it, then the record. Memory: one record.
-  std::optional<RequestTrace> trace(std::uint64_t sequence) const override;
-  std::uint64_t oldest_sequence() const override;
+  std::optional<SegmentReader::Record> first_from(std::uint64_t from) const {
+    return reader().first_from(from);
+  }
+  std::optional<RequestTrace> trace(std::uint64_t sequence) const override {
+    return reader().trace(sequence);
+  }
+  std::uint64_t oldest_sequence() const override {
+    return std::min(reader().oldest_sequence(), next_sequence());
+  }
 
   std::uint64_t next_sequence() const { return writer_->next_sequence(); }
   std::size_t bytes() const { return writer_->total_bytes(); }
@@ -47,17 +47,16 @@ class ReplayBuffer final : public TraceSource {
  private:
   static constexpr std::size_t kRemembered = 65536;
   ReplayBuffer(std::filesystem::path folder, std::unique_ptr<TraceSegmentWriter> writer)
-      : folder_(std::move(folder)), writer_(std::move(writer)) {}
+      : folder_(std::move(folder)), writer_(std::move(writer)), reader_(folder_) {}
   void remember(std::uint64_t key);
-  // The files by first sequence number, read from the folder again when the writer began another.
-  const std::map<std::uint64_t, std::filesystem::path>& files() const;
+  const SegmentReader& reader() const;  // up to date with the writer's files
   static std::uint64_t key_of(std::uint64_t server_run, std::uint64_t request);
 
   std::filesystem::path folder_;
   std::unique_ptr<TraceSegmentWriter> writer_;
   std::unordered_set<std::uint64_t> known_;
   std::deque<std::uint64_t> order_;
-  mutable std::map<std::uint64_t, std::filesystem::path> files_;
+  mutable SegmentReader reader_;
   mutable std::uint64_t files_version_ = ~std::uint64_t{0};
   std::int64_t requests_ =
       0;  // appended or found at start; deletions of old segments are not subtracted

@@ -193,21 +193,4 @@ HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVoc
   return loss;
 }
 
-std::vector<bool> head_hits(const HeadParameters& head, const HeadVocabulary& vocabulary,
-                            const HeadBatch& batch) {
-  torch::NoGradGuard no_grad;
-  const auto r = run_head(head, batch.x, batch.embedded);
-  const HeadScores scored = head_scores(head, vocabulary, batch, r);
-  const auto best = scored.scores.argmax(1);
-  std::vector<bool> hits(batch.rows.size());
-  for (std::size_t i = 0; i < hits.size(); ++i) {
-    const HeadBatch::Row& row = batch.rows[i];
-    if (!row.example) continue;
-    const Columns columns{vocabulary, candidates_of(row), scored.columns[i]};
-    hits[i] = columns.of(row.example->tokens[std::size_t(row.predicted)]) ==
-              best.data_ptr<std::int64_t>()[i];
-  }
-  return hits;
-}
-
 }  // namespace foretoken::trainer

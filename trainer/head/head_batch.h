@@ -57,9 +57,4 @@ HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVoc
                    const HeadBatch& batch, const torch::Tensor& r,
                    std::span<const double> row_weight);
 
-// Whether each row's choice is the token that was emitted: [rows], at T > 0 with the sampler's
-// noise left out.
-std::vector<bool> head_hits(const HeadParameters& head, const HeadVocabulary& vocabulary,
-                            const HeadBatch& batch);
-
 }  // namespace foretoken::trainer

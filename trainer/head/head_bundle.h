@@ -8,5 +8,7 @@ namespace foretoken::trainer {
 
 // To a bundle that has the fusion table.
 void add_head(HeadParts parts, Bundle& bundle);
+// Back, byte for byte. Shapes are RecurrentHead::create's to check. Errors: "shape: ...".
+Result<HeadParts> head_of(const Bundle& bundle);
 
 }  // namespace foretoken::trainer

@@ -324,28 +324,6 @@ void HeadLearner::add_to(Bundle& bundle) const {
   add_head(impl_->average.parts(impl_->vocabulary->tokens), bundle);
 }
 
-HeadHits HeadLearner::evaluate(const RequestTrace& trace, int n_steps) const {
-  HeadHits result;
-  result.n_steps = n_steps;
-  if (!impl_->vocabulary) return result;
-  auto decoded = head_example(trace, impl_->model->hidden(), impl_->model->n_vocab());
-  if (!decoded) return result;
-  const auto example = std::make_shared<const HeadExample>(std::move(*decoded));
-  auto served = HeadParameters::of(impl_->average.parts(impl_->vocabulary->tokens));
-  if (!served) return result;
-  const ChainRange range{example, example->first, example->n_starts()};
-  const HeadBatch batch = make_head_batch({&range, 1}, n_steps, *impl_->model);
-  const auto hits = head_hits(*served, *impl_->vocabulary, batch);
-  result.hits.assign(std::size_t(example->n - 1) * std::size_t(n_steps), false);
-  for (std::int64_t c = 0; c < batch.n; ++c) {
-    for (int s = 0; s < n_steps; ++s) {
-      result.hits[std::size_t((example->first + c) * n_steps + s)] =
-          hits[std::size_t(s * batch.n + c)];
-    }
-  }
-  return result;
-}
-
 void HeadLearner::save(StateMap& map) const {
   const Impl& s = *impl_;
   map.put_one("head.trained", std::uint8_t(s.vocabulary != nullptr));

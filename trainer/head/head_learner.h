@@ -35,13 +35,6 @@ struct HeadOptions {
   std::uint64_t seed = 1;
 };
 
-// How a head fares on a request, as a live draft of any length would at T = 0: hits[c * steps + s],
-// step s of the chain that starts at generated token c. Empty: the request has no features.
-struct HeadHits {
-  int n_steps = 0;
-  std::vector<bool> hits;
-};
-
 class HeadLearner {
  public:
   HeadLearner(const HeadOptions& options, std::shared_ptr<const VocabularyRows> model,
@@ -59,9 +52,6 @@ class HeadLearner {
   std::int64_t step() const;
   double loss() const;          // moving average, nats a position; NaN before the first step
   std::int64_t chains() const;  // trained on so far, every pass counted
-
-  HeadHits evaluate(const RequestTrace& trace,
-                    int n_steps) const;  // the averaged weights, as served
 
   void save(StateMap& map) const;
   Status restore(const StateMap& map);

@@ -25,7 +25,11 @@ Result<std::unique_ptr<Trainer>> Trainer::create(const TrainerOptions& options, 
 }
 
 Trainer::Trainer(const TrainerOptions& options, Link link, const Clock& clock)
-    : options_(options), link_(std::move(link)), clock_(clock), run_(random_run_id()) {}
+    : options_(options),
+      link_(std::move(link)),
+      clock_(clock),
+      run_(random_run_id()),
+      pace_(options.cpu_share) {}
 
 Status Trainer::open_session(const ModelFingerprint& fingerprint) {
   auto session = TrainingSession::open(options_.state_root, fingerprint, options_.session, clock_);
@@ -42,8 +46,13 @@ bool Trainer::turn() {
     busy = true;
     handle(*message);
   }
+  const auto begun = clock_.monotonic();
   if (session_) {
-    if (!paused()) busy = session_->work() || busy;
+    if (begun >= rest_until_ && !paused() && session_->work()) {
+      busy = true;
+      const auto ended = clock_.monotonic();
+      rest_until_ = ended + pace_.rest_after(ended - begun, ended);
+    }
     session_->pump(*link_.sender);
   }
   const auto now = clock_.monotonic();
@@ -53,6 +62,12 @@ bool Trainer::turn() {
     link_.sender->try_send(serialize(status()));
   }
   return busy;
+}
+
+std::chrono::nanoseconds Trainer::idle_for() const {
+  const auto now = clock_.monotonic();
+  const std::chrono::nanoseconds longest = std::chrono::milliseconds(250);
+  return rest_until_ > now ? std::min(longest, rest_until_ - now) : longest;
 }
 
 void Trainer::handle(const Message& message) {
@@ -99,6 +114,7 @@ void Trainer::hear(const ServerHello& hello) {
     }
     if (auto s = open_session(hello.model_fingerprint); !s) return refuse(s.error());
   }
+  pace_.heard(hello, clock_.monotonic());
   session_->heard(hello);
 }
 

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "foretoken/protocol/transport.h"
+#include "trainer/pace.h"
 #include "trainer/training_session.h"
 
 namespace foretoken::trainer {
@@ -18,6 +19,7 @@ struct TrainerOptions {
   std::filesystem::path state_root;
   std::optional<ModelFingerprint> model_fingerprint;  // nullopt: that of the server it hears
   SessionOptions session;
+  double cpu_share = 1;  // Pace's
 };
 
 class Trainer {
@@ -26,9 +28,12 @@ class Trainer {
   static Result<std::unique_ptr<Trainer>> create(const TrainerOptions& options, Link link,
                                                  const Clock& clock);
 
-  // One turn: receive what is there (bounded), train on at most one group, send what is due.
-  // false: nothing was there to do; wait for the receiver.
+  // One turn: receive what is there (bounded), one slice of training unless it is time to rest,
+  // send what is due. false: nothing was there to do; wait for the receiver, at most idle_for().
   bool turn();
+  // Until there may be work again, or a status is due; at most 250 ms, which is what a status, due
+  // every second, may be late by.
+  std::chrono::nanoseconds idle_for() const;
   Receiver& receiver() { return *link_.receiver; }
   Status checkpoint() { return session_ ? session_->checkpoint() : Status{Ok{}}; }
 
@@ -51,6 +56,8 @@ class Trainer {
   std::map<std::string, std::int64_t> refused_;
   std::optional<std::uint64_t> server_run_;
   std::optional<std::chrono::nanoseconds> last_status_, paused_until_;
+  Pace pace_;
+  std::chrono::nanoseconds rest_until_{0};
 };
 
 }  // namespace foretoken::trainer

@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "runtime/evaluate/fusion_replay.h"
-
 namespace foretoken::trainer {
 namespace {
 
-constexpr float kMinQ = 1e-20f;  // below, log q is held; the fp32 softmax gives nothing smaller
+constexpr float kMinQ = 1e-20f;  // below, logarithms are held
 
 }  // namespace
 
@@ -20,7 +18,8 @@ double row_objective(ObjectiveKind kind, std::span<const float> p, std::span<con
     case ObjectiveKind::kOverlap: {
       double overlap = 0;
       for (std::size_t i = 0; i < p.size(); ++i) overlap += std::min(p[i], q[i]);
-      overlap = std::max(overlap, kMinOverlap);
+      // No floor as in log_overlap: the gradient with respect to a logit is at most 1 anyway.
+      overlap = std::max(overlap, double(kMinQ));
       for (std::size_t i = 0; i < p.size(); ++i) {
         if (q[i] < p[i]) gradient[i] = static_cast<float>(-q[i] / overlap);
       }

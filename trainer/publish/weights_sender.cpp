@@ -21,8 +21,7 @@ void WeightsSender::heard(const ServerHello& hello) {
 
 bool WeightsSender::wanted() const {
   return current_.value != 0 && server_ && server_->served < current_ &&
-         server_->canary < current_ &&
-         server_->refused != current_;
+         server_->canary < current_ && server_->refused != current_;
 }
 
 void WeightsSender::pump(Sender& sender, std::chrono::nanoseconds now) {

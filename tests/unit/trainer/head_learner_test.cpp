@@ -1,0 +1,143 @@
+// Does the head learn, and does it go on after a stop as if there had been none? Scored by replay
+// with the served arithmetic, on requests it has not seen.
+#include <gtest/gtest.h>
+
+#include "runtime/evaluate/portfolio_replay.h"
+#include "tests/support/gguf_writer.h"
+#include "tests/unit/trainer/head_traffic.h"
+#include "trainer/speculator_learner.h"
+
+namespace foretoken::trainer {
+namespace {
+
+constexpr std::int64_t kHidden = 128;
+
+class HeadLearning : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    foretoken::testing::TinyModelOptions model;
+    model.hidden = int(kHidden);
+    foretoken::testing::write_tiny_model(folder_.file("tiny.gguf"), model);
+    auto rows = VocabularyRows::open(folder_.file("tiny.gguf"));
+    ASSERT_TRUE(rows) << rows.error().message;
+    options_.model = *rows;
+    options_.head.inner = 64;
+    options_.head.vocabulary = 320;
+    options_.head.learning_rate = 3e-3;  // a tenth of a real head's width, a tenth of its traffic
+    options_.head.tokens_per_step = 120;
+  }
+
+  // Mean tokens a round of three drafted ones, the head alone.
+  double acceptance_length(const Learner& learner) const {
+    auto weights = learned_from_bundle(learner.snapshot(), options_.model);
+    EXPECT_TRUE(weights) << weights.error().message;
+    PortfolioReplay replay({.head = true}, weights->get());
+    HeadTraffic traffic(kHidden, 320, 1000);
+    double rounds = 0, emitted = 0;
+    for (int i = 0; i < 10; ++i) {
+      const PortfolioWalk walk = replay.walk_fixed(traffic.request(6, 60), 3);
+      rounds += double(walk.accepted.size());
+      for (const std::int32_t accepted : walk.accepted) emitted += accepted + 1;
+    }
+    return emitted / rounds;
+  }
+
+  // Shows `requests` more requests and does all the work that is due.
+  static void learn(Learner& learner, Traces& traces, HeadTraffic& traffic, int requests) {
+    for (int i = 0; i < requests; ++i) {
+      traces.all.push_back(traffic.request(6, 60));
+      learner.observe(traces.all.size() - 1, traces.all.back());
+      while (learner.work(0)) {
+      }
+    }
+  }
+
+  foretoken::testing::TemporaryDirectory folder_;
+  LearnerOptions options_;
+};
+
+TEST_F(HeadLearning, LiftsAcceptanceOnRequestsItHasNotSeen) {
+  Traces traces;
+  HeadTraffic traffic(kHidden, 320, 1);
+  const auto learner = learner_factory(options_)(traces);
+  EXPECT_EQ(learner->snapshot().kind, "fusion");
+  learn(*learner, traces, traffic, 12);
+  ASSERT_EQ(learner->snapshot().kind, "head");
+  const double early = acceptance_length(*learner);
+  learn(*learner, traces, traffic, 90);
+  const double late = acceptance_length(*learner);
+  std::printf("tokens a round of 3 drafted: %.3f after 12 requests, %.3f after 102\n", early, late);
+  // A perfect head: 1 + .85 + .85^2 + .85^3 = 3.19.
+  EXPECT_LT(early, 1.6);
+  EXPECT_GT(late, 2.2);
+}
+
+// The control: tokens that nothing predicts teach nothing.
+TEST_F(HeadLearning, LearnsNothingFromNoise) {
+  Traces traces;
+  HeadTraffic noise(kHidden, 320, 1, 0.0);
+  const auto learner = learner_factory(options_)(traces);
+  learn(*learner, traces, noise, 40);
+  EXPECT_LT(acceptance_length(*learner), 1.15);
+}
+
+TEST_F(HeadLearning, GoesOnFromASavedStateAsIfItHadNotStopped) {
+  Traces traces;
+  HeadTraffic traffic(kHidden, 320, 2);
+  const auto whole = learner_factory(options_)(traces);
+  auto half = learner_factory(options_)(traces);
+  for (int i = 0; i < 24; ++i) {
+    traces.all.push_back(traffic.request(6, 60));
+    whole->observe(traces.all.size() - 1, traces.all.back());
+    half->observe(traces.all.size() - 1, traces.all.back());
+    while (whole->work(0)) {
+    }
+    // Stopped in the middle of a step, too: between any two slices.
+    for (int slice = 0; half->work(0); ++slice) {
+      if (i >= 10 && slice == i % 3) {
+        const auto state = half->state();
+        half = learner_factory(options_)(traces);
+        ASSERT_TRUE(half->restore(state));
+      }
+    }
+  }
+  const Bundle a = whole->snapshot(), b = half->snapshot();
+  EXPECT_EQ(a.kind, "head");
+  EXPECT_EQ(a.tensors, b.tensors);
+  EXPECT_EQ(whole->facts().step, half->facts().step);
+  EXPECT_EQ(whole->facts().loss, half->facts().loss);
+}
+
+TEST_F(HeadLearning, RefusesAStateThatIsNotOne) {
+  Traces traces;
+  HeadTraffic traffic(kHidden, 320, 3);
+  const auto learner = learner_factory(options_)(traces);
+  learn(*learner, traces, traffic, 12);
+  auto state = learner->state();
+  EXPECT_FALSE(learner->restore(std::span(state).first(state.size() - 1)));
+  LearnerOptions wider = options_;
+  wider.head.inner = 96;
+  EXPECT_FALSE(learner_factory(wider)(traces)->restore(state));
+  EXPECT_TRUE(learner->restore(state));
+}
+
+// Traces are a stranger's: ids outside the model, hidden states of another width.
+TEST_F(HeadLearning, PassesOverWhatItCannotLearnFrom) {
+  Traces traces;
+  HeadTraffic traffic(kHidden, 320, 4);
+  const auto learner = learner_factory(options_)(traces);
+  for (int i = 0; i < 30; ++i) {
+    RequestTrace trace = traffic.request(6, 60, 0, true);
+    if (i % 3 == 0) trace.generated[5].candidates[0].token = 320;
+    if (i % 3 == 1) trace.tap_width = 64;
+    if (i % 3 == 2) trace.generated[7].top_ids[1] = -5;
+    traces.all.push_back(trace);
+    learner->observe(traces.all.size() - 1, trace);
+    while (learner->work(0)) {
+    }
+  }
+  EXPECT_EQ(learner->snapshot().kind, "fusion");
+}
+
+}  // namespace
+}  // namespace foretoken::trainer

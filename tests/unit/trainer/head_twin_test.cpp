@@ -1,0 +1,159 @@
+// The head in LibTorch against the head that serves, and its gradients against differences.
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "tests/support/gguf_writer.h"
+#include "tests/unit/trainer/head_traffic.h"
+#include "trainer/head/head_batch.h"
+#include "trainer/head/head_bundle.h"
+
+namespace foretoken::trainer {
+namespace {
+
+constexpr std::int64_t kHidden = 128, kInner = 64;
+
+class HeadTwin : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    foretoken::testing::TinyModelOptions options;
+    options.hidden = int(kHidden);
+    foretoken::testing::write_tiny_model(folder_.file("tiny.gguf"), options);
+    auto rows = VocabularyRows::open(folder_.file("tiny.gguf"));
+    ASSERT_TRUE(rows) << rows.error().message;
+    rows_ = *rows;
+    std::vector<TokenId> tokens(160);
+    for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = TokenId(2 * i);
+    vocabulary_ = std::make_unique<HeadVocabulary>(tokens, *rows_);
+    head_ = HeadParameters::initial(kHidden, kInner, 160, 5);
+    head_.gain.fill_(0.6);
+    head_.outside.fill_(0.3);
+    head_.source = 0.3 * torch::randn({kHeadSources, kHidden}, at::detail::createCPUGenerator(8));
+  }
+
+  HeadBatch batch(float temperature, int n_steps = 3) {
+    HeadTraffic traffic(kHidden, 320, 3);
+    auto example = head_example(traffic.request(5, 24, temperature, true), kHidden, 320);
+    EXPECT_TRUE(example.has_value());
+    const auto shared = std::make_shared<const HeadExample>(std::move(*example));
+    const ChainRange range{shared, 0, shared->n_starts()};
+    return make_head_batch({&range, 1}, n_steps, *rows_);
+  }
+
+  foretoken::testing::TemporaryDirectory folder_;
+  std::shared_ptr<const VocabularyRows> rows_;
+  std::unique_ptr<HeadVocabulary> vocabulary_;
+  HeadParameters head_;
+};
+
+TEST_F(HeadTwin, GoesToABundleAndBackByteForByte) {
+  const HeadParts parts = head_.parts(vocabulary_->tokens);
+  Bundle bundle;
+  add_head(parts, bundle);
+  EXPECT_EQ(bundle.kind, "head");
+  auto back = head_of(bundle);
+  ASSERT_TRUE(back) << back.error().message;
+  auto twin = HeadParameters::of(*back);
+  ASSERT_TRUE(twin) << twin.error().message;
+  Bundle again;
+  add_head(twin->parts(back->vocab), again);
+  EXPECT_EQ(bundle.tensors, again.tensors);
+  bundle.tensors.erase("head.gate");
+  EXPECT_FALSE(head_of(bundle));
+}
+
+TEST_F(HeadTwin, ScoresAsTheServedHeadDoes) {
+  const HeadParts parts = head_.parts(vocabulary_->tokens);
+  auto served = RecurrentHead::create(parts, rows_);
+  ASSERT_TRUE(served) << served.error().message;
+  const auto twin = HeadParameters::of(parts);
+  ASSERT_TRUE(twin);
+  kernels::ThreadPool pool(1);
+  HeadTraffic traffic(kHidden, 320, 4);
+  const RequestTrace trace = traffic.request(5, 40, 0, true);
+  auto decoded = head_example(trace, kHidden, 320);
+  ASSERT_TRUE(decoded.has_value());
+  const auto example = std::make_shared<const HeadExample>(std::move(*decoded));
+  const ChainRange range{example, 0, example->n_starts()};
+  const int n_steps = 4;
+  const HeadBatch made = make_head_batch({&range, 1}, n_steps, *rows_);
+  torch::NoGradGuard no_grad;
+  const auto r = run_head(*twin, made.x, made.embedded);
+  const auto plain = torch::mm(r, vocabulary_->rows.t()) * twin->gain;
+  const HeadScores scores = head_scores(*twin, *vocabulary_, made, r);
+  const auto best = scores.scores.argmax(1);
+  HeadWorkspace workspace(1, kHidden, kInner, 160);
+  int choices = 0, same = 0;
+  SamplingParams greedy;
+  greedy.temperature = 0;
+  for (std::int64_t c = 0; c < made.n; ++c) {
+    std::vector<float> features(std::size_t(kHeadTaps * kHidden));
+    decode_features(&example->features[std::size_t(c * kHeadTaps * kHidden)],
+                    &example->scales[std::size_t(c * kHeadTaps)], kHidden, features.data());
+    (*served)->begin(features.data(), 1, workspace, pool);
+    for (int s = 0; s < n_steps && made.rows[std::size_t(s * made.n + c)].example; ++s) {
+      const TokenId token = example->tokens[std::size_t(c + s)];
+      (*served)->step({&token, 1}, workspace, pool);
+      const float* wanted = plain.data_ptr<float>() + (s * made.n + c) * 160;
+      double error = 0, norm = 0;
+      for (int v = 0; v < 160; ++v) {
+        const double difference = double(workspace.logits(0)[v]) - wanted[v];
+        error += difference * difference;
+        norm += double(wanted[v]) * wanted[v];
+      }
+      // int8 activations: about 1/254/sqrt(3) a product, a few in a row.
+      EXPECT_LT(std::sqrt(error / norm), 0.03) << "chain " << c << ", step " << s;
+      CandidateList candidates;
+      for (const Candidate& candidate : trace.generated[std::size_t(c + s + 1)].candidates)
+        candidates.push(candidate);
+      const auto choice = (*served)->choose(0, candidates, greedy, 0, true, workspace).token;
+      const std::int64_t column = best.data_ptr<std::int64_t>()[s * made.n + c];
+      ++choices;
+      if (column < 160) {
+        same += vocabulary_->tokens[std::size_t(column)] == choice;
+      } else {  // the slot of a candidate outside the vocabulary
+        same += vocabulary_->slot_of[std::size_t(choice)] < 0;
+      }
+    }
+  }
+  // Near-ties may fall the other way under int8.
+  EXPECT_GE(same, choices * 95 / 100) << same << " of " << choices;
+}
+
+// The derivative along the gradient is the gradient's square.
+TEST_F(HeadTwin, GradientsAreTheLosssDerivatives) {
+  for (const float temperature : {0.0f, 0.7f}) {
+    for (const auto kind :
+         {ObjectiveKind::kOverlap, ObjectiveKind::kForwardKl, ObjectiveKind::kCrossEntropy}) {
+      const HeadBatch made = batch(temperature);
+      const std::vector<double> weights = {1.0, 0.8, 0.64};
+      const auto loss_of = [&](const HeadParameters& at) {
+        torch::NoGradGuard no_grad;
+        const auto r = run_head(at, made.x, made.embedded);
+        return head_loss(kind, at, *vocabulary_, made, r, weights).sum;
+      };
+      HeadParameters at = head_.clone();
+      for (torch::Tensor& p : at.all()) p.set_requires_grad(true);
+      const auto r = run_head(at, made.x, made.embedded);
+      r.backward(head_loss(kind, at, *vocabulary_, made, r, weights).r_gradient);
+      const char* names[] = {"fc", "inner", "down", "gain", "source", "bias", "outside"};
+      for (std::size_t i = 0; i < at.all().size(); ++i) {
+        const auto gradient = at.all()[i].grad().clone();
+        const double squares = gradient.square().sum().item<double>();
+        ASSERT_GT(squares, 0) << names[i];
+        // One number's derivative is small beside the fp32 rounding of the loss: a longer way.
+        const double step = (gradient.numel() == 1 ? 2e-2 : 2e-3) / std::sqrt(squares);
+        HeadParameters up = head_.clone(), down = head_.clone();
+        up.all()[i].add_(gradient, step);
+        down.all()[i].sub_(gradient, step);
+        const double slope = (loss_of(up) - loss_of(down)) / (2 * step);
+        // Overlap has kinks where q crosses p; the rest is fp32 rounding.
+        EXPECT_NEAR(slope / squares, 1, kind == ObjectiveKind::kOverlap ? 0.1 : 0.03)
+            << names[i] << ", objective " << int(kind) << ", T " << temperature;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace foretoken::trainer
