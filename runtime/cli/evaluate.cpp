@@ -19,6 +19,7 @@
 #include "runtime/cli/flags.h"
 #include "runtime/cli/progress.h"
 #include "runtime/evaluate/evaluation.h"
+#include "runtime/text/unicode.h"
 
 namespace foretoken {
 namespace {
@@ -164,7 +165,7 @@ json::object plan_json(const Evaluation& evaluation) {
   json::object out = domain_json(evaluation, evaluation.all());
   json::object domains;
   for (const auto& [name, domain] : evaluation.domains())
-    domains[name.empty() ? "(none)" : name] = domain_json(evaluation, domain);
+    domains[domain_label(name)] = domain_json(evaluation, domain);
   out["domains"] = std::move(domains);
   out["requests_without_features"] = evaluation.without_features();
   out["requests_skipped"] = evaluation.skipped();
@@ -173,11 +174,11 @@ json::object plan_json(const Evaluation& evaluation) {
 
 json::object bundle_json(const std::string& path, const Bundle& bundle) {
   return {{"file", path},
-          {"kind", bundle.kind},
+          {"kind", printable(bundle.kind)},
           {"version", bundle.version.value},
           {"trained_requests", bundle.trained_requests},
           {"trained_tokens", bundle.trained_tokens},
-          {"verdict", bundle.verdict}};
+          {"verdict", printable(bundle.verdict)}};
 }
 
 json::object comparison_json(const BundleComparison& comparison) {
@@ -189,7 +190,7 @@ json::object comparison_json(const BundleComparison& comparison) {
   };
   json::object domains;
   for (const DomainFigures& domain : figures.domains)
-    domains[domain.domain.empty() ? "(none)" : domain.domain] = domain_of(domain);
+    domains[domain_label(domain.domain)] = domain_of(domain);
   json::object out = domain_of(figures.all);
   out["verdict"] = name(comparison.verdict());
   out["because"] = comparison.because();
@@ -345,7 +346,7 @@ Result<json::object> evaluate(const Options& options) {
     print_domain(*evaluation, "all", evaluation->all());
     if (evaluation->domains().size() > 1) {
       for (const auto& [name, domain] : evaluation->domains())
-        print_domain(*evaluation, name.empty() ? "(none)" : name, domain);
+        print_domain(*evaluation, domain_label(name), domain);
     }
     fmt::print("auto over ngram alone, predicted speed: {}\n",
                cell(evaluation->all().learned_gain));
@@ -364,9 +365,8 @@ Result<json::object> evaluate(const Options& options) {
         comparison->because(), 100 * figures.all.gain, 100 * figures.all.low,
         100 * figures.all.high, figures.all.requests);
     for (const DomainFigures& domain : figures.domains)
-      fmt::print("  {:<12} {:+.2f} % [{:+.2f}, {:+.2f}] over {}\n",
-                 domain.domain.empty() ? "(none)" : domain.domain, 100 * domain.gain,
-                 100 * domain.low, 100 * domain.high, domain.requests);
+      fmt::print("  {:<12} {:+.2f} % [{:+.2f}, {:+.2f}] over {}\n", domain_label(domain.domain),
+                 100 * domain.gain, 100 * domain.low, 100 * domain.high, domain.requests);
   }
   return out;
 }

@@ -29,24 +29,6 @@ namespace {
 
 namespace json = boost::json;
 
-// Strings of files may hold anything; JSON holds UTF-8 alone.
-std::string printable(std::string_view text) {
-  std::string out;
-  while (!text.empty()) {
-    const Utf8Step step = utf8_step(text);
-    const auto bytes = static_cast<std::size_t>(step.bytes);
-    const bool control = step.code_point < 0x20 || step.code_point == 0x7f;
-    if (step.kind != Utf8Step::Kind::kCharacter)
-      out += kReplacement;
-    else if (control)
-      out += fmt::format("\\x{:02x}", std::uint32_t(step.code_point));
-    else
-      out += text.substr(0, bytes);
-    text.remove_prefix(bytes);
-  }
-  return out;
-}
-
 std::string shape_text(const std::vector<std::int64_t>& shape) {
   return fmt::format("{}", fmt::join(shape, " x "));
 }

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "runtime/text/unicode.h"
+
 namespace foretoken {
 namespace {
 
@@ -103,6 +105,10 @@ const char* name(Verdict verdict) {
   return "undecided";
 }
 
+std::string domain_label(const std::string& domain) {
+  return domain.empty() ? "(none)" : printable(std::string_view(domain).substr(0, 64));
+}
+
 void SequentialTest::add(const std::string& domain, double candidate_cost, double served_cost) {
   if (!(candidate_cost > 0) || !(served_cost > 0) || !std::isfinite(candidate_cost + served_cost))
     return;
@@ -134,7 +140,7 @@ SequentialFigures SequentialTest::judge() const {
   SequentialFigures figures;
   PairedSums all, pool;
   bool pooled = false;
-  std::string waiting, harmed, unproven;
+  std::optional<std::string> waiting, harmed, unproven;  // a name may be empty
   const auto judge_domain = [&](const std::string& domain, const PairedSums& sums) {
     if (upper_bound(sums, options_.alpha) < -options_.domain_margin) {
       harmed = domain;
@@ -158,11 +164,11 @@ SequentialFigures SequentialTest::judge() const {
     if (pool.requests >= options_.domain_requests) {
       judge_domain(kPool, pool);
     } else if (waits_for(pool.requests, options_.pool_share)) {
-      if (waiting.empty()) waiting = kPool;
+      if (!waiting) waiting = kPool;
     }
   }
   // One that nobody has heard of yet.
-  if (waiting.empty() && waits_for(0, options_.domain_share)) waiting = "what may come";
+  if (!waiting && waits_for(0, options_.domain_share)) waiting = "what may come";
   figures.all = figures_of("", all);
 
   const double low = lower_bound(all, options_.alpha);
@@ -178,10 +184,11 @@ SequentialFigures SequentialTest::judge() const {
   };
   if (all.requests < options_.least_requests)
     return decide(Verdict::kUndecided, "too few requests");
-  if (!harmed.empty())
+  if (harmed)
     return decide(Verdict::kInferior,
-                  fmt::format("worse than {:+.0f} % on {}", -100 * options_.domain_margin, harmed));
-  if (low > options_.least_gain && unproven.empty() && waiting.empty())
+                  fmt::format("worse than {:+.0f} % on {}", -100 * options_.domain_margin,
+                              domain_label(*harmed)));
+  if (low > options_.least_gain && !unproven && !waiting)
     return decide(Verdict::kPromoted, "faster, and no domain is given up");
   if (upper_bound(all, options_.alpha) < options_.least_gain)
     return decide(Verdict::kInferior, "slower");
@@ -190,8 +197,8 @@ SequentialFigures SequentialTest::judge() const {
                   fmt::format("its gain is below the {:+.1f} % that {} requests can show",
                               100 * shown, options_.most_requests));
   std::string open = low <= options_.least_gain ? "not shown to be faster"
-                     : !unproven.empty()        ? fmt::format("{} not shown to be held", unproven)
-                                                : fmt::format("too few requests of {}", waiting);
+                     : unproven ? fmt::format("{} not shown to be held", domain_label(*unproven))
+                                : fmt::format("too few requests of {}", domain_label(*waiting));
   if (all.requests >= options_.most_requests) return decide(Verdict::kStale, std::move(open));
   return decide(Verdict::kUndecided, std::move(open));
 }

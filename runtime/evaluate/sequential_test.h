@@ -80,6 +80,10 @@ struct SequentialOptions {
   int most_requests = 1000;
 };
 
+// A domain's name for people and JSON: "(none)" where a request had none, printable, at most 64
+// bytes and a few.
+std::string domain_label(const std::string& domain);
+
 struct DomainFigures {
   std::string domain;
   std::int64_t requests = 0;

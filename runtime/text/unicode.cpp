@@ -1,5 +1,7 @@
 #include "runtime/text/unicode.h"
 
+#include <fmt/format.h>
+
 #include <utf8proc.h>
 
 #include <algorithm>
@@ -104,6 +106,23 @@ std::string to_nfc(std::string_view text) {
   std::string out;
   out.reserve(text.size());
   for (utf8proc_ssize_t i = 0; i < length; ++i) append_utf8(out, static_cast<char32_t>(points[i]));
+  return out;
+}
+
+std::string printable(std::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    const Utf8Step step = utf8_step(text);
+    const auto bytes = static_cast<std::size_t>(step.bytes);
+    const bool control = step.code_point < 0x20 || step.code_point == 0x7f;
+    if (step.kind != Utf8Step::Kind::kCharacter)
+      out += kReplacement;
+    else if (control)
+      out += fmt::format("\\x{:02x}", std::uint32_t(step.code_point));
+    else
+      out += text.substr(0, bytes);
+    text.remove_prefix(bytes);
+  }
   return out;
 }
 

@@ -29,6 +29,10 @@ void append_utf8(std::string& out, char32_t code_point);
 // Canonical composition (NFC) of well-formed UTF-8, in O(n log n) whatever the input.
 std::string to_nfc(std::string_view text);
 
+// Strings of files and of strangers may hold anything, JSON UTF-8 alone and a log line no control
+// character: those as \xNN, what is ill-formed as U+FFFD.
+std::string printable(std::string_view text);
+
 inline constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 
 }  // namespace foretoken

@@ -159,8 +159,8 @@ PrequentialGate::Decision PrequentialGate::decide(std::int64_t unix_ms) {
     put("tokens_per_round", ratio(tier.candidate_emitted, tier.candidate_rounds));
     put("tokens_per_round_served", ratio(tier.served_emitted, tier.served_rounds));
     for (const DomainFigures& domain : figures.domains) {
-      put(fmt::format("gain.{}", domain.domain), domain.gain);
-      put(fmt::format("gain_low.{}", domain.domain), domain.low);
+      put("gain." + domain_label(domain.domain), domain.gain);
+      put("gain_low." + domain_label(domain.domain), domain.low);
     }
     if (tier.verdict == Verdict::kPromoted &&
         (decision.verdict != Verdict::kPromoted || figures.all.gain > best)) {
@@ -202,8 +202,7 @@ std::string PrequentialGate::text_of(const TierScore& score,
   if (domains.size() > 6) domains.resize(6);
   if (domains.size() > 1) {
     for (std::size_t i = 0; i < domains.size(); ++i) {
-      text += fmt::format("{} {} {} ({})", i == 0 ? ":" : ",",
-                          domains[i].domain.empty() ? "(none)" : domains[i].domain.substr(0, 32),
+      text += fmt::format("{} {} {} ({})", i == 0 ? ":" : ",", domain_label(domains[i].domain),
                           percent(domains[i]), domains[i].requests);
     }
   }
