@@ -1,4 +1,5 @@
-#include "runtime/evaluate/replay_score.h"
+// Replay of the learned table on simulated traffic: the rounds that were run, exactly.
+#include "runtime/evaluate/portfolio_replay.h"
 
 #include <gtest/gtest.h>
 
@@ -57,6 +58,7 @@ std::vector<RequestTrace> serve(const FusionTable& table, int draft_length, floa
         RoundTrace round;
         round.start = static_cast<std::int32_t>(trace.tokens.size());
         round.drafted = job.draft.tokens;
+        round.kinds = job.draft.kinds;
         round.accepted = accepted;
         trace.rounds.push_back(round);
       }
@@ -75,15 +77,22 @@ std::vector<RequestTrace> serve(const FusionTable& table, int draft_length, floa
   return traces;
 }
 
+LearnedWeights weights_of(const FusionTable& table) {
+  LearnedWeights weights;
+  weights.fusion = table;
+  return weights;
+}
+constexpr PortfolioReplay::Kinds kFusion{.fusion = true};
+
 TEST(ReplayScore, ReproducesTheLiveRoundsExactly) {
   const FusionTable table = FusionTable::initial();
   for (float temperature : {0.0f, 0.8f}) {
     std::int64_t accepted = 0;
+    const LearnedWeights weights = weights_of(table);
     for (const RequestTrace& trace : serve(table, 4, temperature, 60)) {
       ASSERT_EQ(trace.generated.size(), trace.tokens.size() - 50);
-      std::vector<ReplayHit> hits;
-      replay_fusion(trace, table, true, &hits);
-      const AcceptanceStats logged = walk_logged(trace, hits);
+      PortfolioReplay replay(kFusion, &weights);
+      const AcceptanceStats logged = replay.walk_logged(trace).stats;
       AcceptanceStats live;
       for (const RoundTrace& round : trace.rounds) {
         live.rounds += 1;
@@ -91,8 +100,8 @@ TEST(ReplayScore, ReproducesTheLiveRoundsExactly) {
       }
       ASSERT_EQ(logged.rounds, live.rounds);
       ASSERT_EQ(logged.accepted, live.accepted) << "at temperature " << temperature;
-      ASSERT_EQ(walk_fixed(hits, 4).accepted, live.accepted);
-      ASSERT_EQ(walk_fixed(hits, 4).rounds, live.rounds);
+      ASSERT_EQ(replay.walk_fixed(trace, 4).stats.accepted, live.accepted);
+      ASSERT_EQ(replay.walk_fixed(trace, 4).stats.rounds, live.rounds);
       accepted += live.accepted;
     }
     EXPECT_GT(accepted, 1000);
@@ -107,11 +116,9 @@ TEST(ReplayScore, RanksATableAsServingItWould) {
   for (float& bias : bad.bias) bias = -bias;
   const auto replayed = [](const std::vector<RequestTrace>& traces, const FusionTable& table) {
     AcceptanceStats sum;
-    std::vector<ReplayHit> hits;
-    for (const RequestTrace& trace : traces) {
-      replay_fusion(trace, table, true, &hits);
-      sum.add(walk_fixed(hits, 4));
-    }
+    const LearnedWeights weights = weights_of(table);
+    PortfolioReplay replay(kFusion, &weights);
+    for (const RequestTrace& trace : traces) sum.add(replay.walk_fixed(trace, 4).stats);
     return static_cast<double>(sum.emitted) / static_cast<double>(sum.rounds);
   };
   const auto good_traces = serve(good, 4, 0.0f, 80), bad_traces = serve(bad, 4, 0.0f, 80);
@@ -130,10 +137,10 @@ TEST(ReplayScore, HostileCandidatesAndRoundsAreLeftOut) {
   trace.rounds.resize(2);
   trace.rounds[0].start = -5;
   trace.rounds[1].start = 1 << 30;
-  std::vector<ReplayHit> hits;
-  replay_fusion(trace, FusionTable::initial(), true, &hits);
-  replay_ngram(trace, &hits);
-  EXPECT_EQ(walk_logged(trace, hits).rounds, 0);
+  const LearnedWeights weights;
+  PortfolioReplay replay({.ngram = true, .fusion = true}, &weights);
+  EXPECT_EQ(replay.walk_logged(trace).stats.rounds, 0);
+  EXPECT_EQ(replay.walk_fixed(trace, 4).stats.drafted, 0);
 }
 
 }  // namespace
