@@ -69,7 +69,10 @@ def portfolios_of(evaluation):
     """Tokens a round and predicted speedup of each portfolio on the last quarter, where drafts are as long as they pay."""
     rounds = (evaluation.get("rounds") or {})
     plan = rounds.get("cost") or next(iter(rounds.values()), {})
-    return {name: {k: figures[k] for k in ("tokens_per_round", "predicted_speedup")} for name, figures in (plan.get("portfolios") or {}).items()}
+    portfolios = plan.get("portfolios") or {}
+    # null: the version that serves has no such part (fusion+head where no head was promoted).
+    return {name: {k: portfolios[name][k] for k in ("tokens_per_round", "predicted_speedup")} if name in portfolios else None
+            for name in ("none", "ngram", "fusion", "fusion+head", "auto")} if portfolios else {}
 
 
 def make_report(out, log_path, model, minutes, seconds):
@@ -159,7 +162,8 @@ def main():
     if portfolios:
         print("  last quarter, replayed     tokens a round   predicted speedup")
         for name, figures in portfolios.items():
-            print(f"    {name:<24} {figures['tokens_per_round']['value']:>13.2f} {figures['predicted_speedup']['value']:>19.2f}")
+            if figures:
+                print(f"    {name:<24} {figures['tokens_per_round']['value']:>13.2f} {figures['predicted_speedup']['value']:>19.2f}")
         print()
     broken = requests["failed"] + check["mismatches"] + check["failed"] + report["held_out"]["requests"]["failed"]
     if broken:

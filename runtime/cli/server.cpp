@@ -193,7 +193,7 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
   const bool learned = spec == SpecType::kAuto || spec == SpecType::kHead;
   link.shadow.kinds = {spec == SpecType::kAuto || spec == SpecType::kNgram, learned, learned};
   link.shadow.max_draft = flags.engine.spec_draft_n_max;
-  link.idle = [&loaded] { return !loaded.engine || loaded.engine->idle(); };
+  link.idle = [&loaded] { return !loaded.engine || !loaded.engine->serving(); };
   link.pause_trainer = [&loaded] { return loaded.engine && loaded.engine->plain_now(); };
   auto opened = ServerLink::create(link);
   if (!opened) return opened.error();

@@ -187,13 +187,7 @@ void EngineCore::finish(Sequence& s, FinishReason reason, EngineEvent&& last) {
   } else {
     ++stats_.requests_aborted;
   }
-  if (s.trace && whole && trace_sink_) {
-    s.trace->tokens = s.tokens;
-    s.trace->unix_ms = std::chrono::duration_cast<std::chrono::milliseconds>(
-                           std::chrono::system_clock::now().time_since_epoch())
-                           .count();
-    trace_sink_(std::move(s.trace));
-  }
+  if (s.trace && whole && trace_sink_) hand_in_trace(s);
   last.request = s.request.id;
   last.choice = s.request.choice;
   last.finish = reason;

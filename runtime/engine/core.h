@@ -106,7 +106,8 @@ class EngineCore {
   bool wants_features(const Sequence& sequence) const;
   void accept_one(RoundEntry& entry);
   void commit_one(RoundEntry& entry);
-  void drop_captures();  // measure.cpp
+  void end_captures();  // measure.cpp
+  void hand_in_trace(Sequence& sequence);
   void measure(const SpeedupRound& round, bool comparable, const std::string& domain);
 
   std::shared_ptr<const Model> model_;

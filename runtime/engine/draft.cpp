@@ -8,7 +8,7 @@ void EngineCore::draft() {
   const auto begin = std::chrono::steady_clock::now();
   // Tossed for the whole round before the controller chooses, whatever it would choose (law 6).
   r.plain = windows_->plain(std::chrono::duration<double>(begin.time_since_epoch()).count());
-  if (r.plain) drop_captures();
+  if (r.plain) end_captures();
   r.control = !r.plain && r.n_jobs > 0 && options_.control_fraction > 0 &&
               options_.spec_draft_n_max > 0 && coin_.toss();
   if (r.n_jobs > 0) {

@@ -167,6 +167,8 @@ class ThreadedEngine final : public Engine {
     on_engine_thread([&](EngineCore& core) { core.forget_traffic(key_id); });
   }
 
+  bool serving() const override { return serving_.load(std::memory_order_relaxed); }
+
   double busy_s() const override {
     return 1e-9 * static_cast<double>(busy_ns_.load(std::memory_order_relaxed));
   }
@@ -267,12 +269,14 @@ class ThreadedEngine final : public Engine {
             std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
                 .count());
       }
+      serving_.store(core_->has_work(), std::memory_order_relaxed);
       if (core_->has_work()) {
         const auto begin = std::chrono::steady_clock::now();
         core_->round();
         busy_ns_.fetch_add((std::chrono::steady_clock::now() - begin).count(),
                            std::memory_order_relaxed);
       }
+      serving_.store(core_->has_work(), std::memory_order_relaxed);
       plain_now_.store(core_->plain_now() && core_->has_work(), std::memory_order_relaxed);
       {
         // Those admitted or cancelled by now wait no more: an idle engine must not refuse anybody.
@@ -301,7 +305,7 @@ class ThreadedEngine final : public Engine {
   const std::function<void(EngineCore&)>* task_ = nullptr;
   std::condition_variable task_done_;
   std::mutex task_mutex_;
-  std::atomic<bool> plain_now_{false};
+  std::atomic<bool> plain_now_{false}, serving_{false};
   std::atomic<std::int64_t> busy_ns_{0};
   std::int64_t waiting_ = 0;
   bool draining_ = false, stop_ = false, idle_ = true;

@@ -96,6 +96,8 @@ class Engine {
 
   // A window of plain serving is running: the trainer should pause. Any thread, costs nothing.
   virtual bool plain_now() const { return false; }
+  // There are requests to run. Any thread, without a lock.
+  virtual bool serving() const { return false; }
   // Seconds spent in rounds since the start. Any thread, costs nothing.
   virtual double busy_s() const { return 0; }
   virtual EngineStats stats() const = 0;       // a consistent copy; never blocks a round for long

@@ -5,13 +5,26 @@
 
 namespace foretoken {
 
-// A window of plain serving has begun: what is being captured would have a hole, so it ends here.
-void EngineCore::drop_captures() {
+// A window of plain serving has begun: what was captured so far is a whole trace of a shorter
+// request; a request that had emitted next to nothing leaves none.
+void EngineCore::end_captures() {
+  constexpr std::size_t kLeastRounds = 8;
   for (auto& s : running_) {
     if (!s->trace) continue;
-    s->trace.reset();
     ++stats_.traces_plain_window;
+    if (s->trace->rounds.size() >= kLeastRounds)
+      hand_in_trace(*s);
+    else
+      s->trace.reset();
   }
+}
+
+void EngineCore::hand_in_trace(Sequence& s) {
+  s.trace->tokens = s.tokens;
+  s.trace->unix_ms = std::chrono::duration_cast<std::chrono::milliseconds>(
+                         std::chrono::system_clock::now().time_since_epoch())
+                         .count();
+  trace_sink_(std::move(s.trace));
 }
 
 void EngineCore::measure(const SpeedupRound& round, bool comparable, const std::string& domain) {

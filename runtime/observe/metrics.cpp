@@ -132,8 +132,6 @@ std::string metrics_text(const EngineStats* engine, const LinkStats& link,
   f.open(MetricType::Counter, "trace_dropped_total", "Traces dropped");
   for (const auto& [reason, n] : link.traces_dropped)
     f.add(static_cast<double>(n), {{"reason", reason}});
-  if (engine && engine->traces_plain_window > 0)
-    f.add(static_cast<double>(engine->traces_plain_window), {{"reason", "plain_window"}});
   f.counter("weight_bundles_received_total", "Weight bundles received", link.bundles_received);
   f.open(MetricType::Counter, "weight_bundles_rejected_total", "Weight bundles refused");
   for (const auto& [reason, n] : link.bundles_rejected)

@@ -8,8 +8,8 @@
 // with the plain windows' degrees of freedom. The start of every window is not counted: requests in
 // flight, caches and a trainer's step in progress belong to the window before.
 // The cost: a fraction p of the time is served at plain speed, p (1 - 1/S) of the throughput; and
-// requests that a plain window touches leave no trace, so a little more than p of them.
-// Windows pass only while rounds are run. Engine thread.
+// of requests that a plain window touches only what came before it is captured. Windows pass only
+// while rounds are run. Engine thread.
 #pragma once
 
 #include <array>

@@ -69,7 +69,7 @@ struct EngineStats {
   std::map<std::string, Interval> speedup_by_domain, speedup_by_kind;
   std::map<std::uint64_t, Interval> speedup_by_version;
   NetSpeedup net_speedup;
-  std::int64_t traces_plain_window = 0;  // requests not captured to their end because of one
+  std::int64_t traces_plain_window = 0;  // requests whose capture one ended
   // A copy of the estimator's sums over all rounds so far: the speedup of any span of time is
   // estimated from the difference of two (GET /stats?sums=1). Null: nothing measured.
   std::shared_ptr<const SpeedupSums> speedup_sums;

@@ -131,8 +131,6 @@ json::object stats_json(const EngineStats& s, const LinkStats& link, const Stats
   for (std::size_t i = spec.lineage.size() > kEvents ? spec.lineage.size() - kEvents : 0;
        i < spec.lineage.size(); ++i)
     events.push_back(spec.lineage[i]);
-  json::object dropped = counts(link.traces_dropped);
-  if (s.traces_plain_window > 0) dropped["plain_window"] = s.traces_plain_window;
   json::array round_ms;
   for (double ms : s.round_ms_by_rows) round_ms.push_back(finite(ms));
   return {
@@ -196,7 +194,9 @@ json::object stats_json(const EngineStats& s, const LinkStats& link, const Stats
       {"draft_kv", s.draft_kv.pool_bytes ? json::value(kv_json(s.draft_kv)) : json::value(nullptr)},
       {"traffic_store",
        json::object{{"entries", s.traffic_store_entries}, {"bytes", s.traffic_store_bytes}}},
-      {"traces", json::object{{"sent", link.traces_sent}, {"dropped", std::move(dropped)}}},
+      {"traces", json::object{{"sent", link.traces_sent},
+                              {"dropped", counts(link.traces_dropped)},
+                              {"ended_by_plain_window", s.traces_plain_window}}},
       {"bundles", json::object{{"received", link.bundles_received},
                                {"rejected", counts(link.bundles_rejected)}}},
       {"trainer",

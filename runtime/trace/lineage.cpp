@@ -105,6 +105,8 @@ void LineageState::apply(const LineageEvent& e) {
   highest = std::max({highest, e.version, e.served});
   const bool ends = e.event == "promoted" || e.event == "rolled_back" || e.event == "refused" ||
                     e.event == "superseded" || e.event == "damaged";
+  if (e.event == "received") waiting = e.version;
+  if (waiting == e.version && e.event != "received") waiting.reset();
   if (e.event == "canary") canary = e.version;
   if (ends && canary == e.version) canary.reset();
   if (e.event == "rolled_back" || e.event == "refused") banned.insert(e.version.value);

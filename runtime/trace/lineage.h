@@ -41,10 +41,11 @@ Result<LineageEvent> lineage_event_from_json(const boost::json::value& value);
 struct LineageState {
   SpeculatorVersion served, highest;  // highest: ever received or refused after its signature held
   bool frozen = false;
-  std::optional<SpeculatorVersion> canary;  // begun, without a fate
-  std::set<std::uint64_t> banned;           // rolled back or refused: never taken again
-  std::set<std::uint64_t> lost;             // damaged on this disk: may be sent again
-  std::deque<SpeculatorVersion> proven;     // promoted and not rolled back, oldest first
+  std::optional<SpeculatorVersion> canary;   // begun, without a fate
+  std::optional<SpeculatorVersion> waiting;  // received, its canary has not begun
+  std::set<std::uint64_t> banned;            // rolled back or refused: never taken again
+  std::set<std::uint64_t> lost;              // damaged on this disk: may be sent again
+  std::deque<SpeculatorVersion> proven;      // promoted and not rolled back, oldest first
   void apply(const LineageEvent& event);
 };
 

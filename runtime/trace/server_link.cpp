@@ -23,17 +23,6 @@ class NoSender final : public Sender {
   bool try_send(Message) override { return false; }
 };
 
-ShadowReplayOptions with_costs(const ServerLinkOptions& options) {
-  ShadowReplayOptions shadow = options.shadow;
-  if (!shadow.costs && options.activity) {
-    shadow.costs = [activity = options.activity] {
-      const ServerActivity a = activity();
-      return RoundCosts::measured(a.round_ms, a.head_start_ms, a.head_step_ms);
-    };
-  }
-  return shadow;
-}
-
 }  // namespace
 
 Result<std::unique_ptr<ServerLink>> ServerLink::create(const ServerLinkOptions& options,
@@ -88,7 +77,14 @@ ServerLink::ServerLink(const ServerLinkOptions& options, Link link, std::optiona
       state_(std::move(state)),
       keeper_(std::move(keeper)),
       receiver_(options.model_fingerprint, options.trusted_signers, *keeper_, clock),
-      shadow_(with_costs(options)) {}
+      shadow_([&] {
+        ShadowReplayOptions shadow = options.shadow;
+        shadow.costs = [this] {
+          const std::lock_guard lock(decided_mutex_);
+          return costs_;
+        };
+        return shadow;
+      }()) {}
 
 ServerLink::~ServerLink() { stop(); }
 
@@ -106,8 +102,13 @@ void ServerLink::restore(OnWeights on_weights) {
                         const LearnedPointer& served) {
     return shadow_.replay(trace, candidate, served);
   };
-  hooks.publish = std::move(on_weights);
+  hooks.publish = [this](LearnedPointer served, LearnedPointer canary, double fraction) {
+    const std::lock_guard lock(decided_mutex_);
+    decided_ = Decided{std::move(served), std::move(canary), fraction};
+  };
+  on_weights_ = std::move(on_weights);
   keeper_->restore(std::move(hooks));
+  hand_over();
   publish_stats();
 }
 
@@ -150,6 +151,18 @@ void ServerLink::judge_in_idle_time() {
   }
 }
 
+// Handing over takes the engine's lock for a moment: not on the judge's thread, which may be kept
+// off its core while it holds it.
+void ServerLink::hand_over() {
+  std::optional<Decided> decided;
+  {
+    const std::lock_guard lock(decided_mutex_);
+    decided.swap(decided_);
+  }
+  if (decided && on_weights_)
+    on_weights_(std::move(decided->served), std::move(decided->canary), decided->fraction);
+}
+
 void ServerLink::pump() {
   publisher_.pump(
       *link_.sender, receiver_.trainer().has_value(),
@@ -189,6 +202,7 @@ void ServerLink::turn() {
     while (keeper_->judge()) {
     }
   }
+  hand_over();
   publish_stats();
 }
 
@@ -207,6 +221,8 @@ void ServerLink::say_hello() {
     hello.round_ms = std::move(activity.round_ms);
     hello.head_start_ms = activity.head_start_ms;
     hello.head_step_ms = activity.head_step_ms;
+    const std::lock_guard lock(decided_mutex_);
+    costs_ = RoundCosts::measured(hello.round_ms, hello.head_start_ms, hello.head_step_ms);
   }
   hello.pause = paused_;
   hello.traces_sent = std::uint64_t(publisher_.sent());

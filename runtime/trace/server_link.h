@@ -34,7 +34,7 @@ struct ServerActivity {
 };
 
 // What serves from now on, for how much of the traffic a canary (may be null) drafts. Called on the
-// link's and the judge's threads and those of operators, one at a time; must not block.
+// link's thread (at start, on the caller's of start()); must not block.
 using OnWeights =
     std::function<void(LearnedPointer served, LearnedPointer canary, double fraction)>;
 
@@ -59,7 +59,7 @@ struct ServerLinkOptions {
   std::function<bool()> pause_trainer;
   // The target's rows, for bundles with a head; null: only fusion tables are taken.
   std::shared_ptr<const VocabularyRows> vocabulary;
-  ShadowReplayOptions shadow;  // costs: of activity(), where empty
+  ShadowReplayOptions shadow;  // costs are of activity()
   VersionKeeperOptions versions;
 };
 
@@ -100,6 +100,7 @@ class ServerLink {
   void say_hello();
   void keep_house();
   void publish_stats();
+  void hand_over();
   void judge_in_idle_time();
 
   const ServerLinkOptions options_;
@@ -112,6 +113,16 @@ class ServerLink {
   WeightsReceiver receiver_;  // link thread
   ShadowReplay shadow_;       // the judge's thread, or the caller's of turn()
   std::optional<std::chrono::nanoseconds> last_hello_, last_housekeeping_;
+  // What the judge and operators decided, until the link's thread hands it to the engine; and what
+  // the link's thread last measured, for the judge. No other lock is taken under this one.
+  struct Decided {
+    LearnedPointer served, canary;
+    double fraction = 0;
+  };
+  std::mutex decided_mutex_;
+  std::optional<Decided> decided_;
+  RoundCosts costs_ = RoundCosts::typical();
+  OnWeights on_weights_;
   std::thread thread_, judge_;
   std::atomic<bool> stopping_{false};
   bool paused_ = false;             // as the last hello said

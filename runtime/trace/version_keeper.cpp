@@ -131,13 +131,16 @@ void VersionKeeper::restore(VersionKeeperHooks hooks) {
   }
   if (served_.version.value > 0) previous_ = predecessor(served_.version);
   publish();
-  if (before.canary) {
-    if (auto held = load(*before.canary)) {
+  // What was on trial starts over; what waited for its turn waits, or begins.
+  for (const auto& version : {before.canary, before.waiting}) {
+    if (!version) continue;
+    if (auto held = load(*version)) {
+      if (waiting_) log("superseded", *waiting_, fmt::format("by version {}", version->value));
       waiting_ = std::move(*held);
       if (!before.frozen) next();
     } else {
       Held lost;
-      lost.version = *before.canary;
+      lost.version = *version;
       log("damaged", lost, "its bundle could not be read back");
     }
   }

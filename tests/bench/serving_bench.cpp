@@ -212,7 +212,7 @@ int run(const Options& options) {
       a.round_ms.assign(stats.round_ms_by_rows.begin(), stats.round_ms_by_rows.end());
       return a;
     };
-    link_options.idle = [&engine] { return !engine || engine->idle(); };
+    link_options.idle = [&engine] { return !engine || !engine->serving(); };
     command = {options.trainer,
                "--traces-endpoint",
                link_options.endpoints.traces,

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <thread>
 
+#include "foretoken/protocol/trace.h"
 #include "runtime/engine/engine.h"
 #include "runtime/speculate/learned.h"
 #include "tests/support/engine_harness.h"
@@ -132,7 +133,18 @@ TEST_F(EngineSwap, PlainWindowsChangeNoTokenAndCaptureNothing) {
   const EngineStats after = idle_stats();
   EXPECT_EQ(after.acceptance.drafted, before.acceptance.drafted);
   EXPECT_EQ(traces_.size(), traced);
-  for (const auto& trace : traces_) EXPECT_FALSE(trace->gap);
+  // What a window cut short is a whole trace of a shorter request.
+  std::size_t shorter = 0;
+  for (const auto& trace : traces_) {
+    EXPECT_FALSE(trace->gap);
+    EXPECT_EQ(trace->tokens.size(), std::size_t(trace->n_prompt) + trace->generated.size());
+    std::size_t emitted = 1;  // the first came with the prompt
+    for (const RoundTrace& round : trace->rounds) emitted += std::size_t(round.accepted) + 1;
+    EXPECT_GE(emitted, trace->generated.size());
+    shorter += trace->generated.size() < 100;
+    EXPECT_TRUE(parse_trace(serialize(*trace)));
+  }
+  EXPECT_GT(shorter, 0u);
 }
 
 TEST_F(EngineSwap, TrafficStoresOutliveTheEngineByKey) {

@@ -235,10 +235,14 @@ TEST_F(KeeperTest, OfSeveralTheNewestWaits) {
   ASSERT_TRUE(offer(3, .7));
   EXPECT_TRUE(offer(1, .9));  // again: no offence
   EXPECT_EQ(keeper_->state().waiting->value, 3u);
+  start();  // a crash loses neither
+  EXPECT_EQ(keeper_->state().canary->version.value, 1u);
+  EXPECT_EQ(keeper_->state().waiting->value, 3u);
   requests(150);
   EXPECT_EQ(keeper_->served().value, 3u);
-  EXPECT_THAT(events(), ElementsAre("1 received", "1 canary", "2 received", "3 received",
-                                    "2 superseded", "1 promoted", "3 canary", "3 promoted"));
+  EXPECT_THAT(events(),
+              ElementsAre("1 received", "1 canary", "2 received", "3 received", "2 superseded",
+                          "1 canary", "1 promoted", "3 canary", "3 promoted"));
   EXPECT_FALSE(offer(2, .5));  // an old version replayed
 }
 
@@ -313,6 +317,32 @@ TEST_F(KeeperTest, ATornLineIsCutOffAndADamagedOneSkipped) {
   EXPECT_EQ(keeper_->served().value, 2u);
 }
 
+// Killed between two lines of the lineage: whatever the last one was, no version is lost.
+TEST_F(KeeperTest, NoLineIsTheLastOneThatMatters) {
+  promote(1);
+  ASSERT_TRUE(offer(2, .7));
+  requests(60);
+  ASSERT_EQ(keeper_->served().value, 2u);
+  ASSERT_TRUE(offer(3, .6));
+  const fs::path path = folder_ / "lineage.jsonl";
+  std::vector<std::string> lines;
+  {
+    std::ifstream in(path);
+    for (std::string line; std::getline(in, line);) lines.push_back(line);
+  }
+  ASSERT_EQ(lines.size(), 8u);
+  for (std::size_t n = 0; n <= lines.size(); ++n) {
+    std::ofstream out(path, std::ios::trunc);
+    for (std::size_t i = 0; i < n; ++i) out << lines[i] << "\n";
+    out.close();
+    start();
+    SCOPED_TRACE(n > 0 ? lines[n - 1] : "nothing");
+    EXPECT_EQ(keeper_->served().value, n >= 6 ? 2u : n >= 3 ? 1u : 0u);
+    const std::uint64_t on_trial = n == 0 || n == 3 || n == 6 ? 0 : n < 3 ? 1 : n < 6 ? 2 : 3;
+    EXPECT_EQ(keeper_->canary().value, on_trial);
+  }
+}
+
 // Random lives: whatever is offered, asked and crashed in whatever order, only proven versions
 // serve, no version serves after it was banned, and a restart changes nothing but the canary.
 TEST_F(KeeperTest, RandomLives) {
@@ -335,6 +365,8 @@ TEST_F(KeeperTest, RandomLives) {
         EXPECT_EQ(before.frozen, after.frozen);
         EXPECT_EQ(before.banned, after.banned);
         EXPECT_EQ(before.proven, after.proven);
+        EXPECT_EQ(before.canary.has_value(), after.canary.has_value());
+        EXPECT_EQ(before.waiting, after.waiting);
         break;
       }
       case 3:
