@@ -10,9 +10,11 @@
 namespace foretoken::trainer {
 namespace {
 
-// A kill costs at most this much training, which is then repeated from the buffer: milliseconds of
-// work.
+// A kill costs at most the training since the last checkpoint, which is then repeated from the
+// buffer. A head's state is tens of megabytes to write and to sync: a checkpoint comes so late that
+// writing takes at most a fiftieth of the time.
 constexpr std::chrono::seconds kCheckpointInterval{5};
+constexpr int kCheckpointShare = 50;
 
 std::filesystem::path checkpoint_path(const std::filesystem::path& folder) {
   return folder / "checkpoint";
@@ -60,7 +62,7 @@ TrainingSession::TrainingSession(const std::filesystem::path& folder,
       gate_(options.gate, initial_weights()),
       learner_((options.make_learner ? options.make_learner
                                      : learner_factory(options.learner))(buffer_)),
-      last_checkpoint_(clock.monotonic()) {}
+      next_checkpoint_(clock.monotonic() + kCheckpointInterval) {}
 
 void TrainingSession::resume() {
   auto checkpoint = read_checkpoint(checkpoint_path(folder_));
@@ -155,7 +157,7 @@ bool TrainingSession::work() {
     next_to_train_ = next->sequence + 1;
   }
   if (decision) conclude(*decision);
-  if (decision || clock_.monotonic() - last_checkpoint_ >= kCheckpointInterval) {
+  if (decision || clock_.monotonic() >= next_checkpoint_) {
     if (auto s = checkpoint(); !s) spdlog::warn("{}", s.error().message);
   }
   return true;
@@ -244,10 +246,14 @@ void TrainingSession::heard(const ServerHello& hello) {
 }
 
 Status TrainingSession::checkpoint() {
-  last_checkpoint_ = clock_.monotonic();
-  return write_checkpoint(checkpoint_path(folder_),
-                          {next_to_train_, learner_->state(), gate_.state(), versions_.highest(),
-                           published_, served_, verdicts_});
+  const auto begun = clock_.monotonic();
+  auto status = write_checkpoint(checkpoint_path(folder_),
+                                 {next_to_train_, learner_->state(), gate_.state(),
+                                  versions_.highest(), published_, served_, verdicts_});
+  const auto ended = clock_.monotonic();
+  next_checkpoint_ = ended + std::max<std::chrono::nanoseconds>(kCheckpointInterval,
+                                                                kCheckpointShare * (ended - begun));
+  return status;
 }
 
 TrainerStatus TrainingSession::status() const {

@@ -80,7 +80,7 @@ class TrainingSession {
   Bundle candidate_;          // the gate's, as it would be published
   std::int64_t proposed_step_ = 0;         // the learner's, at the last snapshot
   std::deque<CandidateVerdict> verdicts_;  // the last kMaxVerdicts
-  std::chrono::nanoseconds last_checkpoint_{0};
+  std::chrono::nanoseconds next_checkpoint_{0};
 };
 
 }  // namespace foretoken::trainer

@@ -117,6 +117,7 @@ struct HeadLearner::Impl {
     average = head.clone();
     adam = std::make_unique<Adam>(head.weights());
     table_adam = std::make_unique<Adam>(head.table());
+    gain_adam = std::make_unique<Adam>(std::vector<torch::Tensor>{head.gain});
   }
 
   // Between steps only: what a step was begun with stays until it is done.
@@ -256,10 +257,12 @@ struct HeadLearner::Impl {
       }
       at::_foreach_mul_(gradients, scale * std::min(1.0, options.clip / std::max(norm, 1e-12)));
       at::_foreach_mul_(table_gradients, scale);
+      head.gain.mutable_grad().mul_(scale);
     }
     ++step;
     const double warmup = std::min(1.0, double(step) / options.warmup_steps);
     adam->step(options.learning_rate * warmup);
+    gain_adam->step(options.gain_learning_rate * warmup * std::abs(head.gain.item<double>()));
     if (step_is_fresh) table_adam->step(options.table_learning_rate * warmup);
     clear_gradients();
     {
@@ -289,7 +292,7 @@ struct HeadLearner::Impl {
   VocabularyCounts counts;
   std::unique_ptr<HeadVocabulary> vocabulary;  // null before the first step
   HeadParameters head, average;
-  std::unique_ptr<Adam> adam, table_adam;
+  std::unique_ptr<Adam> adam, table_adam, gain_adam;
 
   std::deque<Piece> fresh;
   std::int64_t fresh_chains = 0, tokens = 0, chains = 0, next_recount = kFirstVocabularyTokens;
@@ -347,6 +350,9 @@ void HeadLearner::save(StateMap& map) const {
   put(map, "first", s.adam->first_);
   put(map, "second", s.adam->second_);
   put(map, "steps", s.adam->steps_);
+  put(map, "gain_first", s.gain_adam->first_);
+  put(map, "gain_second", s.gain_adam->second_);
+  put(map, "gain_steps", s.gain_adam->steps_);
   put(map, "table_first", s.table_adam->first_);
   put(map, "table_second", s.table_adam->second_);
   put(map, "table_steps", s.table_adam->steps_);
@@ -388,7 +394,10 @@ Status HeadLearner::restore(const StateMap& map) {
     s.create(HeadParameters::zeros(s.model->hidden(), s.options.inner));
     if (!get(map, "value", s.head.all()) || !get(map, "average", s.average.all()) ||
         !get(map, "first", s.adam->first_) || !get(map, "second", s.adam->second_) ||
-        !get(map, "steps", s.adam->steps_) || !get(map, "table_first", s.table_adam->first_) ||
+        !get(map, "steps", s.adam->steps_) || !get(map, "gain_first", s.gain_adam->first_) ||
+        !get(map, "gain_second", s.gain_adam->second_) ||
+        !get(map, "gain_steps", s.gain_adam->steps_) ||
+        !get(map, "table_first", s.table_adam->first_) ||
         !get(map, "table_second", s.table_adam->second_) ||
         !get(map, "table_steps", s.table_adam->steps_)) {
       return wrong("weights of another shape, or not finite");

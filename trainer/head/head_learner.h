@@ -20,6 +20,9 @@ struct HeadOptions {
   std::int64_t vocabulary = 0;  // 0: 4096 or 8192, by the same
   double learning_rate = 3e-4;
   double table_learning_rate = 0.02;  // of the candidates' biases, fresh positions only
+  // Of the gain, as a share of itself: it begins at a tenth, so that the head begins as its
+  // candidates do, and has a factor of twenty to go; at 3e-4 it would never get there.
+  double gain_learning_rate = 0.03;
   int warmup_steps = 10;
   double clip = 1;  // of the gradient's norm over everything but the biases
   double average_decay = 0.97;

@@ -24,8 +24,9 @@ struct HeadParameters {
 
   std::int64_t hidden() const { return fc.size(0); }
   std::int64_t inner_width() const { return down.size(1); }
-  // Learned by gradient steps over everything; learned on fresh positions alone.
-  std::vector<torch::Tensor> weights() const { return {fc, inner, down, gain, source}; }
+  // Learned by gradient steps over everything; learned on fresh positions alone. (The gain is
+  // neither: its steps are a share of itself.)
+  std::vector<torch::Tensor> weights() const { return {fc, inner, down, source}; }
   std::vector<torch::Tensor> table() const { return {bias, outside}; }
   std::vector<torch::Tensor> all() const { return {fc, inner, down, gain, source, bias, outside}; }
 

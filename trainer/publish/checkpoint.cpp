@@ -14,7 +14,7 @@
 namespace foretoken::trainer {
 namespace {
 
-constexpr std::uint32_t kFormat = 3;
+constexpr std::uint32_t kFormat = 4;
 constexpr std::size_t kMaxBytes = std::size_t{1} << 31;
 
 using Builder = flatbuffers::FlatBufferBuilder;
@@ -117,21 +117,27 @@ CandidateVerdict read_verdict(const wire::Verdict& in) {
 
 Status write_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint) {
   Builder builder(8192);
-  const auto learner = builder.CreateVector(
-      reinterpret_cast<const std::uint8_t*>(checkpoint.learner.data()), checkpoint.learner.size());
   const auto gate = write_gate(builder, checkpoint.gate);
   std::vector<flatbuffers::Offset<wire::Verdict>> verdicts;
   for (const CandidateVerdict& verdict : checkpoint.verdicts)
     verdicts.push_back(write_verdict(builder, verdict));
   const auto verdicts_at = builder.CreateVector(verdicts);
   wire::FinishCheckpointBuffer(
-      builder, wire::CreateCheckpoint(builder, kFormat, checkpoint.next_sequence, learner,
+      builder, wire::CreateCheckpoint(builder, kFormat, checkpoint.next_sequence,
                                       checkpoint.highest_version.value, checkpoint.published.value,
                                       checkpoint.served.value, gate, verdicts_at));
-  std::vector<std::byte> bytes(builder.GetSize() + 8);
-  std::memcpy(bytes.data(), builder.GetBufferPointer(), builder.GetSize());
-  const std::uint64_t hash = content_hash({bytes.data(), builder.GetSize()});
-  std::memcpy(bytes.data() + builder.GetSize(), &hash, sizeof hash);
+  // u64 bytes of the table, the table, the learner's state (tens of megabytes with a head: copied
+  // once), u64 hash of all that.
+  const std::uint64_t table_bytes = builder.GetSize();
+  std::vector<std::byte> bytes(8 + table_bytes + checkpoint.learner.size() + 8);
+  std::memcpy(bytes.data(), &table_bytes, 8);
+  std::memcpy(bytes.data() + 8, builder.GetBufferPointer(), table_bytes);
+  if (!checkpoint.learner.empty()) {
+    std::memcpy(bytes.data() + 8 + table_bytes, checkpoint.learner.data(),
+                checkpoint.learner.size());
+  }
+  const std::uint64_t hash = content_hash(std::span(bytes).first(bytes.size() - 8));
+  std::memcpy(bytes.data() + bytes.size() - 8, &hash, sizeof hash);
   return write_file_atomically(path, bytes);
 }
 
@@ -146,17 +152,18 @@ Result<Checkpoint> read_checkpoint(const std::filesystem::path& path) {
   std::uint64_t hash = 0;
   std::memcpy(&hash, bytes->data() + size, sizeof hash);
   if (hash != content_hash({bytes->data(), size})) return invalid("the hash does not match");
-  const auto* at = reinterpret_cast<const std::uint8_t*>(bytes->data());
-  flatbuffers::Verifier verifier(at, size);
+  std::uint64_t table_bytes = 0;
+  std::memcpy(&table_bytes, bytes->data(), 8);
+  if (table_bytes > size - 8) return invalid("truncated");
+  const auto* at = reinterpret_cast<const std::uint8_t*>(bytes->data()) + 8;
+  flatbuffers::Verifier verifier(at, table_bytes);
   if (!wire::VerifyCheckpointBuffer(verifier)) return invalid("not a valid Checkpoint");
   const wire::Checkpoint& in = *wire::GetCheckpoint(at);
   if (in.format() != kFormat) return invalid("of another format");
   Checkpoint checkpoint;
   checkpoint.next_sequence = in.next_sequence();
-  if (in.learner()) {
-    const auto* learner = reinterpret_cast<const std::byte*>(in.learner()->data());
-    checkpoint.learner.assign(learner, learner + in.learner()->size());
-  }
+  checkpoint.learner.assign(bytes->begin() + std::ptrdiff_t(8 + table_bytes),
+                            bytes->begin() + std::ptrdiff_t(size));
   if (!in.gate() || !read_gate(*in.gate(), checkpoint.gate))
     return invalid("the gate's scores are out of range");
   checkpoint.highest_version = {in.highest_version()};
