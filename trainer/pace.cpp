@@ -18,9 +18,12 @@ double Pace::share(std::chrono::nanoseconds now) const {
 }
 
 std::chrono::nanoseconds Pace::rest_after(std::chrono::nanoseconds worked,
+                                          std::chrono::nanoseconds waited,
                                           std::chrono::nanoseconds now) const {
-  const double rest = double(worked.count()) * (1 / share(now) - 1);
-  return std::chrono::nanoseconds(static_cast<std::int64_t>(rest));
+  const double had = double(std::max(worked - waited, std::chrono::nanoseconds{0}).count());
+  const double rest = had * (1 / share(now) - 1);
+  return std::chrono::nanoseconds(static_cast<std::int64_t>(rest)) +
+         std::min<std::chrono::nanoseconds>(kLongestWait, kPatience * waited);
 }
 
 }  // namespace foretoken::trainer

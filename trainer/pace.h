@@ -6,6 +6,10 @@
 //   server that wakes takes the core at once).
 // - b jumps when a request arrives, and a hello comes once a second: the larger of the last two is
 //   what counts, so that a burst is met by the next slice but one second of quiet does not undo it.
+// - A slice that was kept from the core says the same at once: it began in a gap and a request
+// came.
+//   It rests kPatience times what it waited besides, at most kLongestWait: about what is left of a
+//   burst of rounds.
 // - A hello older than kStale is no news: the server is gone or away, and the share is the limit.
 #pragma once
 
@@ -19,13 +23,17 @@ class Pace {
  public:
   static constexpr double kLeast = 0.1;
   static constexpr std::chrono::seconds kStale{5};
+  static constexpr int kPatience = 8;
+  static constexpr std::chrono::milliseconds kLongestWait{250};
 
   // limit: at most this share, (0, 1].
   explicit Pace(double limit) : limit_(limit) {}
   void heard(const ServerHello& hello, std::chrono::nanoseconds now);
 
   double share(std::chrono::nanoseconds now) const;  // of one core
+  // worked: wall time of a slice, of which it did not have the core for `waited`.
   std::chrono::nanoseconds rest_after(std::chrono::nanoseconds worked,
+                                      std::chrono::nanoseconds waited,
                                       std::chrono::nanoseconds now) const;
 
  private:

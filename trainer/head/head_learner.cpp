@@ -123,7 +123,7 @@ struct HeadLearner::Impl {
   // Between steps only: what a step was begun with stays until it is done.
   void recount() {
     if (tokens < next_recount) return;
-    next_recount = std::max(2 * tokens, kFirstVocabularyTokens);
+    next_recount = std::max(tokens + tokens / 2, kFirstVocabularyTokens);
     auto best = counts.most_frequent(std::size_t(options.vocabulary));
     const double gain =
         vocabulary ? counts.coverage(best) - counts.coverage(vocabulary->tokens) : 1;

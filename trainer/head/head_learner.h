@@ -18,11 +18,11 @@ namespace foretoken::trainer {
 struct HeadOptions {
   std::int64_t inner = 0;       // 0: 512 where the target's hidden width is below 768, else 1536
   std::int64_t vocabulary = 0;  // 0: 4096 or 8192, by the same
-  double learning_rate = 3e-4;
+  double learning_rate = 6e-4;
   double table_learning_rate = 0.02;  // of the candidates' biases, fresh positions only
   // Of the gain, as a share of itself: it begins at a tenth, so that the head begins as its
-  // candidates do, and has a factor of twenty to go; at 3e-4 it would never get there.
-  double gain_learning_rate = 0.03;
+  // candidates do, and has a factor of twenty to go; at the others' rate it would never get there.
+  double gain_learning_rate = 0.06;
   int warmup_steps = 10;
   double clip = 1;  // of the gradient's norm over everything but the biases
   double average_decay = 0.97;

@@ -1,6 +1,7 @@
 #include "trainer/ingest/trainer.h"
 
 #include <spdlog/spdlog.h>
+#include <time.h>
 
 #include <limits>
 
@@ -12,6 +13,15 @@ constexpr std::chrono::seconds kLongestPause{
     10};  // hellos come every second: none for so long is none
 // Messages taken before training gets its turn: a backlog is first moved to the buffer on disk.
 constexpr int kMessagesPerTurn = 64;
+
+using namespace std::chrono_literals;
+
+// What all threads had of the cores: with one thread, a slice's wall time less what it waited.
+std::chrono::nanoseconds process_cpu() {
+  timespec now{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec);
+}
 
 }  // namespace
 
@@ -46,12 +56,13 @@ bool Trainer::turn() {
     busy = true;
     handle(*message);
   }
-  const auto begun = clock_.monotonic();
+  const auto begun = clock_.monotonic(), cpu_begun = process_cpu();
   if (session_) {
     if (begun >= rest_until_ && !paused() && session_->work()) {
       busy = true;
       const auto ended = clock_.monotonic();
-      rest_until_ = ended + pace_.rest_after(ended - begun, ended);
+      const auto worked = ended - begun, had = process_cpu() - cpu_begun;
+      rest_until_ = ended + pace_.rest_after(worked, worked > had ? worked - had : 0ns, ended);
     }
     session_->pump(*link_.sender);
   }
