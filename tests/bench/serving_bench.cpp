@@ -1,11 +1,15 @@
 // What everything around a round costs it, measured in one process on a real model:
-//   serving_bench MODEL.gguf capture [--pairs 30]      trace capture on against off, nobody
-//   listening serving_bench MODEL.gguf trainer TRAINER [--pairs 30]   the trainer running against
-//   stopped (SIGSTOP) serving_bench MODEL.gguf swaps [--swaps 100]       hot swaps under load:
-//   pauses, and tokens changed
-// capture and trainer: alternating blocks of the same requests, the order within a pair drawn at
-// random; the figure is the median over pairs of the ratio of time per token, its 95 % interval
-// from the order statistics. JSON on standard output.
+//   serving_bench MODEL.gguf capture [--pairs 30]
+//       trace capture on against off, nobody listening
+//   serving_bench MODEL.gguf trainer FORETOKEN-TRAINER [--pairs 30]
+//       the trainer running against stopped (SIGSTOP)
+//   serving_bench MODEL.gguf swaps [--swaps 100]
+//       hot swaps under load: pauses, and tokens changed
+// capture and trainer: alternating blocks, the order within a pair drawn at random. Capture: of the
+// same requests and without speculation, because what is captured enters the n-gram store as well
+// and would be drafted better the second time; trainer: with it, every block of new requests. The
+// figure is the median over pairs of the ratio of time per token, its 95 % interval from the order
+// statistics; it wants a machine with nothing else to do. JSON on standard output.
 #include <fmt/format.h>
 #include <signal.h>
 #include <spawn.h>
@@ -148,12 +152,13 @@ json::object alternate(Engine& engine, const Options& options, std::int64_t n_vo
     const int first = static_cast<int>(random() % 2);
     for (const int arm : {first, 1 - first}) {
       const bool trace = set(arm == 1);
-      blocks[arm] = run_block(engine, options, n_vocab, pair, trace);
+      const int requests = options.mode == "trainer" ? 2 * pair + arm : pair;
+      blocks[arm] = run_block(engine, options, n_vocab, requests, trace);
     }
     on_ms.push_back(blocks[1].ms_per_token());
     off_ms.push_back(blocks[0].ms_per_token());
     ratios.push_back(on_ms.back() / off_ms.back());
-    changed += blocks[0].outputs != blocks[1].outputs;
+    changed += options.mode != "trainer" && blocks[0].outputs != blocks[1].outputs;
     fmt::print(stderr, "\rpair {} of {}: {:.4f} ", pair + 1, options.pairs, ratios.back());
   }
   fmt::print(stderr, "\n");
@@ -332,6 +337,7 @@ int main(int argc, char** argv) {
   }
   if (words.size() >= 2) options.model = words[0], options.mode = words[1];
   if (words.size() == 3) options.trainer = words[2];
+  if (options.mode == "capture") options.spec = SpecType::kNone;
   const bool known = (options.mode == "capture" || options.mode == "swaps") && words.size() == 2;
   if (!known && !(options.mode == "trainer" && words.size() == 3))
     return fail("usage: serving_bench MODEL.gguf capture | swaps | trainer FORETOKEN-TRAINER");
