@@ -124,12 +124,28 @@ void CostsOfLog::add(const RequestTrace& trace) {
 }
 
 std::optional<RoundCosts> CostsOfLog::fit() const {
-  std::vector<std::pair<std::size_t, float>> known;
+  // Isotonic regression (pool adjacent violators), weighted by the rounds seen: a count that was
+  // rare, or common only while the machine was slow, does not lift all that come after it.
+  struct Block {
+    std::vector<std::size_t> rows;
+    double ms, weight;
+  };
+  std::vector<Block> blocks;
   for (std::size_t i = 0; i < kRows; ++i) {
     if (round_ms_[i].size() < kEnough) continue;
-    float ms = median(round_ms_[i]);
-    if (!known.empty()) ms = std::max(ms, known.back().second);
-    known.emplace_back(i, ms);
+    blocks.push_back({{i}, double(median(round_ms_[i])), double(round_ms_[i].size())});
+    while (blocks.size() > 1 && blocks.back().ms < blocks[blocks.size() - 2].ms) {
+      const Block last = std::move(blocks.back());
+      blocks.pop_back();
+      Block& into = blocks.back();
+      into.ms = (into.ms * into.weight + last.ms * last.weight) / (into.weight + last.weight);
+      into.weight += last.weight;
+      into.rows.insert(into.rows.end(), last.rows.begin(), last.rows.end());
+    }
+  }
+  std::vector<std::pair<std::size_t, float>> known;
+  for (const Block& block : blocks) {
+    for (const std::size_t i : block.rows) known.emplace_back(i, static_cast<float>(block.ms));
   }
   if (known.size() < 2) return std::nullopt;
   std::vector<float> round_ms;

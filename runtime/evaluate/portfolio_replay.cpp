@@ -264,6 +264,8 @@ PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, int max_draft,
       ++out.rounds_without_features;
     }
     int drafted = 0, accepted = 0, head_steps = 0;
+    int best = 0, best_accepted = 0;
+    double gain = 0, best_value = 0;
     float survival = 1;
     bool right = true;  // everything so far
     pending.clear();
@@ -275,10 +277,10 @@ PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, int max_draft,
       const float likely = std::max(choice.confidence, lift.estimate(choice.confidence, sampled));
       if (head_runs && by_cost && drafted > 0) {
         // As Controller::another_head_step().
-        const double gain = std::max(0.0, double(survival * likely) - row) -
+        const double more = std::max(0.0, double(survival * likely) - row) -
                             std::max(0.0, double(survival * choice.confidence) - row);
         head_runs = drafted < head_depth &&
-                    Controller::kHeadFurther * gain > price * double(costs->head_step_ms);
+                    Controller::kHeadFurther * more > price * double(costs->head_step_ms);
       }
       if (head_runs) ++head_steps;
       if (head_runs && right) {
@@ -292,12 +294,21 @@ PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, int max_draft,
         choice = {-2, likely, SpeculatorKind::kHead};  // something that will not be accepted
       }
       if (choice.token == -1) break;
-      if (by_cost && double(survival * choice.confidence) < row) break;
       survival *= choice.confidence;
+      if (by_cost && survival < DraftJob{}.min_survival) break;
       right = right && choice.token == token(position);
       if (right) ++accepted;
+      // As Controller::best_slots(): the length that is best as a whole, because a first row may be
+      // dear and the next ones nearly free.
+      gain += double(survival);
+      const double value =
+          by_cost ? gain - price * (costs->round(2 + drafted) - costs->round(1)) : 0;
+      if (value > best_value) best_value = value, best = drafted + 1, best_accepted = accepted;
     }
+    if (by_cost) drafted = best, accepted = best_accepted;
     const std::int64_t emitted = std::min<std::int64_t>(accepted + 1, end() - start);
+    // As live: only tokens that came are known, but also where the draft was cut before them.
+    if (std::ssize(pending) > emitted) pending.resize(std::size_t(emitted));
     learn_head();
     learn_cheap(start, start + emitted);
     record(out, start, drafted, accepted, head_steps, emitted, costs);
