@@ -4,6 +4,7 @@
 #include <array>
 
 #include "runtime/speculate/candidates.h"
+#include "runtime/speculate/cheap_speculators.h"
 #include "runtime/speculate/controller.h"
 #include "runtime/speculate/head/features.h"
 #include "runtime/speculate/head_lift.h"
@@ -97,7 +98,7 @@ struct PortfolioReplay::Impl {
     if (kinds.ngram) {
       const Proposal p = ngram(position);
       const float confidence = p.empty() ? 0.0f : calibrated(SpeculatorKind::kNgram, p.raw, depth);
-      if (!p.empty() && (best.token < 0 || confidence > best.confidence))
+      if (!p.empty() && (best.token < 0 || confidence > best.confidence + kNgramMargin))
         best = {p.token, confidence, SpeculatorKind::kNgram};
     }
     return best;
@@ -146,12 +147,12 @@ struct PortfolioReplay::Impl {
   }
   struct Pending {  // a position at which the head ran this round
     float raw, cheap;
-    bool head_right, choice_right;
+    bool head_right, choice_right, cheap_right;
   };
   void learn_head() {
     for (const Pending& p : pending) {
       score(SpeculatorKind::kHead, p.raw, p.head_right);
-      lift.update(p.cheap, sampled, p.choice_right);
+      lift.update(p.cheap, sampled, p.choice_right, p.cheap_right);
     }
   }
   // How far the head is worth running, as Controller::plan_head() decides it for one sequence.
@@ -164,7 +165,7 @@ struct PortfolioReplay::Impl {
       float survival = 1;
       for (int d = 0; d < n; ++d) {
         const float c = cheap_confidence[std::size_t(d)];
-        survival *= d < depth ? std::max(c, lift.estimate(c, sampled)) : c;
+        survival *= d < depth ? lift.estimate(c, sampled) : c;
         gain += double(survival);
         best = std::max(best, gain - price * (costs.round(2 + d) - costs.round(1)));
       }
@@ -274,7 +275,7 @@ PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, int max_draft,
       Choice choice = cheap(position, drafted);
       const double row =
           by_cost ? price * (costs->round(2 + drafted) - costs->round(1 + drafted)) : 0;
-      const float likely = std::max(choice.confidence, lift.estimate(choice.confidence, sampled));
+      const float likely = lift.estimate(choice.confidence, sampled);
       if (head_runs && by_cost && drafted > 0) {
         // As Controller::another_head_step().
         const double more = std::max(0.0, double(survival * likely) - row) -
@@ -287,9 +288,11 @@ PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, int max_draft,
         const Proposal p = head_step(position);
         const float confidence = calibrated(SpeculatorKind::kHead, p.raw, drafted);
         const float other = choice.confidence;
-        if (pure || confidence >= other) choice = {p.token, confidence, SpeculatorKind::kHead};
-        pending.push_back(
-            {p.raw, other, p.token == token(position), choice.token == token(position)});
+        const bool cheap_right = choice.token == token(position);
+        if (pure || confidence + kHeadMargin >= other)
+          choice = {p.token, confidence, SpeculatorKind::kHead};
+        pending.push_back({p.raw, other, p.token == token(position),
+                           choice.token == token(position), cheap_right});
       } else if (head_runs && (pure || likely > choice.confidence)) {
         choice = {-2, likely, SpeculatorKind::kHead};  // something that will not be accepted
       }

@@ -11,9 +11,9 @@ CheapChoice choose_cheap(DraftSources& sources, CheapKinds kinds, const DraftCon
   const auto fusion = sources.fusion(context, drafted);
   if (!kinds.ngram) return {fusion, SpeculatorKind::kFusion};
   const auto ngram = sources.ngram(context, drafted);
-  // On a tie the learned one: it has seen more candidates.
-  return ngram.confidence > fusion.confidence ? CheapChoice{ngram, SpeculatorKind::kNgram}
-                                              : CheapChoice{fusion, SpeculatorKind::kFusion};
+  const float needed = fusion.proposal.empty() ? 0.0f : fusion.confidence + kNgramMargin;
+  return ngram.confidence > needed ? CheapChoice{ngram, SpeculatorKind::kNgram}
+                                   : CheapChoice{fusion, SpeculatorKind::kFusion};
 }
 
 // Until it has nothing, the draft is long enough, unlikely or at an end.

@@ -42,7 +42,12 @@ struct CheapChoice {
   DraftSources::Calibrated calibrated;  // empty proposal: nothing known
   SpeculatorKind kind = SpeculatorKind::kNone;
 };
-// The one of the allowed kinds with the higher calibrated confidence for the token after `drafted`.
+// The fixed rule replaces the learned table's choice only where it is surer by this much: the
+// larger of two estimates is often the luckier one (on GSM8K through SmolLM2, by a replay of the
+// log with drafts by cost, auto was 0.8 % faster than with no margin; 0.2 was no better).
+inline constexpr float kNgramMargin = 0.1f;
+
+// The one of the allowed kinds to propose the token after `drafted`, by calibrated confidence.
 CheapChoice choose_cheap(DraftSources& sources, CheapKinds kinds, const DraftContext& context,
                          std::span<const TokenId> drafted);
 // Goes on with a draft that holds with probability `survival` so far.

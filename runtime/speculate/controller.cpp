@@ -186,7 +186,7 @@ Controller::HeadPlan Controller::plan_head(std::span<const DraftJob> jobs,
       for (int d = 0; d < length && d < options_.max_draft; ++d) {
         // Past the cheap draft's end nothing is known of what the cheap kinds would say.
         const float cheap = d < known ? job.draft.confidences[static_cast<std::size_t>(d)] : 0.0f;
-        survival *= ready[i] && d < depth ? std::max(cheap, lift.estimate(cheap, sampled)) : cheap;
+        survival *= ready[i] && d < depth ? lift.estimate(cheap, sampled) : cheap;
         slots_.push_back({survival, static_cast<int>(i), d});
       }
     }

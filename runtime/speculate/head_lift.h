@@ -1,6 +1,7 @@
-// Before the head runs: how likely what it would propose (or leave to the cheap kinds) is accepted,
-// from what the cheap kinds say of that position. Where they are sure the head adds nothing, where
-// they know nothing it may: learned from every position at which it ran. Engine thread.
+// Before the head runs: what a step of it is expected to add to a position's acceptance, by what
+// the cheap kinds say of that position. Learned in pairs, at every position at which the head ran:
+// was its choice right, and was theirs? Pairs, because the better of two calibrated confidences
+// promises a little too much, and would hide what the head finds. Engine thread, or a replay's own.
 #pragma once
 
 #include <algorithm>
@@ -8,35 +9,42 @@
 
 namespace foretoken {
 
+// Where the head ran, its proposal is drafted unless the cheap kinds are surer of theirs by this
+// much: its logits have weighed their candidates already, and the larger of two estimates is often
+// the luckier one (by the same replay as kNgramMargin, with a step of 0.6 % of a round: 0.7 %
+// faster than with no margin).
+inline constexpr float kHeadMargin = 0.1f;
+
 class HeadLift {
  public:
-  // cheap: the calibrated confidence of the best cheap proposal, 0 where there is none.
+  // The chance that what is drafted with the head is accepted. cheap: the calibrated confidence of
+  // the best cheap proposal, 0 where there is none.
   float estimate(float cheap, bool sampled) const {
     const Cell& c = cells_[sampled ? 1 : 0][bin(cheap)];
-    return (c.hits + prior(cheap) * kPriorStrength) / (c.trials + kPriorStrength);
+    const float gain = (c.gain + prior(cheap) * kPriorStrength) / (c.trials + kPriorStrength);
+    return std::clamp(cheap + gain, 0.0f, 1.0f);
   }
-  void update(float cheap, bool sampled, bool hit) {
+  void update(float cheap, bool sampled, bool right, bool cheap_right) {
     Cell& c = cells_[sampled ? 1 : 0][bin(cheap)];
     if (c.trials >= kMemory) {
-      c.hits *= 1 - 1 / kMemory;
+      c.gain *= 1 - 1 / kMemory;
       c.trials *= 1 - 1 / kMemory;
     }
-    c.hits += hit ? 1.0f : 0.0f;
+    c.gain += float(right) - float(cheap_right);
     c.trials += 1;
   }
 
  private:
-  static constexpr std::array<float, 8> kEdges = {0.03f, 0.1f, 0.2f,  0.3f,
-                                                  0.45f, 0.6f, 0.75f, 0.9f};
-  // A head that is served has proved itself: it starts as if it found a quarter of what is missing.
-  static float prior(float cheap) { return cheap + 0.25f * (1 - cheap); }
-  static constexpr float kPriorStrength = 8;
-  static constexpr float kMemory = 256;  // as the estimator's cells
+  static constexpr std::array<float, 6> kEdges = {0.05f, 0.15f, 0.3f, 0.5f, 0.7f, 0.9f};
+  // A head that is served has proved itself: it starts as if it found a sixth of what is missing.
+  static float prior(float cheap) { return (1 - cheap) / 6; }
+  static constexpr float kPriorStrength = 16;
+  static constexpr float kMemory = 512;  // a gain of .05 stands out from its noise of .02
   static std::size_t bin(float cheap) {
     return std::size_t(std::ranges::upper_bound(kEdges, cheap) - kEdges.begin());
   }
   struct Cell {
-    float hits = 0, trials = 0;
+    float gain = 0, trials = 0;  // sums, forgetting
   };
   std::array<std::array<Cell, kEdges.size() + 1>, 2> cells_{};
 };

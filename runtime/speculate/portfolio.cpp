@@ -164,10 +164,10 @@ void Portfolio::draft_head(std::span<DraftJob> jobs, int depth) {
       const float cheap_confidence =
           other.calibrated.proposal.empty() ? 0.0f : other.calibrated.confidence;
       const float confidence = sources_.calibrate(SpeculatorKind::kHead, context, proposal.raw, d);
-      const bool take_head = pure || confidence >= cheap_confidence;
+      const bool take_head = pure || confidence + kHeadMargin >= cheap_confidence;
       const TokenId token = take_head ? proposal.token : other.calibrated.proposal.token;
       head_records_[std::size_t(context.slot)].push_back(
-          {proposal.token, proposal.raw, token, cheap_confidence});
+          {proposal.token, proposal.raw, token, other.calibrated.proposal.token, cheap_confidence});
       const float chosen = take_head ? confidence : cheap_confidence;
       survival_[i] *= chosen;
       if (survival_[i] < job.min_survival) {
@@ -189,8 +189,7 @@ void Portfolio::draft_head(std::span<DraftJob> jobs, int depth) {
         const CheapChoice next =
             choose_cheap(sources_, cheap(), context, head_jobs_[i].draft.tokens);
         const float without = next.calibrated.proposal.empty() ? 0.0f : next.calibrated.confidence;
-        const float with =
-            std::max(without, lift_.estimate(without, context.sampling->temperature > 0));
+        const float with = lift_.estimate(without, context.sampling->temperature > 0);
         outlook_.push_back({survival_[i], with, without});
       }
       if (!controller_.another_head_step(int(n), d + 1, outlook_)) break;
@@ -239,7 +238,8 @@ void Portfolio::observe(const DraftOutcome& outcome) {
     for (std::size_t d = 0; d < records.size() && d < outcome.emitted.size(); ++d) {
       const TokenId emitted = outcome.emitted[d];
       sources_.score_head(outcome.context, records[d].raw, records[d].token == emitted);
-      lift_.update(records[d].cheap, sampled, records[d].drafted == emitted);
+      lift_.update(records[d].cheap, sampled, records[d].drafted == emitted,
+                   records[d].cheap_token == emitted);
       if (records[d].drafted != emitted) break;
     }
     head_records_[std::size_t(outcome.context.slot)].clear();

@@ -83,8 +83,9 @@ class Portfolio {
   struct HeadRecord {
     TokenId token;  // its proposal
     float raw;
-    TokenId drafted;  // what was chosen there
-    float cheap;      // the best cheap confidence there
+    TokenId drafted;      // what was chosen there
+    TokenId cheap_token;  // the best cheap proposal, -1: none
+    float cheap;          // the best cheap confidence there
   };
   std::unique_ptr<HeadSpeculator> head_;  // null: no head may draft
   HeadLift lift_;

@@ -7,6 +7,7 @@
 #include <new>
 #include <random>
 
+#include "runtime/speculate/head/features.h"
 #include "runtime/speculate/head/initial_head.h"
 #include "runtime/speculate/portfolio.h"
 #include "tests/support/gguf_writer.h"
@@ -29,12 +30,13 @@ namespace foretoken::testing {
 namespace {
 
 constexpr int kSequences = 2, kDraft = 6;
+constexpr std::array<float, kHeadTaps> kScales = {1, 2, 0.5f, 1};
 
-// A target that takes the head's tokens with probability `head`, the cheap kinds' with `cheap`, and
-// a machine whose rounds take verify_ms whatever the head's own steps took on this one.
+// A target that says what the head would with probability `head`, drafted or not, what fusion would
+// with probability `cheap`, else something that nobody does; and a machine whose rounds take
+// verify_ms whatever the head's own steps took on this one.
 struct World {
   double head = 0.8, cheap = 0.1, verify_ms = 1000;
-  bool cheap_kinds = true;  // whether n-gram and fusion draft at all
 };
 
 struct Totals {
@@ -71,21 +73,23 @@ class HeadPortfolio : public ::testing::Test {
     return o;
   }
 
-  void give_features(Portfolio& portfolio, int slot, std::int64_t position) {
+  void features_of(std::int64_t position) {
     std::vector<std::uint16_t>& values = values_;
     values.resize(std::size_t(kHeadTaps * hidden_));
     for (std::size_t i = 0; i < values.size(); ++i)
       values[i] = std::uint16_t(0x3400 + (i * 37 + std::size_t(position) * 101) % 2048);
-    const std::array<float, kHeadTaps> scales = {1, 2, 0.5f, 1};
-    portfolio.set_features(slot, position, values.data(), scales.data());
+  }
+  void give_features(Portfolio& portfolio, int slot, std::int64_t position) {
+    features_of(position);
+    portfolio.set_features(slot, position, values_.data(), kScales.data());
   }
 
   // Rounds of both sequences in lockstep, the second drafting with the canary's weights.
   Totals serve(const World& world, int rounds, int warm_up) {
     kernels::ThreadPool pool(1);
-    PortfolioOptions o = options();
-    o.ngram = o.fusion = world.cheap_kinds;
-    Portfolio portfolio(o, nullptr, pool);
+    Portfolio portfolio(options(), nullptr, pool);
+    HeadWorkspace oracle(1, hidden_);
+    std::vector<float> features(std::size_t(kHeadTaps * hidden_));
     std::mt19937_64 random(3);
     std::uniform_real_distribution<> uniform;
     SamplingParams sampling;
@@ -127,14 +131,28 @@ class HeadPortfolio : public ::testing::Test {
         const DraftJob& job = jobs[std::size_t(s)];
         emitted.clear();
         int accepted = 0;
-        for (std::size_t d = 0; d < job.draft.tokens.size(); ++d) {
-          const double p = job.draft.kinds[d] == SpeculatorKind::kHead ? world.head : world.cheap;
-          if (uniform(random) >= p) break;
-          emitted.push_back(job.draft.tokens[d]);
+        const RecurrentHead& head = *weights_[std::size_t(s)].head;
+        features_of(std::int64_t(tokens[std::size_t(s)].size()) - 2);
+        decode_features(values_.data(), kScales.data(), hidden_, features.data());
+        head.begin(features.data(), 1, oracle, pool);
+        TokenId previous = tokens[std::size_t(s)].back();
+        for (std::size_t d = 0;; ++d) {
+          head.step(std::span(&previous, 1), oracle, pool);
+          const std::span<const TokenId> path(emitted);
+          const Proposal by_head =
+              head.choose(0, portfolio.sources().candidates(job.context, path), sampling,
+                          std::int64_t(tokens[std::size_t(s)].size() + d), true, oracle);
+          const Proposal by_fusion = portfolio.sources().fusion(job.context, path).proposal;
+          const double u = uniform(random);
+          // Odd ones are outside the head's vocabulary, and these are seldom candidates.
+          previous = u < world.head ? by_head.token
+                     : u < world.head + world.cheap && !by_fusion.empty()
+                         ? by_fusion.token
+                         : TokenId(1 + 2 * (random() % 150));
+          emitted.push_back(previous);
+          if (d == job.draft.tokens.size() || job.draft.tokens[d] != previous) break;
           ++accepted;
         }
-        // What no candidate and no head proposes: odd, and new each time.
-        emitted.push_back(TokenId(1 + 2 * (random() % 150)));
         m.rows += 1 + int(job.draft.tokens.size());
         m.emitted += int(emitted.size());
         DraftOutcome outcome;
@@ -161,14 +179,15 @@ class HeadPortfolio : public ::testing::Test {
 };
 
 TEST_F(HeadPortfolio, RunsWhereItPays) {
-  const Totals good = serve({.head = 0.8, .cheap_kinds = false}, 200, 100);
+  const Totals good = serve({.head = 0.8}, 200, 100);
   EXPECT_GT(good.head_rounds, good.rounds * 9 / 10);
   EXPECT_GT(good.emitted, 2 * good.rounds * kSequences);
   EXPECT_EQ(good.allocations, 0);
 }
 
 TEST_F(HeadPortfolio, HardlyRunsWhereItIsWrong) {
-  const Totals bad = serve({.head = 0.0}, 200, 200);
+  const Totals bad =
+      serve({.head = 0.0, .verify_ms = 0.3}, 200, 200);  // a step is a tenth of a round or so
   EXPECT_LT(bad.head_rounds, bad.rounds / 4);
   EXPECT_EQ(bad.allocations, 0);
 }
