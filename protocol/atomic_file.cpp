@@ -41,6 +41,13 @@ Status write_file_atomically(const std::filesystem::path& path, std::span<const 
   return Ok{};
 }
 
+void remove_leftovers(const std::filesystem::path& folder) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (entry.path().extension() == ".tmp") std::filesystem::remove(entry.path(), ignored);
+  }
+}
+
 Result<std::vector<std::byte>> read_file(const std::filesystem::path& path, std::size_t max_bytes) {
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file) {

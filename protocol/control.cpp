@@ -158,11 +158,11 @@ Message serialize(const ServerHello& hello) {
   const auto reason = builder.CreateString(hello.refused_reason);
   const auto round_ms = builder.CreateVector(hello.round_ms);
   return seal_control(MessageType::kServerHello, builder, wire::ControlBody::ServerHello,
-                      wire::CreateServerHello(builder, hello.run, fingerprint, hello.served.value,
-                                              hello.refused.value, reason, hello.requests_running,
-                                              hello.traces_sent, hello.traces_dropped, hello.busy,
-                                              round_ms, hello.head_start_ms, hello.head_step_ms,
-                                              hello.canary.value, hello.pause));
+                      wire::CreateServerHello(
+                          builder, hello.run, fingerprint, hello.served.value, hello.refused.value,
+                          reason, hello.requests_running, hello.traces_sent, hello.traces_dropped,
+                          hello.busy, round_ms, hello.head_start_ms, hello.head_step_ms,
+                          hello.canary.value, hello.pause, hello.highest.value));
 }
 
 Message serialize(const TrainerStatus& status) {
@@ -211,6 +211,7 @@ Result<ServerHello> parse_server_hello(std::span<const Frame> message) {
   hello.head_start_ms = from.head_start_ms();
   hello.head_step_ms = from.head_step_ms();
   hello.canary = {from.canary_version()};
+  hello.highest = {from.highest_version()};
   hello.pause = from.pause();
   if (const auto* times = from.round_ms()) {
     if (times->size() > kMaxRoundTimes)

@@ -147,6 +147,12 @@ void MemoryNetwork::crash_trainer() {
 
 void MemoryNetwork::set_faults(const MemoryFaults& faults) { state_->faults = faults; }
 
+void MemoryNetwork::inject_to_server(Message message) {
+  State::Channel& channel = state_->channels[1];
+  if (state_->server_life != 0 && channel.queue.size() < channel.high_water_mark)
+    state_->deliver(channel, std::move(message));
+}
+
 std::size_t MemoryNetwork::in_flight() const {
   return state_->channels[0].queue.size() + state_->channels[1].queue.size();
 }

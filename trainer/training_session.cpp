@@ -39,6 +39,7 @@ Result<std::unique_ptr<TrainingSession>> TrainingSession::open(
     const std::filesystem::path& state_root, const ModelFingerprint& fingerprint,
     const SessionOptions& options, const Clock& clock) {
   const auto folder = model_state_folder(state_root, fingerprint) / "trainer";
+  remove_leftovers(folder);
   auto buffer =
       ReplayBuffer::open(folder / "buffer", options.buffer_bytes, options.buffer_max_age_s);
   if (!buffer) return buffer.error();
@@ -225,13 +226,12 @@ void TrainingSession::publish(PrequentialGate::Decision& decision) {
 
 void TrainingSession::heard(const ServerHello& hello) {
   if (hello.model_fingerprint != fingerprint_) return;
-  // On trial there is taken too.
-  const SpeculatorVersion known = std::max(hello.served, hello.canary);
-  if (known > versions_.highest()) {
+  if (const SpeculatorVersion taken = std::max(hello.served, hello.highest);
+      taken > versions_.highest()) {
     spdlog::warn(
-        "the server knows version {}, the newest here is {}: numbering goes on from the server's",
-        known.value, versions_.highest().value);
-    versions_.reserve_up_to(known);
+        "the server has had version {}, the newest here is {}: numbering goes on from the server's",
+        taken.value, versions_.highest().value);
+    versions_.reserve_up_to(taken);
   }
   sender_.heard(hello);
   gate_.set_costs(RoundCosts::measured(hello.round_ms, hello.head_start_ms, hello.head_step_ms));

@@ -212,6 +212,7 @@ void ServerLink::say_hello() {
   hello.model_fingerprint = options_.model_fingerprint;
   hello.served = keeper_->served();
   hello.canary = keeper_->canary();
+  hello.highest = keeper_->highest();
   hello.refused = receiver_.refused();
   hello.refused_reason = receiver_.refused_reason();
   if (options_.activity) {

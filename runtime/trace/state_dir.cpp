@@ -17,6 +17,7 @@ Result<StateDir> StateDir::open(const std::filesystem::path& root,
   if (error)
     return Error{ErrorCode::kIo,
                  fmt::format("{}: cannot create: {}", folder.string(), error.message())};
+  remove_leftovers(folder / "versions");
   return StateDir(folder);
 }
 

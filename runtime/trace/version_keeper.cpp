@@ -197,8 +197,12 @@ Status VersionKeeper::offer(const Bundle& bundle, std::span<const std::byte> byt
           "version",
           fmt::format("{} was rolled back or refused before, it is never taken again", v.value));
     }
+    // One that was lost on this disk may come again, but never in the place of a newer one.
+    SpeculatorVersion newest = served_.version;
+    if (trial_) newest = std::max(newest, trial_->held.version);
+    if (waiting_) newest = std::max(newest, waiting_->version);
     const SpeculatorVersion highest = lineage_.state().highest;
-    if (v <= highest && !lineage_.state().lost.contains(v.value)) {
+    if (v <= highest && (v < newest || !lineage_.state().lost.contains(v.value))) {
       return refusal("version", fmt::format("found {}, wanted above {}", v.value, highest.value));
     }
     if (lineage_.state().frozen) {
@@ -427,6 +431,7 @@ void VersionKeeper::clean_up() {
   if (previous_) kept.push_back(previous_->version);
   if (trial_) kept.push_back(trial_->held.version);
   if (waiting_) kept.push_back(waiting_->version);
+  if (lineage_.state().waiting) kept.push_back(*lineage_.state().waiting);
   const auto& proven = lineage_.state().proven;
   const std::size_t first = proven.size() > kKeptVersions ? proven.size() - kKeptVersions : 0;
   kept.insert(kept.end(), proven.begin() + static_cast<std::ptrdiff_t>(first), proven.end());
@@ -491,6 +496,10 @@ SpeculatorVersion VersionKeeper::served() const {
   return served_.version;
 }
 
+SpeculatorVersion VersionKeeper::highest() const {
+  const std::lock_guard lock(mutex_);
+  return lineage_.state().highest;
+}
 SpeculatorVersion VersionKeeper::canary() const {
   const std::lock_guard lock(mutex_);
   SpeculatorVersion newest;

@@ -112,6 +112,7 @@ class VersionKeeper {
   void unfreeze();
 
   SpeculatorVersion served() const;
+  SpeculatorVersion highest() const;  // numbers up to it are taken
   SpeculatorVersion canary() const;   // or waiting to be one; 0: none
   SpeculatorVersion refused() const;  // the newest that is not wanted, by this run; 0: none
   std::string refused_reason() const;

@@ -38,12 +38,15 @@ void WeightsReceiver::handle(const Message& message) {
   }
   auto chunk = parse_bundle_chunk(message);
   if (!chunk) return refuse(chunk.error(), {});
-  const SpeculatorVersion version = chunk->version;
   auto whole = assembler_.add(std::move(chunk).value());
-  if (!whole) return refuse(whole.error(), version);
+  if (!whole) return refuse(whole.error(), {});
   if (!whole->has_value()) return;
   ++bundles_received_;
-  if (auto s = accept(**whole); !s) refuse(s.error(), version);
+  // Only of a bundle whose signature held is it known which version it is: what anybody may write
+  // on a chunk must not make the trainer think that its version was refused.
+  auto bundle = parse(**whole);
+  if (!bundle) return refuse(bundle.error(), {});
+  if (auto s = keeper_.offer(*bundle, **whole); !s) refuse(s.error(), bundle->version);
 }
 
 Result<Bundle> WeightsReceiver::parse(std::span<const std::byte> bytes) const {
@@ -54,12 +57,6 @@ Result<Bundle> WeightsReceiver::parse(std::span<const std::byte> bytes) const {
                                to_hex(fingerprint_)));
   }
   return bundle;
-}
-
-Status WeightsReceiver::accept(std::span<const std::byte> bytes) {
-  auto bundle = parse(bytes);
-  if (!bundle) return bundle.error();
-  return keeper_.offer(*bundle, bytes);
 }
 
 SpeculatorVersion WeightsReceiver::refused() const { return std::max(refused_, keeper_.refused()); }
@@ -73,7 +70,7 @@ void WeightsReceiver::refuse(const Error& error, SpeculatorVersion version) {
   const std::string reason = error.message.substr(0, error.message.find(':'));
   const std::int64_t count = ++rejected_[reason];
   // Frost passes: the keeper says while it lasts.
-  if (reason != "frozen") {
+  if (reason != "frozen" && version.value != 0) {
     refused_ = std::max(refused_, version);
     refused_reason_ = error.message;
   }

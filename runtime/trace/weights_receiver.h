@@ -37,7 +37,6 @@ class WeightsReceiver {
   bool take_news() { return std::exchange(news_, false); }
 
  private:
-  Status accept(std::span<const std::byte> bytes);
   void refuse(const Error& error, SpeculatorVersion version);
 
   const ModelFingerprint fingerprint_;

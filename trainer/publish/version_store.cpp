@@ -36,6 +36,7 @@ Result<VersionStore> VersionStore::open(const fs::path& folder, const SigningKey
   if (error)
     return Error{ErrorCode::kIo,
                  fmt::format("{}: cannot create: {}", folder.string(), error.message())};
+  remove_leftovers(folder);
   VersionStore store(folder, key);
   const auto versions = versions_in(folder);
   if (!versions.empty()) store.highest_ = {versions.back()};

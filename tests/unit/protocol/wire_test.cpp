@@ -1,6 +1,7 @@
 // The wire format: what goes in comes out, and nothing else is ever accepted.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sodium.h>
 
 #include <algorithm>
 #include <cmath>
@@ -357,6 +358,50 @@ TEST(BundleFile, IsRefusedUnlessATrustedKeySignedIt) {
   // Looking at a file needs no trust, but a signature that holds.
   EXPECT_EQ(parse_bundle_of_anyone(bytes)->signer, test_signing_key().public_key());
   EXPECT_THAT(error_of(parse_bundle_of_anyone(grafted)), signature);
+}
+
+// Digest and signature made anew over whatever lies before them.
+void sign_again(std::vector<std::byte>& bytes) {
+  if (bytes.size() < 32 + 128) return;
+  const std::size_t digest_at = bytes.size() - 128;
+  crypto_generichash(reinterpret_cast<unsigned char*>(bytes.data() + digest_at), 32,
+                     reinterpret_cast<const unsigned char*>(bytes.data()), digest_at, nullptr, 0);
+  const auto key = test_signing_key();
+  std::memcpy(bytes.data() + digest_at + 32, key.public_key().data(), 32);
+  const Signature signature = key.sign(std::span(bytes).first(digest_at + 64));
+  std::copy(signature.begin(), signature.end(), bytes.begin() + std::ptrdiff_t(digest_at + 64));
+}
+
+// What stands behind the signature must hold too, against a trainer that signs garbage.
+TEST(BundleFile, SignedGarbageNeverCrashes) {
+  const auto bytes = signed_bytes(sample_bundle());
+  {
+    auto same = bytes;
+    sign_again(same);
+    ASSERT_EQ(same, bytes);
+  }
+  std::mt19937_64 random(7);
+  std::map<std::string, int> reasons;
+  const auto attempt = [&](std::vector<std::byte> damaged) {
+    sign_again(damaged);
+    const std::string error = error_of(parse_bundle(damaged, test_signers()));
+    ++reasons[error.substr(0, error.find(':'))];
+  };
+  for (std::size_t i = 8; i < bytes.size() - 128; ++i) {
+    for (const auto flip : {0x01, 0x80, 0xff}) {
+      auto damaged = bytes;
+      damaged[i] ^= std::byte(flip);
+      attempt(std::move(damaged));
+    }
+  }
+  for (int i = 0; i < 3000; ++i) {
+    auto damaged = bytes;
+    for (int n = 0; n < 6; ++n) damaged[random() % (bytes.size() - 128)] = std::byte(random());
+    if (i % 10 == 0) damaged.resize(random() % damaged.size());
+    attempt(std::move(damaged));
+  }
+  for (const char* reason : {"shape", "truncated", "non-finite", "signature", "magic", "format"})
+    EXPECT_GT(reasons[reason], 0) << reason;
 }
 
 TEST(Control, CarriesEverything) {

@@ -177,7 +177,8 @@ TEST_F(ServerLinkTest, RefusesByNameAndServesOn) {
   auto flipped = signed_bytes(good_bundle(5));
   flipped[flipped.size() / 2] ^= std::byte(1);
   EXPECT_EQ(refused(flipped, 5), "checksum");
-  EXPECT_EQ(last_hello().refused.value, 5u);  // so that the trainer does not send it for ever
+  // Nobody vouched for its number: the trainer may send the real version 5.
+  EXPECT_EQ(last_hello().refused.value, 0u);
   auto cut = signed_bytes(good_bundle(5));
   cut.resize(cut.size() - 7);
   EXPECT_EQ(refused(cut, 5), "truncated");
@@ -192,6 +193,7 @@ TEST_F(ServerLinkTest, RefusesByNameAndServesOn) {
   bundle = good_bundle(8);
   bundle.tensors["fusion.bias"] = BundleTensor::f32({64}, std::vector<float>(64));
   EXPECT_EQ(refused(signed_bytes(bundle), 8), "shape");
+  EXPECT_EQ(last_hello().refused.value, 8u);  // so that the trainer does not send it for ever
   bundle = good_bundle(9);
   bundle.kind = "poem";
   EXPECT_EQ(refused(signed_bytes(bundle), 9), "kind");

@@ -14,6 +14,9 @@ namespace foretoken {
 // mode: as for open(2), before the umask.
 Status write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes,
                              unsigned mode = 0644);
+// Deletes the temporary files that writers killed in between have left in a folder. Its owner calls
+// this when it starts; nobody else writes there.
+void remove_leftovers(const std::filesystem::path& folder);
 // Errors: kNotFound, kIo, kOutOfRange (larger than max_bytes).
 Result<std::vector<std::byte>> read_file(const std::filesystem::path& path, std::size_t max_bytes);
 

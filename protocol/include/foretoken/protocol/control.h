@@ -32,6 +32,7 @@ struct ServerHello {
   float head_start_ms = 0, head_step_ms = 0;  // the head's cost of a draft; 0: not measured
   SpeculatorVersion canary;  // received and on trial, or waiting for it; 0: none
   bool pause = false;        // do not train until a hello says otherwise: plain serving is measured
+  SpeculatorVersion highest;  // numbers up to it are taken, whatever became of them
 };
 
 // What the trainer's gate said of one candidate.

@@ -50,6 +50,9 @@ class MemoryNetwork {
   void crash_server();  // its links become dead: sends fail, nothing is received
   void crash_trainer();
   void set_faults(const MemoryFaults& faults);
+  // A message by somebody else on the trainer's end; lost where no server is up or its queue is
+  // full. No faults happen to it.
+  void inject_to_server(Message message);
   std::size_t in_flight() const;
 
   struct State;
