@@ -200,6 +200,24 @@ void tile_block32(const Tile& t) {
   for (int r = 0; r < R; ++r) store_outputs<V>(sum[r], t.bias, t.y + r * t.y_stride, t.lanes);
 }
 
+// Adds scale * (initial(r) + products of N lane vectors with row r's values from `first` on) to
+// each row's sum of its block of 256; codes are at most kMax.
+template <class V, int kMax, int N, int R, class Initial>
+FORETOKEN_INLINE void add_products(const typename V::I* w, const Record256* x, int first,
+                                   typename V::F scale, Initial initial,
+                                   typename V::F (&block_sum)[R]) {
+  in_groups<R, V::kDotRows>([&]<int kFirst, int kCount>() FORETOKEN_LAMBDA_INLINE {
+    typename V::I dot[kCount];
+#pragma GCC unroll 16
+    for (int g = 0; g < kCount; ++g) dot[g] = initial(kFirst + g);
+    V::template dot<kMax, N, kCount>(dot, w, x[kFirst].q + first,
+                                     static_cast<int>(sizeof(Record256)));
+#pragma GCC unroll 16
+    for (int g = 0; g < kCount; ++g)
+      block_sum[kFirst + g] = V::fma(V::to_float(dot[g]), scale, block_sum[kFirst + g]);
+  });
+}
+
 // Q4_K, Q5_K.
 template <class V, WeightType T, int R>
 void tile_min_k(const Tile& t) {
@@ -238,16 +256,9 @@ void tile_min_k(const Tile& t) {
       if constexpr (T == WeightType::kQ5_K)
         add_bits<V, 4>(V::load(record + kQ5KFifths + 64 * j + 4 * t.lane), w);
       const F scale = V::mul(d, V::load_u8(record + k_scales(T) + 16 * j + t.lane));
-      in_groups<R, V::kDotRows>([&]<int kFirst, int kCount>() FORETOKEN_LAMBDA_INLINE {
-        I dot[kCount];
-#pragma GCC unroll 16
-        for (int g = 0; g < kCount; ++g) dot[g] = V::zero_int();
-        V::template dot<has_fifth_bits(T) ? 31 : 15, 8, kCount>(
-            dot, w, x[kFirst].q + 32 * j, static_cast<int>(sizeof(Record256)));
-#pragma GCC unroll 16
-        for (int g = 0; g < kCount; ++g)
-          block_sum[kFirst + g] = V::fma(V::to_float(dot[g]), scale, block_sum[kFirst + g]);
-      });
+      add_products<V, has_fifth_bits(T) ? 31 : 15, 8, R>(
+          w, x, 32 * j, scale, [](int) FORETOKEN_LAMBDA_INLINE { return V::zero_int(); },
+          block_sum);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) sum[r] = V::fma(block_sum[r], V::broadcast(&x[r].scale), sum[r]);
@@ -305,17 +316,9 @@ void tile_q2_k(const Tile& t) {
                            V::mul(d, V::to_float(V::template field<8, 15>(four)))};
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
-        in_groups<R, V::kDotRows>([&]<int kFirst, int kCount>() FORETOKEN_LAMBDA_INLINE {
-          I dot[kCount];
-#pragma GCC unroll 16
-          for (int g = 0; g < kCount; ++g) dot[g] = V::zero_int();
-          V::template dot<3, 4, kCount>(dot, w + 4 * half, x[kFirst].q + 32 * j + 16 * half,
-                                        static_cast<int>(sizeof(Record256)));
-#pragma GCC unroll 16
-          for (int g = 0; g < kCount; ++g)
-            block_sum[kFirst + g] =
-                V::fma(V::to_float(dot[g]), scales[half], block_sum[kFirst + g]);
-        });
+        add_products<V, 3, 4, R>(
+            w + 4 * half, x, 32 * j + 16 * half, scales[half],
+            [](int) FORETOKEN_LAMBDA_INLINE { return V::zero_int(); }, block_sum);
       }
     }
 #pragma GCC unroll 16
@@ -365,16 +368,10 @@ void tile_signed_k(const Tile& t) {
       for (int half = 0; half < 2; ++half) {
         const int sub = 2 * j + half;
         const F scale = V::mul(d, V::load_s8(record + kScales + 16 * sub + t.lane));
-        in_groups<R, V::kDotRows>([&]<int kFirst, int kCount>() FORETOKEN_LAMBDA_INLINE {
-          I dot[kCount];
-#pragma GCC unroll 16
-          for (int g = 0; g < kCount; ++g) dot[g] = V::broadcast(&x[kFirst + g].minus32_sum[sub]);
-          V::template dot<63, 4, kCount>(dot, w + 4 * half, x[kFirst].q + 16 * sub,
-                                         static_cast<int>(sizeof(Record256)));
-#pragma GCC unroll 16
-          for (int g = 0; g < kCount; ++g)
-            block_sum[kFirst + g] = V::fma(V::to_float(dot[g]), scale, block_sum[kFirst + g]);
-        });
+        add_products<V, 63, 4, R>(
+            w + 4 * half, x, 16 * sub, scale,
+            [&](int r) FORETOKEN_LAMBDA_INLINE { return V::broadcast(&x[r].minus32_sum[sub]); },
+            block_sum);
       }
     }
 #pragma GCC unroll 16

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "runtime/observe/student_t.h"
 #include "runtime/text/unicode.h"
 
 namespace foretoken {
@@ -18,13 +19,6 @@ constexpr double kTunedAt = 100;
 constexpr double kReportedAlpha = 0.025;  // each side of an interval of 95 %
 const char* const kPool = "(others)";
 
-// Student's t at the probability of the normal quantile z, by Cornish and Fisher's expansion:
-// within 2 % of the exact value from 15 degrees of freedom on at z = 4.
-double t_quantile(double z, double degrees) {
-  const double z3 = z * z * z, z5 = z3 * z * z;
-  return z + (z3 + z) / (4 * degrees) + (5 * z5 + 16 * z3 + 3 * z) / (96 * degrees * degrees);
-}
-
 // The boundary in standard errors, after n requests.
 double boundary(double n, double alpha) {
   // The mixture's variance that is (nearly) optimal at kTunedAt, one-sided: their equation for rho
@@ -32,7 +26,7 @@ double boundary(double n, double alpha) {
   const double l = -2 * std::log(2 * alpha);
   const double v = n * (l + std::log(l + 1)) / kTunedAt;
   const double z = std::sqrt(2 * (v + 1) / v * std::log1p(std::sqrt(v + 1) / (2 * alpha)));
-  return t_quantile(z, n - 1);
+  return student_t_expansion(z, n - 1);
 }
 
 double half_width(const PairedSums& sums, double alpha) {

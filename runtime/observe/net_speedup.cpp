@@ -11,15 +11,6 @@ bool NetSpeedupWindows::Window::empty() const {
   return std::ranges::all_of(strata, [](const Sums& s) { return s.tokens == 0; });
 }
 
-bool NetSpeedupWindows::toss() {
-  state_ += 0x9e3779b97f4a7c15u;  // splitmix64
-  std::uint64_t z = state_;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  z ^= z >> 31;
-  return static_cast<double>(z >> 11) * 0x1p-53 < options_.plain_fraction;
-}
-
 void NetSpeedupWindows::close() {
   if (!open_.empty()) {
     windows_.push_back(open_);
@@ -34,7 +25,7 @@ bool NetSpeedupWindows::plain(double now_s) {
   const bool idle = now_s - last_round_s_ > options_.window_s;
   if (!started_ || idle || now_s - window_began_s_ >= options_.window_s) {
     close();
-    plain_ = toss();
+    plain_ = coin_.toss();
     // A server's first window has everything on: nothing is known of the machine yet.
     if (!started_) plain_ = false;
     started_ = true;

@@ -17,6 +17,7 @@
 #include <deque>
 #include <optional>
 
+#include "runtime/observe/speedup.h"
 #include "runtime/observe/stats.h"
 
 namespace foretoken {
@@ -34,7 +35,7 @@ struct NetSpeedupOptions {
 class NetSpeedupWindows {
  public:
   explicit NetSpeedupWindows(const NetSpeedupOptions& options)
-      : options_(options), state_(options.seed) {}
+      : options_(options), coin_(options.plain_fraction, options.seed) {}
 
   // Before a round that decodes. now_s: monotonic. true: this round is plain.
   bool plain(double now_s);
@@ -59,11 +60,10 @@ class NetSpeedupWindows {
     std::array<Sums, kStrata> strata{};
     bool empty() const;
   };
-  bool toss();
   void close();
 
   NetSpeedupOptions options_;
-  std::uint64_t state_;
+  ControlCoin coin_;
   bool plain_ = false, started_ = false;
   double window_began_s_ = 0, last_round_s_ = 0;
   Window open_;

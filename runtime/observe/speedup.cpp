@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "foretoken/kernels/splitmix64.h"
 #include "runtime/observe/student_t.h"
 
 namespace foretoken {
@@ -27,14 +28,7 @@ constexpr double kMinStratumClusters = 3;
 
 }  // namespace
 
-bool ControlCoin::toss() {
-  state_ += 0x9e3779b97f4a7c15u;  // splitmix64
-  std::uint64_t z = state_;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  z ^= z >> 31;
-  return static_cast<double>(z >> 11) * 0x1p-53 < fraction_;
-}
+bool ControlCoin::toss() { return kernels::next_uniform(state_) < fraction_; }
 
 void SpeedupSums::record(const SpeedupRound& round) {
   if (round.sequences < 1 || round.tokens < 1 || !(round.ms > 0) || !std::isfinite(round.ms))

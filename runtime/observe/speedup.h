@@ -27,11 +27,11 @@
 
 namespace foretoken {
 
-// Tosses for a whole engine round, before the controller chooses.
+// Tosses for a whole engine round, before the controller chooses (or for a window of them).
 class ControlCoin {
  public:
   ControlCoin(double fraction, std::uint64_t seed) : fraction_(fraction), state_(seed) {}
-  bool toss();  // true: this round runs without speculation
+  bool toss();  // true: it runs without speculation
   double fraction() const { return fraction_; }
 
  private:

@@ -5,14 +5,13 @@
 
 #include <cstdint>
 
+#include "foretoken/kernels/splitmix64.h"
+
 namespace foretoken {
 
 inline std::uint64_t choice_seed(std::uint64_t seed, int choice) noexcept {
   if (choice == 0) return seed;
-  std::uint64_t z = seed + static_cast<std::uint64_t>(choice) * 0x9E3779B97F4A7C15ull;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-  return z ^ (z >> 31);
+  return kernels::splitmix64(seed + static_cast<std::uint64_t>(choice) * kernels::kSplitMixStep);
 }
 
 }  // namespace foretoken

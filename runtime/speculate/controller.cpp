@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "foretoken/kernels/splitmix64.h"
+
 namespace foretoken {
 namespace {
 
@@ -48,21 +50,14 @@ Controller::Controller(const ControllerOptions& options)
       keep_(static_cast<std::size_t>(options.max_sequences)),
       survival_(static_cast<std::size_t>(options.max_sequences)),
       rates_(static_cast<std::size_t>(options.max_sequences) + 1),
-      random_(options.seed * 0x9e3779b97f4a7c15u + 1),
+      random_(options.seed * kernels::kSplitMixStep + 1),
       probe_budget_(kFirstProbeBudget),
       head_probe_budget_(kFirstHeadProbeBudget) {
   slots_.reserve(static_cast<std::size_t>(options.max_sequences) *
                  static_cast<std::size_t>(options.max_draft));
 }
 
-double Controller::uniform() {
-  random_ += 0x9e3779b97f4a7c15u;  // splitmix64
-  std::uint64_t z = random_;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  z ^= z >> 31;
-  return static_cast<double>(z >> 11) * 0x1p-53;
-}
+double Controller::uniform() { return kernels::next_uniform(random_); }
 
 double Controller::rate(int sequences) const {
   const int n = std::clamp(sequences, 1, options_.max_sequences);

@@ -1,5 +1,6 @@
 #include "runtime/speculate/learned.h"
 
+#include "foretoken/kernels/splitmix64.h"
 #include "runtime/evaluate/fusion_bundle.h"
 #include "runtime/speculate/head/head_bundle.h"
 
@@ -27,11 +28,9 @@ Result<std::shared_ptr<const LearnedWeights>> learned_from_bundle(
 }
 
 bool is_canary(RequestId request, SpeculatorVersion canary, double fraction) {
-  std::uint64_t z = request.value * 0x9e3779b97f4a7c15u + canary.value * 0xd1b54a32d192ed03u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;  // splitmix64's finaliser
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  z ^= z >> 31;
-  return double(z >> 11) * 0x1p-53 < fraction;
+  const std::uint64_t both =
+      request.value * kernels::kSplitMixStep + canary.value * 0xd1b54a32d192ed03u;
+  return kernels::unit_interval(kernels::splitmix64(both)) < fraction;
 }
 
 }  // namespace foretoken

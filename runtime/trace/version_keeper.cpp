@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 
+#include "foretoken/kernels/splitmix64.h"
 #include "runtime/trace/trace_ring.h"
 
 namespace foretoken {
@@ -37,11 +38,8 @@ GainFigures figures(const PairedSums& sums) {
 
 // A stable choice by request, so that the same traffic is watched however often it is looked at.
 bool sampled(RequestId request, double fraction) {
-  std::uint64_t z = request.value + 0x9e3779b97f4a7c15u;  // splitmix64's mixer
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  z ^= z >> 31;
-  return static_cast<double>(z >> 11) * 0x1p-53 < fraction;
+  std::uint64_t state = request.value;
+  return kernels::next_uniform(state) < fraction;
 }
 
 }  // namespace

@@ -268,4 +268,9 @@ std::string test_model(const std::string& file_name) {
   return std::filesystem::exists(path) ? path : std::string();
 }
 
+bool full_tests() {
+  const char* value = std::getenv("FORETOKEN_TEST_FULL");
+  return value && *value == '1';
+}
+
 }  // namespace foretoken::testing

@@ -65,5 +65,7 @@ class TemporaryDirectory {
 
 // A model of FORETOKEN_TEST_MODELS, or "" when it is not there (the test then skips).
 std::string test_model(const std::string& file_name);
+// FORETOKEN_TEST_FULL=1: the long versions of tests that have one.
+bool full_tests();
 
 }  // namespace foretoken::testing

@@ -9,6 +9,7 @@
 #include <deque>
 #include <limits>
 
+#include "foretoken/kernels/splitmix64.h"
 #include "trainer/head/draft_vocabulary.h"
 #include "trainer/head/example_cache.h"
 #include "trainer/head/head_batch.h"
@@ -27,12 +28,7 @@ constexpr double kVocabularyGain = 0.005;
 // With more fresh requests waiting than this, replay is given up: what is new teaches more.
 constexpr std::size_t kManyWaiting = 16;
 
-std::uint64_t mix(std::uint64_t z) {  // splitmix64
-  z += 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
+std::uint64_t mix(std::uint64_t z) { return kernels::splitmix64(z + kernels::kSplitMixStep); }
 
 // AdamW without decay over some parameters, in one pass over memory a step.
 class Adam {

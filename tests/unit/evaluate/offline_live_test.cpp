@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "foretoken/protocol/trace.h"
 #include "runtime/evaluate/portfolio_replay.h"
@@ -17,17 +16,12 @@
 namespace foretoken::testing {
 namespace {
 
-bool full() {
-  const char* value = std::getenv("FORETOKEN_TEST_FULL");
-  return value && *value == '1';
-}
-
 // Requests that share much of their text, so that n-gram candidates come from both sources.
 std::vector<std::string> questions() {
   const char* things[] = {"apples", "pencils", "bricks", "books", "tickets", "marbles"};
   const char* people[] = {"Tom", "Anna", "Lena", "Omar", "Grace", "Ivan"};
   std::vector<std::string> out;
-  for (int i = 0; i < (full() ? 140 : 36); ++i) {
+  for (int i = 0; i < (full_tests() ? 140 : 36); ++i) {
     out.push_back(std::string(people[i % 6]) + " has " + std::to_string(3 + i) + " " +
                   things[(i / 2) % 6] + " and gives away " + std::to_string(1 + i % 5) + ". " +
                   people[(i + 1) % 6] + " gives " + std::to_string(2 + i % 7) + " back. How many " +
@@ -167,9 +161,9 @@ TEST_F(OfflineLive, EveryRoundAcceptsAsItDidLive) {
       const auto fusion = initial_weights();
       // Where the kinds compose, a tenth: their parts are proved by the others.
       const bool alone = c.spec != SpecType::kAuto;
-      const std::int64_t tokens = !full() ? 640 : alone ? 21500 : 2500;
+      const std::int64_t tokens = !full_tests() ? 640 : alone ? 21500 : 2500;
       const Served served = serve(c.spec, learned, temperature, c.n_fixed, tokens);
-      EXPECT_GE(served.tokens, !full() ? 500 : alone ? 20000 : 2000);
+      EXPECT_GE(served.tokens, !full_tests() ? 500 : alone ? 20000 : 2000);
       std::int64_t wrong = 0, live = 0, drafted_by_kind = 0, accepted_by_kind = 0;
       for (const RequestTrace& trace : served.traces) {
         for (const RoundTrace& round : trace.rounds) {
@@ -207,7 +201,7 @@ TEST_F(OfflineLive, EveryRoundAcceptsAsItDidLive) {
       EXPECT_GT(differ, 0);
       // A fixed length is also a walk of its own: round by round where the budget ended the
       // request.
-      if (c.kinds.ngram || full()) continue;
+      if (c.kinds.ngram || full_tests()) continue;
       PortfolioReplay replay(c.kinds, learned.get());
       for (const RequestTrace& trace : served.traces) {
         if (trace.tokens.back() == end_) continue;

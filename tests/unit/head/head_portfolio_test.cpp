@@ -2,29 +2,13 @@
 // features of the right position, and a warm round with it allocates nothing.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
 #include <random>
 
 #include "runtime/speculate/head/features.h"
 #include "runtime/speculate/head/initial_head.h"
 #include "runtime/speculate/portfolio.h"
+#include "tests/support/count_allocations.h"
 #include "tests/support/gguf_writer.h"
-
-namespace {
-std::atomic<std::int64_t> allocations{0};
-}  // namespace
-
-// Both sides are replaced, so malloc and free do match; the compiler sees only one of them inlined.
-#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
-void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* p = std::malloc(size)) return p;
-  throw std::bad_alloc();
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 
 namespace foretoken::testing {
 namespace {

@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <map>
 
 #include "foretoken/kernels/isa.h"
@@ -17,11 +16,6 @@
 
 namespace foretoken::testing {
 namespace {
-
-bool full() {
-  const char* value = std::getenv("FORETOKEN_TEST_FULL");
-  return value && *value == '1';
-}
 
 // Prompts a small instruct model answers at length and partly by repeating itself, so that drafts
 // are accepted; long enough that decoding passes position 640 and seals three pages or more.
@@ -184,7 +178,7 @@ std::string name_of(const Case& c) {
 // part.
 std::vector<Case> cases() {
   constexpr KvMode kInt2 = KvMode::kInt2, kBf16 = KvMode::kBf16;
-  if (!full()) {
+  if (!full_tests()) {
     return {
         {SpecType::kNgram, 4, 1, 256, 2, kInt2, kInt2, 0.0f, false, false},
         {SpecType::kHead, 8, 3, 64, 1, kInt2, kInt2, 0.8f, true, false},

@@ -144,8 +144,7 @@ TEST(RealModel, PerplexityWithinHalfAPercentOfFloat) {
        {"smollm2-135m-instruct-q4_1.gguf", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"}) {
     const std::string path = test_model(name);
     const bool small = std::string(name).starts_with("smollm2");
-    const char* full = std::getenv("FORETOKEN_TEST_FULL");
-    if (path.empty() || (!small && !(full && *full == '1'))) {
+    if (path.empty() || (!small && !full_tests())) {
       if (small) GTEST_SKIP() << name << " is not in FORETOKEN_TEST_MODELS";
       continue;
     }

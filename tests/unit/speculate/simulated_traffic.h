@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "foretoken/kernels/sampling.h"
+#include "foretoken/kernels/splitmix64.h"
 #include "runtime/speculate/cheap_speculators.h"
 #include "runtime/speculate/controller.h"
 #include "runtime/speculate/draft_sources.h"
@@ -19,10 +20,7 @@
 namespace foretoken::simulated {
 
 inline std::uint64_t mix(std::uint64_t a, std::uint64_t b) {
-  std::uint64_t z = a * 0x9e3779b97f4a7c15u + b + 0x632be59bd9b4e019u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
+  return kernels::splitmix64(a * kernels::kSplitMixStep + b + 0x632be59bd9b4e019u);
 }
 
 // A domain's text: given the last two tokens, four continuations with falling logits; at a share of
