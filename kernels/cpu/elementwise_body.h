@@ -4,6 +4,7 @@
 
 #include "activations.h"
 #include "elementwise_functions.h"
+#include "half_rows_body.h"
 #include "lanes.h"
 
 namespace foretoken::kernels {
@@ -162,8 +163,13 @@ void quantize_row256(const float* x, std::int64_t n_in, Record256* out, std::int
   }
 }
 
-constexpr ElementwiseFunctions kFunctions = {
-    rms_norm_rows, rope_row, swiglu_row, add_row, {quantize_row32, quantize_row256}};
+constexpr ElementwiseFunctions kFunctions = {rms_norm_rows,
+                                             rope_row,
+                                             swiglu_row,
+                                             add_row,
+                                             encode_half_of,
+                                             decode_half_of,
+                                             {quantize_row32, quantize_row256}};
 
 }  // namespace
 }  // namespace foretoken::kernels

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "activations.h"
+#include "foretoken/kernels/convert.h"
 #include "foretoken/kernels/elementwise.h"
 
 namespace foretoken::kernels {
@@ -11,6 +12,8 @@ struct ElementwiseFunctions {
   decltype(&kernels::rope) rope;
   decltype(&kernels::swiglu) swiglu;
   decltype(&kernels::add) add;
+  decltype(&kernels::encode_half) encode_half;
+  decltype(&kernels::decode_half) decode_half;
   QuantizeFunctions quantize;
 };
 

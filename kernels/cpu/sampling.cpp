@@ -53,4 +53,8 @@ double log_sum_exp(const float* x, std::int64_t n, float scale) {
   return active().log_sum_exp(x, n, scale);
 }
 
+double approximate_log_sum_exp(const float* x, std::int64_t n, float scale) {
+  return active().approximate_log_sum_exp(x, n, scale);
+}
+
 }  // namespace foretoken::kernels

@@ -8,6 +8,7 @@
 namespace foretoken {
 
 void EngineCore::accept() {
+  n_reports_ = 0;
   for (int i = 0; i < round_.n_entries; ++i) {
     RoundEntry& e = round_.entries[std::size_t(i)];
     e.emitted.clear();
@@ -15,34 +16,34 @@ void EngineCore::accept() {
     e.traces.clear();
     if (e.samples) accept_one(e);
   }
+  report();
 }
 
 void EngineCore::accept_one(RoundEntry& e) {
   Sequence& s = *e.sequence;
-  const std::int64_t n_vocab = model_->config().n_vocab;
+  const SamplingParams& sampling = s.request.sampling;
+  const auto n_vocab = std::size_t(model_->config().n_vocab);
   static const Draft kNoDraft;
   const Draft& draft = e.job >= 0 ? round_.jobs[std::size_t(e.job)].draft : kNoDraft;
   const std::size_t n_draft = draft.tokens.size();
   const bool rejection = options_.spec_sampling == SpecSampling::kRejection;
+  const bool reported = s.trace || s.request.top_logprobs >= 0;
+  const bool row_changes =
+      s.counts || !sampling.logit_bias.empty() || (rejection && sampling.temperature > 0);
   for (std::size_t j = 0; j <= n_draft; ++j) {
-    float* logits = &logits_[(std::size_t(e.first_logit) + j) * std::size_t(n_vocab)];
+    float* logits = &logits_[(std::size_t(e.first_logit) + j) * n_vocab];
     const std::uint64_t position = s.tokens.size() + j;  // the index of the token chosen here
-    // What is reported and logged is the model's own distribution: before bias, temperature and
-    // filters.
-    const bool wants_top = s.trace || s.request.top_logprobs >= 0;
-    double lse = 0;
-    std::int64_t n_top = 0;
-    if (wants_top) {
-      lse = kernels::log_sum_exp(logits, n_vocab, 1.0f);
-      n_top = kernels::top_k(logits, n_vocab, s.trace ? kTeacherTopK : s.request.top_logprobs,
-                             top_ids_.data(), top_values_.data());
+    RowReport* report = nullptr;
+    if (reported) {
+      report = &reports_[std::size_t(n_reports_++)];
+      report->entry = &e;
+      report->raw = logits;
+      if (row_changes) {
+        report->kept.assign(logits, logits + n_vocab);
+        report->raw = report->kept.data();
+      }
     }
-    std::vector<float> raw_of_interest;
-    // Penalties and bias change the row: keep what logprobs need.
-    if (s.request.top_logprobs >= 0 && (s.counts || !s.request.sampling.logit_bias.empty())) {
-      raw_of_interest.assign(logits, logits + n_vocab);
-    }
-    sampler_->prepare(logits, s.request.sampling, s.counts.get());
+    sampler_->prepare(logits, sampling, s.counts.get());
     TokenId token = 0;
     bool matches = false;
     if (rejection && j < n_draft) {
@@ -59,21 +60,15 @@ void EngineCore::accept_one(RoundEntry& e) {
       matches = true;
     }
     e.emitted.push_back(token);
-    if (s.trace) {
-      GeneratedTokenTrace& t = e.traces.emplace_back();
-      t.top_ids.assign(top_ids_.begin(), top_ids_.begin() + n_top);
-      t.top_logits.assign(top_values_.begin(), top_values_.begin() + n_top);
-      t.log_sum_exp = float(lse);
-      t.logprob = s.request.sampling.temperature == 0 ? 0.0f : float(sampler_->logprob(token));
-    }
-    if (s.request.top_logprobs >= 0) {
-      TokenLogprob& p = e.logprobs.emplace_back();
-      p.token = token;
-      const float* raw = raw_of_interest.empty() ? logits : raw_of_interest.data();
-      p.logprob = float(double(raw[token]) - lse);
-      for (std::int64_t k = 0; k < std::min<std::int64_t>(n_top, s.request.top_logprobs); ++k) {
-        p.top.emplace_back(top_ids_[std::size_t(k)],
-                           float(double(top_values_[std::size_t(k)]) - lse));
+    if (report) {
+      report->token = token;
+      report->logprob = 0;
+      report->sampled = nullptr;
+      if (s.trace && sampling.temperature > 0) {
+        if (sampler_->filtered() || rejection)
+          report->logprob = sampler_->logprob(token);
+        else
+          report->sampled = logits;
       }
     }
     if (s.counts) s.counts->add_output(token);  // the next row counts it as committed
@@ -83,6 +78,50 @@ void EngineCore::accept_one(RoundEntry& e) {
         std::int64_t(s.tokens.size() + e.emitted.size()) >= options_.max_model_len;
     if (matches) e.accepted = int(j) + 1;
     if (!matches || ends) return;
+  }
+}
+
+// What is reported and logged of a row is the model's own distribution, before bias, temperature
+// and filters. Several passes over the vocabulary: on all cores, and only of tokens that came.
+void EngineCore::report() {
+  if (n_reports_ == 0) return;
+  const std::int64_t n_vocab = model_->config().n_vocab;
+  pool_->tasks(2 * n_reports_, [&](int task, int) {
+    RowReport& r = reports_[std::size_t(task / 2)];
+    const EngineRequest& request = r.entry->sequence->request;
+    if (task % 2 == 0) {
+      r.log_sum_exp = kernels::approximate_log_sum_exp(r.raw, n_vocab, 1.0f);
+      return;
+    }
+    const std::int64_t k = r.entry->sequence->trace ? kTeacherTopK : request.top_logprobs;
+    r.top_ids.resize(std::size_t(k));
+    r.top_values.resize(std::size_t(k));
+    const std::int64_t n = kernels::top_k(r.raw, n_vocab, k, r.top_ids.data(), r.top_values.data());
+    r.top_ids.resize(std::size_t(n));
+    r.top_values.resize(std::size_t(n));
+    if (!r.sampled) return;
+    const float scale = 1.0f / request.sampling.temperature;
+    r.logprob = double(r.sampled[r.token] * scale) -
+                kernels::approximate_log_sum_exp(r.sampled, n_vocab, scale);
+  });
+  for (int i = 0; i < n_reports_; ++i) {
+    const RowReport& r = reports_[std::size_t(i)];
+    const Sequence& s = *r.entry->sequence;
+    if (s.trace) {
+      GeneratedTokenTrace& t = r.entry->traces.emplace_back();
+      t.top_ids = r.top_ids;
+      t.top_logits = r.top_values;
+      t.log_sum_exp = float(r.log_sum_exp);
+      t.logprob = float(r.logprob);
+    }
+    if (s.request.top_logprobs >= 0) {
+      TokenLogprob& p = r.entry->logprobs.emplace_back();
+      p.token = r.token;
+      p.logprob = float(double(r.raw[r.token]) - r.log_sum_exp);
+      const auto n = std::min(r.top_ids.size(), std::size_t(s.request.top_logprobs));
+      for (std::size_t k = 0; k < n; ++k)
+        p.top.emplace_back(r.top_ids[k], float(double(r.top_values[k]) - r.log_sum_exp));
+    }
   }
 }
 

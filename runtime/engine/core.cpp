@@ -130,8 +130,7 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   }
   self->sampler_ = std::make_unique<Sampler>(config.n_vocab);
   self->logits_.resize(std::size_t(self->max_logit_rows_) * std::size_t(config.n_vocab));
-  self->top_ids_.resize(kTeacherTopK);
-  self->top_values_.resize(kTeacherTopK);
+  self->reports_.resize(std::size_t(self->max_logit_rows_));
   self->slot_used_.assign(std::size_t(o.max_num_seqs), false);
   self->round_.entries.resize(std::size_t(o.max_num_seqs));
   self->round_.jobs.resize(std::size_t(o.max_num_seqs));
@@ -191,6 +190,7 @@ void EngineCore::swap_for_test() {
           ((std::size_t(stats_.swaps) * 2654435761u + i * 40503u) >> 7) % 7 * 0.5f - 1.5f;
     }
     ++perturbed->version.value;
+    perturbed->initial = false;
     next = std::move(perturbed);
   }
   const auto begin = std::chrono::steady_clock::now();

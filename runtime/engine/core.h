@@ -51,6 +51,19 @@ struct Round {
   SteadyTime started;
 };
 
+// What is logged of, or told about, one emitted token's row of logits. Buffers are reused.
+struct RowReport {
+  RoundEntry* entry = nullptr;
+  TokenId token = 0;
+  const float* raw = nullptr;      // [n_vocab], the model's own
+  std::vector<float> kept;         // the raw row, where sampling changes it in place
+  const float* sampled = nullptr;  // the row sampled from, if its normaliser is still to be found
+  double log_sum_exp = 0;          // of raw
+  double logprob = 0;              // of the token as sampled: after temperature and filters
+  std::vector<TokenId> top_ids;
+  std::vector<float> top_values;
+};
+
 // Which learned weights draft.
 struct LearnedChoice {
   std::shared_ptr<const LearnedWeights> served, canary;  // canary may be null
@@ -105,6 +118,7 @@ class EngineCore {
   void capture(const RoundEntry& entry);  // taps.cpp
   bool wants_features(const Sequence& sequence) const;
   void accept_one(RoundEntry& entry);
+  void report();
   void commit_one(RoundEntry& entry);
   void end_captures();  // measure.cpp
   void hand_in_trace(Sequence& sequence);
@@ -130,8 +144,8 @@ class EngineCore {
   std::vector<float> tap_values_;              // [max_batch_rows, kHeadTaps, hidden] of this round
   std::vector<std::uint16_t> feature_values_;  // [kHeadTaps, hidden], scratch
   std::vector<float> logits_;                  // [max_logit_rows, n_vocab]
-  std::vector<std::int32_t> top_ids_;
-  std::vector<float> top_values_;
+  std::vector<RowReport> reports_;             // [max_logit_rows], the first n_reports_ in use
+  int n_reports_ = 0;
   int max_logit_rows_ = 0;
   ControlCoin coin_{0, 1};
 

@@ -42,6 +42,8 @@ class Sampler {
 
   // The token at absolute position `position`, with the request's seed.
   TokenId sample(std::uint64_t position) const;
+  // Whether top-k, top-p or min-p left a part of the vocabulary.
+  bool filtered() const { return !full_; }
   // log p(token) after temperature and filters; -inf if filtered out. At T = 0: 0 for the argmax,
   // else -inf.
   double logprob(TokenId token) const;

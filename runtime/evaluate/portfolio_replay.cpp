@@ -198,6 +198,7 @@ struct PortfolioReplay::Impl {
 PortfolioReplay::PortfolioReplay(Kinds kinds, const LearnedWeights* learned)
     : impl_(std::make_unique<Impl>()) {
   impl_->kinds = kinds;
+  if (kinds.ngram && learned && learned->initial) impl_->kinds.fusion = false;
   impl_->learned = learned;
   if (!learned || !kinds.head || !learned->head) return;
   impl_->head = learned->head.get();

@@ -6,6 +6,7 @@ namespace foretoken {
 
 CheapChoice choose_cheap(DraftSources& sources, CheapKinds kinds, const DraftContext& context,
                          std::span<const TokenId> drafted) {
+  if (kinds.ngram && context.learned && context.learned->initial) kinds.fusion = false;
   if (!kinds.ngram && !kinds.fusion) return {};
   if (!kinds.fusion) return {sources.ngram(context, drafted), SpeculatorKind::kNgram};
   const auto fusion = sources.fusion(context, drafted);

@@ -47,7 +47,8 @@ struct CheapChoice {
 // log with drafts by cost, auto was 0.8 % faster than with no margin; 0.2 was no better).
 inline constexpr float kNgramMargin = 0.1f;
 
-// The one of the allowed kinds to propose the token after `drafted`, by calibrated confidence.
+// The one of the allowed kinds to propose the token after `drafted`, by calibrated confidence;
+// beside ngram an initial table proposes nothing (LearnedWeights::initial).
 CheapChoice choose_cheap(DraftSources& sources, CheapKinds kinds, const DraftContext& context,
                          std::span<const TokenId> drafted);
 // Goes on with a draft that holds with probability `survival` so far.

@@ -7,7 +7,9 @@
 namespace foretoken {
 
 std::shared_ptr<const LearnedWeights> initial_weights() {
-  return std::make_shared<const LearnedWeights>();
+  auto weights = std::make_shared<LearnedWeights>();
+  weights->initial = true;
+  return weights;
 }
 
 Result<std::shared_ptr<const LearnedWeights>> learned_from_bundle(

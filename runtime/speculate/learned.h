@@ -15,11 +15,15 @@ namespace foretoken {
 
 struct LearnedWeights {
   SpeculatorVersion version;
+  // What ships, before anything was learned: the table of initial(). It drafts where the fusion was
+  // asked for by itself; beside the fixed rule of ngram it stays silent, so that all that `auto`
+  // gains by tier 0 was learned and has passed the gate.
+  bool initial = false;
   FusionTable fusion = FusionTable::initial();
   std::shared_ptr<const RecurrentHead> head;  // may be null
 };
 
-// Version 0: the initial table, no head.
+// Version 0: the initial table, marked as such, no head.
 std::shared_ptr<const LearnedWeights> initial_weights();
 
 // Kind "fusion" or "head". Errors begin "kind: ", "shape: ", "non-finite: ". rows may be null for

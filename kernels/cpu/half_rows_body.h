@@ -1,0 +1,57 @@
+// fp16 rows with a scale (convert.h), in integers and exact float steps: the same bits from every
+// instruction set it is compiled for.
+#pragma once
+
+#include <cstdint>
+
+#include "lanes.h"
+
+namespace foretoken::kernels {
+namespace {
+
+// Nearest, ties to even, of |x| < 65520. Branchless, so that the loop over it vectorises.
+FORETOKEN_LANE_FUNCTION std::uint16_t to_half(float x) {
+  const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, x);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  const std::uint32_t normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+  // Below 2^-14 the unit is 2^-24, which is that of floats in [0.5, 1): adding rounds.
+  const std::uint32_t subnormal =
+      __builtin_bit_cast(std::uint32_t, __builtin_bit_cast(float, magnitude) + 0.5f) - 0x3f000000u;
+  return static_cast<std::uint16_t>(sign | (magnitude < (113u << 23) ? subnormal : normal));
+}
+
+[[maybe_unused]] void encode_half_of(const float* x, std::int64_t n, std::uint16_t* out,
+                                     float* scale) {
+  std::uint32_t largest = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint32_t magnitude = __builtin_bit_cast(std::uint32_t, x[i]) & 0x7fffffffu;
+    const std::uint32_t finite = magnitude < 0x7f800000u ? magnitude : 0u;
+    largest = finite > largest ? finite : largest;
+  }
+  // At most 2^126, so that the inverse is a normal float too.
+  std::uint32_t exponent = largest >> 23;
+  exponent = exponent < 1 ? (largest == 0 ? 127u : 1u) : exponent;
+  exponent = exponent > 253 ? 253u : exponent;
+  *scale = __builtin_bit_cast(float, exponent << 23);
+  const float inverse = __builtin_bit_cast(float, (254u - exponent) << 23);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, x[i]);
+    const float finite =
+        __builtin_bit_cast(float, (bits & 0x7fffffffu) < 0x7f800000u ? bits : bits & 0x80000000u);
+    out[i] = to_half(finite * inverse);
+  }
+}
+
+[[maybe_unused]] void decode_half_of(const std::uint16_t* x, float scale, std::int64_t n,
+                                     float* out) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint32_t h = x[i];
+    // As a float with fp16's exponent bias, then brought to float's: exact, subnormals included.
+    const float magnitude = __builtin_bit_cast(float, (h & 0x7fffu) << 13) * 0x1p112f;
+    const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, magnitude) | (h & 0x8000u) << 16;
+    out[i] = __builtin_bit_cast(float, bits) * scale;
+  }
+}
+
+}  // namespace
+}  // namespace foretoken::kernels
