@@ -76,6 +76,8 @@ class ProgressLine {
   }
 
   std::string text(const ReplayProgress& p) const {
+    if (std::string_view(p.phase) == "loading")
+      return fmt::format("{}  the server is loading its model", clock_text(p.elapsed_s));
     const std::size_t expected = std::max<std::size_t>(1, std::max(p.expected, p.sent));
     const double share = static_cast<double>(p.completed) / static_cast<double>(expected);
     const bool checking = std::string_view(p.phase) == "check";

@@ -31,6 +31,7 @@ class Player {
         start_(Clock::now()) {}
 
   ReplayResult run() {
+    wait_for_model();
     phase_ = "replay";
     expected_ = log_.size();
     std::thread watcher([this] { watch(); });
@@ -58,6 +59,19 @@ class Player {
 
  private:
   double elapsed_s() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+  // A server that still loads its model says so (503 from /health): its requests are not failures.
+  // Whatever else is said, or nothing, is for the requests to find out.
+  void wait_for_model() {
+    HttpClient client(options_.url, options_.api_key, kStatsTimeoutSeconds, &stop_);
+    while (!stop_) {
+      const auto health = client.call("/health", nullptr, [](std::string_view) {});
+      if (!health || health->status != 503) break;
+      if (on_progress_) on_progress_({.phase = "loading", .elapsed_s = elapsed_s()});
+      std::this_thread::sleep_for(kProgressEvery);
+    }
+    start_ = Clock::now();
+  }
 
   void mark() {
     HttpClient client(options_.url, options_.api_key, kStatsTimeoutSeconds);
@@ -305,7 +319,7 @@ class Player {
   const ReplayOptions& options_;
   const std::function<void(const ReplayProgress&)>& on_progress_;
   const std::atomic<bool>& stop_;
-  const Clock::time_point start_;
+  Clock::time_point start_;  // set anew before any other thread runs
 
   std::mutex mutex_;  // everything below
   std::condition_variable wake_;

@@ -41,7 +41,7 @@ struct ReplayOptions {
 };
 
 struct ReplayProgress {
-  const char* phase = "";  // "replay", "check"
+  const char* phase = "";  // "loading", "warm-up", "replay", "check"
   double elapsed_s = 0;
   std::size_t sent = 0, completed = 0, failed = 0, expected = 0;
   int quarter = 0;

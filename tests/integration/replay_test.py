@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import unittest
+import urllib.error
 import urllib.request
 
 FORETOKEN = os.path.abspath(sys.argv[1])
@@ -37,7 +38,8 @@ class Replay(unittest.TestCase):
         cls.folder.cleanup()
 
     @classmethod
-    def start_server(cls):
+    def start_server(cls, loading=False):
+        """Returns when it is ready, or, with loading, as soon as it answers that it is not."""
         port = free_port()
         log = open(os.path.join(cls.folder.name, f"server-{port}.log"), "w+b")
         server = subprocess.Popen([FORETOKEN, "serve", "--model", MODEL, "--port", str(port), "--state-dir", os.path.join(cls.folder.name, "state"),
@@ -49,8 +51,12 @@ class Replay(unittest.TestCase):
             try:
                 if urllib.request.urlopen(url + "/health", timeout=2).status == 200:
                     return url, server
-            except OSError:
+            except urllib.error.HTTPError as e:
+                if loading and e.code == 503:
+                    return url, server
                 time.sleep(0.25)
+            except OSError:
+                time.sleep(0.02 if loading else 0.25)
         server.kill()
         log.seek(0)
         raise RuntimeError("foretoken serve did not start:\n" + log.read().decode(errors="replace")[-2000:])
@@ -120,6 +126,16 @@ class Replay(unittest.TestCase):
         code, result, text = self.replay(self.write_log(2), "--url", f"http://127.0.0.1:{free_port()}")
         self.assertEqual(code, 1, text)
         self.assertEqual(result["total"]["failures_by_code"], {"no answer": 2})
+
+    def test_waits_for_a_server_that_loads_its_model(self):
+        url, server = self.start_server(loading=True)
+        try:
+            code, result, text = self.replay(self.write_log(4), "--url", url, "--concurrency", "2")
+            self.assertEqual(code, 0, text)
+            self.assertEqual((result["total"]["sent"], result["total"]["failed"]), (4, 0))
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(60)
 
     def test_a_server_killed_in_the_middle_is_a_counted_failure(self):
         url, server = self.start_server()
