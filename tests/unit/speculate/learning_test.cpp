@@ -1,5 +1,6 @@
 // The cheap speculators over simulated traffic: they learn from it, lose what they learned when the
 // store is taken away, and never draft a token that was not asked for.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "simulated_traffic.h"
@@ -10,6 +11,7 @@ namespace {
 using simulated::Loop;
 using simulated::Source;
 using simulated::Totals;
+using testing::Each;
 
 struct Kinds {
   const char* name;
@@ -203,6 +205,33 @@ TEST(DraftSources, ADraftEndsAtAStopTokenAndAtItsLimits) {
   job.max_tokens = 0;
   propose_best(sources, std::span(&job, 1));
   EXPECT_TRUE(job.draft.tokens.empty());
+}
+
+TEST(DraftSources, TheTableThatShipsIsSilentBesideTheFixedRule) {
+  DraftSources sources(
+      {.max_sequences = 1, .max_draft = 8, .max_tokens = 64, .store_bytes = 1 << 16});
+  SamplingParams greedy;
+  greedy.temperature = 0;
+  const std::vector<TokenId> tokens = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3};
+  const auto ships = initial_weights();
+  LearnedWeights learned = *ships;
+  learned.initial = false;
+  DraftJob job;
+  job.context = {
+      .slot = 0, .tokens = tokens, .sampling = &greedy, .store = sources.stores().acquire("")};
+  sources.open(job.context);
+  job.min_survival = 0;
+  job.max_tokens = 4;
+  const std::vector<TokenId> wanted = {4, 5, 6, 7};
+  job.context.learned = ships.get();
+  propose_best(sources, std::span(&job, 1));
+  EXPECT_EQ(job.draft.tokens, wanted);
+  EXPECT_THAT(job.draft.kinds, Each(SpeculatorKind::kNgram));
+  FusionSpeculator(sources).propose(std::span(&job, 1));
+  EXPECT_EQ(job.draft.tokens, wanted) << "asked for by itself it drafts";
+  job.context.learned = &learned;
+  propose_best(sources, std::span(&job, 1));
+  EXPECT_THAT(job.draft.kinds, Each(SpeculatorKind::kFusion));
 }
 
 TEST(DraftSources, DeterministicGivenTheSameRequests) {
