@@ -1,5 +1,6 @@
 // foretoken-trainer: learns the speculator from a server's traces and publishes what the gate lets
 // through.
+#include <fmt/format.h>
 #include <malloc.h>
 #include <spdlog/spdlog.h>
 
@@ -9,6 +10,7 @@
 
 #include "foretoken/protocol/keys.h"
 #include "foretoken/protocol/state_folder.h"
+#include "runtime/model/fingerprint.h"
 #include "runtime/speculate/head/recurrent_head.h"
 #include "trainer/background.h"
 #include "trainer/ingest/trainer.h"
@@ -223,6 +225,16 @@ int main(int argc, char** argv) {
     auto rows = VocabularyRows::open(model_path);
     if (rows) {
       options.session.learner.model = options.session.rows = *rows;
+      // A server of another model would fill the head with hidden states that mean something else.
+      kernels::ThreadPool pool(1);
+      auto model = fingerprint_of(*(*rows)->file(), 0, pool);
+      if (!model) return fail(model.error());
+      if (options.model_fingerprint && *options.model_fingerprint != *model) {
+        return fail(
+            {ErrorCode::kInvalidInput, fmt::format("--model-fingerprint: found {}, but {} is {}",
+                                                   fingerprint, model_path, to_hex(*model))});
+      }
+      options.model_fingerprint = *model;
     } else if (rows.error().code == ErrorCode::kNotFound || rows.error().code == ErrorCode::kIo) {
       return fail(rows.error());
     } else {

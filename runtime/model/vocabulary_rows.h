@@ -25,6 +25,8 @@ class VocabularyRows {
   // Of a file that outlives this object.
   static Result<std::shared_ptr<const VocabularyRows>> of(const GgufFile& file);
 
+  // Null unless made by open().
+  const GgufFile* file() const { return file_.get(); }
   std::int64_t hidden() const { return hidden_; }
   std::int64_t n_vocab() const { return n_vocab_; }
   int n_layers() const { return n_layers_; }

@@ -111,12 +111,14 @@ void Trainer::hear(const ServerHello& hello) {
     server_run_ = hello.run;
     spdlog::info("server run {:016x}: model {}, serves version {}", hello.run,
                  to_hex(hello.model_fingerprint).substr(0, 16), hello.served.value);
+    if (options_.model_fingerprint && *options_.model_fingerprint != hello.model_fingerprint)
+      spdlog::error("the server's model is not this trainer's: nothing is learned from it");
   }
   if (!session_ || session_->fingerprint() != hello.model_fingerprint) {
     if (options_.model_fingerprint) {
       return refuse(Error{
           ErrorCode::kInvalidInput,
-          fmt::format("fingerprint: hello: the server's model is {}, --model-fingerprint is {}",
+          fmt::format("fingerprint: hello: the server's model is {}, this trainer's {}",
                       to_hex(hello.model_fingerprint), to_hex(*options_.model_fingerprint))});
     }
     if (session_) {

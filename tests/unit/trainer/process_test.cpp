@@ -16,6 +16,7 @@
 #include "foretoken/protocol/keys.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"
+#include "tests/support/gguf_writer.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
 
 namespace foretoken::trainer {
@@ -63,7 +64,7 @@ class TrainerProcess {
   pid_t pid_ = -1;
 };
 
-class Processes : public testing::Test {
+class Processes : public ::testing::Test {
  protected:
   void SetUp() override {
     folder_ = fs::temp_directory_path() / ("foretoken-processes-" + std::to_string(::getpid()));
@@ -96,13 +97,21 @@ class Processes : public testing::Test {
     server_->stop();
     fs::remove_all(folder_);
   }
-  std::unique_ptr<TrainerProcess> start_trainer() {
-    return std::make_unique<TrainerProcess>(
-        std::vector<std::string>{
-            "--traces-endpoint", server_->endpoints().traces, "--weights-endpoint",
-            server_->endpoints().weights, "--state-dir", (folder_ / "trainer").string(), "--keys",
-            (folder_ / "keys").string(), "--gate-requests", "4", "--scheduling", "normal"},
-        folder_ / "trainer.log");
+  std::unique_ptr<TrainerProcess> start_trainer(const std::vector<std::string>& more = {}) {
+    std::vector<std::string> arguments = {"--traces-endpoint",
+                                          server_->endpoints().traces,
+                                          "--weights-endpoint",
+                                          server_->endpoints().weights,
+                                          "--state-dir",
+                                          (folder_ / "trainer").string(),
+                                          "--keys",
+                                          (folder_ / "keys").string(),
+                                          "--gate-requests",
+                                          "4",
+                                          "--scheduling",
+                                          "normal"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return std::make_unique<TrainerProcess>(arguments, folder_ / "trainer.log");
   }
   std::uint64_t served() {
     const std::lock_guard lock(mutex_);
@@ -127,6 +136,25 @@ class Processes : public testing::Test {
   std::uint64_t served_ = 0;
   std::map<std::uint64_t, std::array<float, kFusionClasses>> tables_;
 };
+
+TEST_F(Processes, AServerOfAnotherModelThanTheTrainersIsRefused) {
+  const std::string model = folder_ / "tiny.gguf";
+  foretoken::testing::write_tiny_model(model, {});
+  auto trainer = start_trainer({"--model", model});
+  const auto end = std::chrono::steady_clock::now() + 60s;
+  while (trainer->log().find("the server's model is not this trainer's") == std::string::npos) {
+    ASSERT_LT(std::chrono::steady_clock::now(), end) << trainer->log();
+    sink_(std::make_unique<RequestTrace>(traffic_.next(0.0f)));
+    std::this_thread::sleep_for(20ms);
+  }
+  EXPECT_EQ(served(), 0u);
+  EXPECT_EQ(trainer->end(SIGTERM), 0) << trainer->log();
+
+  auto confused = start_trainer({"--model", model, "--model-fingerprint", std::string(64, '0')});
+  EXPECT_EQ(WEXITSTATUS(confused->wait()), 1);
+  EXPECT_NE(confused->log().find("--model-fingerprint: found 0000"), std::string::npos)
+      << confused->log();
+}
 
 TEST_F(Processes, LearnsPublishesSurvivesKillsAndStopsCleanly) {
   std::int64_t step = 0;
