@@ -44,7 +44,7 @@ int main(int argc, char** argv) {
   std::string keys_dir, state_dir = default_state_root().string(), fingerprint, scheduling = "idle",
                         log_level = "info";
   std::size_t buffer_mib = 1024;
-  double retention_hours = 0;
+  double retention_hours = 0, gate_least_gain = 0;
   int threads = 1, gate_requests = kLeastRequests;
   app.add_option("--traces-endpoint,--trace-endpoint", endpoints.traces,
                  "Where the server sends traces")
@@ -79,6 +79,12 @@ int main(int argc, char** argv) {
          "gate's error is not what it says")
       ->envname("FORETOKEN_GATE_REQUESTS")
       ->check(CLI::Range(2, 1000))
+      ->capture_default_str();
+  app.add_option("--gate-least-gain", gate_least_gain,
+                 "Gain that a candidate must be shown to exceed, 0.01 for 1 %; below 0, for tests, "
+                 "no domain is held to more either: with -2 every candidate is promoted")
+      ->envname("FORETOKEN_GATE_LEAST_GAIN")
+      ->check(CLI::Range(-2.0, 1.0))
       ->capture_default_str();
   app.add_option("--first-candidate-requests", options.session.gate.least_trained_requests,
                  "Requests to learn from before the first candidate")
@@ -203,6 +209,7 @@ int main(int argc, char** argv) {
   mallopt(M_TRIM_THRESHOLD, 256 << 20);
   options.state_root = state_dir;
   options.session.gate.set_least_requests(gate_requests);
+  options.session.gate.set_least_gain(gate_least_gain);
   options.session.buffer_bytes = buffer_mib << 20;
   options.session.buffer_max_age_s = 3600 * retention_hours;
   if (!fingerprint.empty()) {

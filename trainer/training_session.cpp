@@ -88,10 +88,13 @@ void TrainingSession::resume() {
     std::filesystem::rename(checkpoint_path(folder_),
                             checkpoint_path(folder_).string() + ".damaged", ignored);
   }
-  spdlog::info("model {}: step {}, version {}, {} requests in the buffer, {} not yet learned from",
-               to_hex(fingerprint_).substr(0, 16), learner_->facts().step, published_.value,
-               buffer_.requests(),
-               buffer_.next_sequence() - std::min(buffer_.next_sequence(), next_to_train_));
+  const LearnerFacts facts = learner_->facts();
+  spdlog::info(
+      "model {}: step {}, version {}, learned from {} requests, {} in the buffer, {} of them not "
+      "yet learned from",
+      to_hex(fingerprint_).substr(0, 16), facts.step, published_.value, facts.trained_requests,
+      buffer_.requests(),
+      buffer_.next_sequence() - std::min(buffer_.next_sequence(), next_to_train_));
 }
 
 // The candidate's file is written before the checkpoint that speaks of it. A kill in between leaves
@@ -251,6 +254,11 @@ Status TrainingSession::checkpoint() {
                                  {next_to_train_, learner_->state(), gate_.state(),
                                   versions_.highest(), published_, served_, verdicts_});
   const auto ended = clock_.monotonic();
+  if (status) {
+    const LearnerFacts facts = learner_->facts();
+    spdlog::debug("checkpoint: step {}, version {}, learned from {} requests", facts.step,
+                  published_.value, facts.trained_requests);
+  }
   next_checkpoint_ = ended + std::max<std::chrono::nanoseconds>(kCheckpointInterval,
                                                                 kCheckpointShare * (ended - begun));
   return status;

@@ -2,15 +2,12 @@
 as before.  refusal_test.py FORETOKEN SEND_BUNDLE"""
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import unittest
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "conformance"))
-from foretoken_server import Server, find_model  # noqa: E402
+from processes import Server, eventually, find_model, free_ports
 
 find_model()  # exits with 77 (skipped) where it is missing
 FORETOKEN, SEND_BUNDLE = map(os.path.abspath, sys.argv[1:3])
@@ -19,25 +16,6 @@ del sys.argv[1:3]
 # What is sent: the reason it is counted under.
 REFUSED = {"flipped": "checksum", "nan": "non-finite", "shape": "shape", "foreign": "fingerprint", "untrusted": "signature",
            "unsigned": "signature", "kind": "kind", "truncated": "truncated", "garbage": "magic"}
-
-
-def free_ports(n):
-    sockets = [socket.socket() for _ in range(n)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-def eventually(condition, what, seconds=60):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{what}: not within {seconds} s")
 
 
 class Peer:

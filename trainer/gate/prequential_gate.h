@@ -16,6 +16,7 @@
 // checkpoint. One thread.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <deque>
@@ -74,6 +75,11 @@ struct GateOptions {
   void set_least_requests(int requests) {
     test.least_requests = test.domain_requests = requests;
     if (requests < kLeastRequests) test.domain_share = test.pool_share = 1;
+  }
+  // Below 0 for tests: no domain is then held to more than all together.
+  void set_least_gain(double gain) {
+    test.least_gain = gain;
+    test.domain_margin = std::max(test.domain_margin, -gain);
   }
 };
 
