@@ -1,19 +1,18 @@
 #include "runtime/model/gguf.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <unordered_map>
 #include <utility>
+
+#include "runtime/model/mapped_file.h"
 
 namespace foretoken {
 namespace {
@@ -187,11 +186,10 @@ using StringMap = std::unordered_map<std::string, T, StringHash, std::equal_to<>
 
 class MappedGguf final : public GgufFile {
  public:
-  MappedGguf(std::span<const std::byte> bytes, std::string path, bool mapped)
-      : bytes_(bytes), path_(std::move(path)), mapped_(mapped) {}
-  ~MappedGguf() override {
-    if (mapped_) munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
-  }
+  MappedGguf(std::span<const std::byte> bytes, std::string path)
+      : bytes_(bytes), path_(std::move(path)) {}
+  MappedGguf(MappedFile file, std::string path)
+      : file_(std::move(file)), bytes_(file_.bytes()), path_(std::move(path)) {}
   MappedGguf(const MappedGguf&) = delete;
   MappedGguf& operator=(const MappedGguf&) = delete;
 
@@ -273,7 +271,7 @@ class MappedGguf final : public GgufFile {
   const std::vector<GgufTensor>& tensors() const override { return tensors_; }
 
   void release(const GgufTensor& tensor) const override {
-    if (!mapped_ || tensor.data.empty()) return;
+    if (!file_.mapped() || tensor.data.empty()) return;
     // Outwards to whole pages: what a neighbour still needs of them is simply read again.
     const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
     const auto begin = reinterpret_cast<std::uintptr_t>(tensor.data.data()) / page * page;
@@ -323,9 +321,9 @@ class MappedGguf final : public GgufFile {
   Status place_tensors(const Cursor& cursor);
   Result<std::uint64_t> read_alignment(const Cursor& cursor) const;
 
+  MappedFile file_;  // none for bytes in memory
   std::span<const std::byte> bytes_;
   std::string path_;
-  bool mapped_;
   std::vector<std::string> keys_;  // in the file's order
   StringMap<Value> values_;
   std::vector<GgufTensor> tensors_;
@@ -559,43 +557,17 @@ Result<std::unique_ptr<GgufFile>> finish(std::unique_ptr<MappedGguf> file) {
   return std::unique_ptr<GgufFile>(std::move(file));
 }
 
-Error io_error(const std::string& path, const char* what) {
-  const int code = errno;
-  return {code == ENOENT ? ErrorCode::kNotFound : ErrorCode::kIo,
-          fmt::format("{}: {}: {}", path, what, std::strerror(code))};
-}
-
 }  // namespace
 
 Result<std::unique_ptr<GgufFile>> GgufFile::open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return io_error(path, "cannot open");
-  struct stat info = {};
-  if (fstat(fd, &info) != 0) {
-    Error error = io_error(path, "cannot stat");
-    ::close(fd);
-    return error;
-  }
-  if (!S_ISREG(info.st_mode)) {
-    ::close(fd);
-    return Error{ErrorCode::kInvalidInput, fmt::format("{}: not a regular file", path)};
-  }
-  if (info.st_size == 0) {
-    ::close(fd);
-    return Error{ErrorCode::kInvalidInput, fmt::format("{}: the file is empty", path)};
-  }
-  const auto size = static_cast<std::size_t>(info.st_size);
-  void* map = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
-  Error map_error = map == MAP_FAILED ? io_error(path, "cannot map") : Error{};
-  ::close(fd);
-  if (map == MAP_FAILED) return map_error;
-  return finish(std::make_unique<MappedGguf>(
-      std::span<const std::byte>(static_cast<const std::byte*>(map), size), path, true));
+  auto file = MappedFile::open(path);
+  if (!file) return file.error();
+  return finish(std::make_unique<MappedGguf>(std::move(*file), path));
 }
 
 Result<std::unique_ptr<GgufFile>> GgufFile::parse(std::span<const std::byte> bytes,
                                                   std::string name) {
-  return finish(std::make_unique<MappedGguf>(bytes, std::move(name), false));
+  return finish(std::make_unique<MappedGguf>(bytes, std::move(name)));
 }
 
 }  // namespace foretoken
