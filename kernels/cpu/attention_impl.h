@@ -460,7 +460,7 @@ struct Attention {
     const AttentionCall& call = *unit.call;
     const int d = call.head_dim;
     if (unit.reads_any_int2()) {
-      const Int2Transform& transform = call.transforms[unit.kv_head];
+      const KvTransform& transform = call.transforms[unit.kv_head];
       for (int r = 0; r < unit.rows(); ++r) {
         float* o = state.o + static_cast<std::size_t>(r) * d;
         const F mass = V::set(state.int2_mass[r]);

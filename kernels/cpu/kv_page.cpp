@@ -41,7 +41,7 @@ void load_v(const std::byte* hot, int d, int slot, float* v) {
   }
 }
 
-void seal_page(const std::byte* hot, const Int2Transform& transform, int d, std::byte* sealed) {
+void seal_page(const std::byte* hot, const KvTransform& transform, int d, std::byte* sealed) {
   switch (active_isa()) {
     case Isa::kScalar:
       return seal_page_scalar(hot, transform, d, sealed);
@@ -52,7 +52,7 @@ void seal_page(const std::byte* hot, const Int2Transform& transform, int d, std:
   }
 }
 
-void dequantize_sealed_page(const std::byte* sealed, const Int2Transform& transform, int d,
+void dequantize_sealed_page(const std::byte* sealed, const KvTransform& transform, int d,
                             float* k, float* v) {
   const auto half = [&](std::size_t at) {
     std::uint16_t h;

@@ -2,7 +2,7 @@
 
 namespace foretoken::kernels {
 
-void seal_page_avx512(const std::byte* hot, const Int2Transform& transform, int d,
+void seal_page_avx512(const std::byte* hot, const KvTransform& transform, int d,
                       std::byte* sealed) {
   seal_page_impl(hot, transform, d, sealed);
 }

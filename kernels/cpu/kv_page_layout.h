@@ -89,11 +89,11 @@ constexpr int kBlockTokens = 16;
 }  // namespace
 
 // One a translation unit and ISA; kv_page.cpp picks.
-struct Int2Transform;
-void seal_page_scalar(const std::byte* hot, const Int2Transform& transform, int d,
+struct KvTransform;
+void seal_page_scalar(const std::byte* hot, const KvTransform& transform, int d,
                       std::byte* sealed);
-void seal_page_avx2(const std::byte* hot, const Int2Transform& transform, int d, std::byte* sealed);
-void seal_page_avx512(const std::byte* hot, const Int2Transform& transform, int d,
+void seal_page_avx2(const std::byte* hot, const KvTransform& transform, int d, std::byte* sealed);
+void seal_page_avx512(const std::byte* hot, const KvTransform& transform, int d,
                       std::byte* sealed);
 
 }  // namespace foretoken::kernels

@@ -160,7 +160,7 @@ inline void pack_v(const std::uint8_t* digits, int d, std::byte* codes) {
   }
 }
 
-inline void seal_page_impl(const std::byte* hot, const Int2Transform& transform, int d,
+inline void seal_page_impl(const std::byte* hot, const KvTransform& transform, int d,
                            std::byte* sealed) {
   if (d <= 0 || d > kMaxHeadDim) __builtin_unreachable();  // kv_cache.h checks it
   alignas(64) float x[kPageTokens * kMaxHeadDim];

@@ -47,12 +47,12 @@ void show_progress(double share) {
 Result<std::shared_ptr<const KvCalibration>> obtain_kv_calibration(
     const Model& model, const Tokenizer& tokenizer, KvMode mode,
     const KvCalibrationChoice& choice) {
-  if (mode == KvMode::kBf16) return std::shared_ptr<const KvCalibration>();
+  if (!kv_mode_needs_calibration(mode)) return std::shared_ptr<const KvCalibration>();
   if (!choice.calibrate) return KvCalibration::data_free(model.kv_geometry());
   const std::filesystem::path path =
       model_state_folder(choice.state_dir, model.fingerprint()) / "kv.calibration";
   if (choice.text_file.empty()) {
-    auto kept = KvCalibration::load(path, model.kv_geometry(), model.fingerprint());
+    auto kept = KvCalibration::load(path, model.kv_geometry(), model.fingerprint(), mode);
     if (kept) return kept;
     if (kept.error().code != ErrorCode::kNotFound)
       spdlog::warn("{}; made anew", kept.error().message);

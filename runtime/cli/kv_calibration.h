@@ -18,7 +18,7 @@ struct KvCalibrationChoice {
   int threads = 0;
 };
 
-// Null in bf16 mode, which needs none.
+// Null in modes that need none.
 Result<std::shared_ptr<const KvCalibration>> obtain_kv_calibration(
     const Model& model, const Tokenizer& tokenizer, KvMode mode, const KvCalibrationChoice& choice);
 

@@ -27,8 +27,9 @@ void ServeFlags::add_to(Flags& flags) {
       ->check(CLI::Range(16, 8192));
   flags.option("max-queue", engine.max_queue, "requests waiting; more are refused with 429")
       ->check(CLI::Range(1, 1 << 20));
-  flags.option("kv-cache-dtype", kv_cache_dtype_, "bf16 or int2");
-  flags.option("draft-kv-cache-dtype", draft_kv_cache_dtype_, "of the draft model: bf16 or int2");
+  flags.option("kv-cache-dtype", kv_cache_dtype_, kv_mode_names());
+  flags.option("draft-kv-cache-dtype", draft_kv_cache_dtype_,
+               "of the draft model: " + kv_mode_names());
   flags.option("kv-cache-memory", kv_cache_memory_,
                "bytes of the KV pool (64M, 2G), 0: enough for max-num-seqs");
   flags.option("kv-sink", engine.kv_sink, "first tokens kept in 16 bits, a multiple of 64");
@@ -123,7 +124,7 @@ Status ServeFlags::finish() {
        {std::tuple{"kv-cache-dtype", &kv_cache_dtype_, &engine.kv_cache_dtype},
         std::tuple{"draft-kv-cache-dtype", &draft_kv_cache_dtype_, &engine.draft_kv_cache_dtype}}) {
     auto parsed = parse_kv_mode(*text);
-    if (!parsed) return wrong(flag, *text, "bf16 or int2");
+    if (!parsed) return wrong(flag, *text, kv_mode_names());
     *mode = *parsed;
   }
   if (spec_type_ == "none")

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,27 +29,39 @@
 namespace foretoken {
 
 struct KvGeometry;
+class KvTransforms;
 
+using KvMode = kernels::KvMode;
+
+// The transforms of one model for every mode that it covers: those without data always (none,
+// Hadamard), those with data once a calibration has made them. One object serves caches of all
+// modes.
 class KvCalibration {
  public:
-  virtual ~KvCalibration() = default;
-  virtual const kernels::Int2Transform* layer(int layer) const = 0;  // [n_kv_heads]
-  virtual Status save(const std::string& path,
-                      const std::array<std::uint8_t, 32>& fingerprint) const = 0;
+  explicit KvCalibration(const KvGeometry& geometry);  // covers the modes that need no data
+  bool covers(KvMode mode) const;
+  // [n_kv_heads]; null if it does not cover the mode.
+  const kernels::KvTransform* layer(KvMode mode, int layer) const;
+  Status save(const std::string& path, const std::array<std::uint8_t, 32>& fingerprint) const;
   // A file of another model (fingerprint) or geometry is refused by name; so is one that is cut or
-  // changed.
+  // changed. `only` leaves out of memory what other modes need.
   static Result<std::shared_ptr<const KvCalibration>> load(
       const std::string& path, const KvGeometry& geometry,
-      const std::array<std::uint8_t, 32>& fingerprint);
-  // Without calibration data: Hartley-rotated channels of one step, the page mean of K removed, a
-  // least-squares scale a row. Usable where keys have no large bias (Llama family); on Qwen2.5 it
-  // costs most of the quality.
+      const std::array<std::uint8_t, 32>& fingerprint, std::optional<KvMode> only = std::nullopt);
+  // Without calibration data, for every mode: Hartley-rotated channels of one step, the page mean
+  // of K removed, a least-squares scale a row. Usable where keys have no large bias (Llama family);
+  // on Qwen2.5 it costs most of the quality.
   static std::shared_ptr<const KvCalibration> data_free(const KvGeometry& geometry);
-  // Negative controls and comparisons: token-wise INT2 as it is (largest value on the outermost
-  // code), and after a Hadamard-like (Hartley) rotation with least-squares scales; neither removes
-  // any mean.
+  // Negative controls and comparisons, for int2: token-wise INT2 as it is (largest value on the
+  // outermost code), and after a Hadamard-like (Hartley) rotation with least-squares scales;
+  // neither removes any mean.
   static std::shared_ptr<const KvCalibration> naive(const KvGeometry& geometry);
   static std::shared_ptr<const KvCalibration> hadamard(const KvGeometry& geometry);
+
+  void add(std::shared_ptr<const KvTransforms> transforms);  // while it is being made
+
+ private:
+  std::array<std::shared_ptr<const KvTransforms>, 5> by_kind_;  // by KvTransformKind
 };
 
 // Collects second moments from a forward pass over calibration text and solves for the transforms.
@@ -62,7 +75,7 @@ class KvCalibrator {
   // wo: the layer's attention output matrix, dequantised, [hidden, n_heads * d]; used for V's
   // importance.
   virtual void observe_output_matrix(int layer, const float* wo, std::int64_t hidden) = 0;
-  // progress may be null; called with 0..1.
+  // Every kind of transform that needs data. progress may be null; called with 0..1.
   virtual std::shared_ptr<const KvCalibration> solve(std::function<void(double)> progress) = 0;
 };
 

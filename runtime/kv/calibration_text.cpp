@@ -1,11 +1,12 @@
-// The bundled calibration text. Mixed on purpose: calibrating on one genre costs the others (a quarter more KL
-// in our trials). Written for this project.
+// The bundled calibration text. Mixed on purpose: calibrating on one genre costs the others (a
+// quarter more KL in our trials). Written for this project.
 #include "runtime/kv/calibrate.h"
 
 namespace foretoken {
 namespace {
 
-constexpr std::string_view kText = R"text(The ferry left at ten past six, while the harbour was still the colour of slate. Marta stood at the rail with her collar up and watched the lamps along the quay go out one after another, as if someone were walking there and pinching each flame between two fingers. She had packed in a quarter of an hour: two shirts, the good boots, her father's barometer wrapped in a towel. Nobody had asked where she was going, and she had been grateful for that until the moment the gangway was drawn in, when it began to feel like something owed to her and never paid.
+constexpr std::string_view kText =
+    R"text(The ferry left at ten past six, while the harbour was still the colour of slate. Marta stood at the rail with her collar up and watched the lamps along the quay go out one after another, as if someone were walking there and pinching each flame between two fingers. She had packed in a quarter of an hour: two shirts, the good boots, her father's barometer wrapped in a towel. Nobody had asked where she was going, and she had been grateful for that until the moment the gangway was drawn in, when it began to feel like something owed to her and never paid.
 
 Behind her a boy was explaining to his sister how tides worked. He had it almost right. "The moon pulls the water," he said, "and the water can't decide, so it goes back and forth." The sister wanted to know why the moon did not pull the boat as well. It did, he said, only the boat was too proud to show it.
 

@@ -4,9 +4,11 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <tuple>
 
@@ -96,7 +98,7 @@ class PagedKvCache final : public KvCache {
       : geometry_(geometry),
         options_(options),
         calibration_(std::move(calibration)),
-        int2_(options.mode == KvMode::kInt2),
+        int2_(kernels::kv_format(options.mode).bits > 0),
         sink_pages_(options.sink_tokens / kPageTokens),
         window_pages_(options.window_tokens / kPageTokens),
         hot_stride_(kernels::hot_page_bytes(geometry.head_dim)),
@@ -258,7 +260,7 @@ class PagedKvCache final : public KvCache {
         .int2 = int2_,
         .sink_pages = sink_pages_,
         .window_pages = window_pages_,
-        .transforms = int2_ ? calibration_->layer(layer) : nullptr};
+        .transforms = int2_ ? calibration_->layer(options_.mode, layer) : nullptr};
     kernels::attention(call, scratch_.data(), scratch_.size(), pool);
   }
 
@@ -389,7 +391,7 @@ class PagedKvCache final : public KvCache {
     pool.tasks(static_cast<int>(to_seal_.size()) * heads, [&](int task, int) {
       const SealTask& page = to_seal_[task / heads];
       const std::size_t index = static_cast<std::size_t>(layer) * heads + task % heads;
-      kernels::seal_page(page.hot + hot_stride_ * index, calibration_->layer(layer)[task % heads],
+      kernels::seal_page(page.hot + hot_stride_ * index, calibration_->layer(options_.mode, layer)[task % heads],
                          geometry_.head_dim, page.sealed + sealed_stride_ * index);
     });
   }
@@ -428,12 +430,37 @@ class PagedKvCache final : public KvCache {
 
 }  // namespace
 
-std::string_view kv_mode_name(KvMode mode) { return mode == KvMode::kBf16 ? "bf16" : "int2"; }
+std::string_view kv_mode_name(KvMode mode) { return kernels::kv_format(mode).name; }
 
 std::optional<KvMode> parse_kv_mode(std::string_view name) {
-  if (name == "bf16") return KvMode::kBf16;
-  if (name == "int2") return KvMode::kInt2;
+  for (const kernels::KvFormat& format : kernels::kKvFormats) {
+    if (name == format.name) return format.mode;
+  }
   return std::nullopt;
+}
+
+std::span<const KvMode> kv_modes() {
+  static const auto modes = [] {
+    std::array<KvMode, std::size(kernels::kKvFormats)> all{};
+    std::transform(std::begin(kernels::kKvFormats), std::end(kernels::kKvFormats), all.begin(),
+                   [](const kernels::KvFormat& format) { return format.mode; });
+    return all;
+  }();
+  return modes;
+}
+
+std::string kv_mode_names() {
+  std::string names;
+  for (std::size_t i = 0; i < kv_modes().size(); ++i) {
+    if (i > 0) names += i + 1 == kv_modes().size() ? " or " : ", ";
+    names += kv_mode_name(kv_modes()[i]);
+  }
+  return names;
+}
+
+bool kv_mode_needs_calibration(KvMode mode) {
+  const kernels::KvTransformKind kind = kernels::kv_format(mode).transform;
+  return kind != kernels::KvTransformKind::kIdentity && kind != kernels::KvTransformKind::kHadamard;
 }
 
 Result<std::unique_ptr<KvCache>> KvCache::create(const KvGeometry& geometry,
@@ -463,8 +490,9 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const KvGeometry& geometry,
   if (options.max_sequences <= 0 || options.max_rows <= 0 || options.max_model_len <= 0) {
     return bad("max_sequences, max_rows and max_model_len must be positive");
   }
-  if (options.mode == KvMode::kInt2 && calibration == nullptr)
-    return bad("int2 needs a calibration");
+  if (calibration == nullptr) calibration = std::make_shared<const KvCalibration>(geometry);
+  if (!calibration->covers(options.mode))
+    return bad(fmt::format("{} needs a calibration", kv_mode_name(options.mode)));
   const std::size_t slab =
       kernels::hot_page_bytes(geometry.head_dim) * geometry.n_layers * geometry.n_kv_heads;
   if (options.memory_bytes < slab) {

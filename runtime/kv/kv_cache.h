@@ -20,9 +20,14 @@
 
 namespace foretoken {
 
-enum class KvMode { kBf16, kInt2 };
-std::string_view kv_mode_name(KvMode mode);  // "bf16", "int2"
+// The modes are the rows of kernels/kv_format.h.
+std::string_view kv_mode_name(KvMode mode);  // "bf16", "int2", ...
 std::optional<KvMode> parse_kv_mode(std::string_view name);
+std::span<const KvMode> kv_modes();
+std::string kv_mode_names();  // "bf16, int2 or ...", for messages
+// Whether the mode's transforms come from a calibration text (or, without one, from
+// KvCalibration::data_free). Other modes take a null calibration.
+bool kv_mode_needs_calibration(KvMode mode);
 
 struct KvGeometry {
   int n_layers = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;

@@ -20,7 +20,7 @@ void measure(int d, int n_heads, int n_kv_heads, int depth, int rows, bool int2,
              kernels::ThreadPool& pool) {
   std::mt19937_64 random(1);
   std::vector<OwnedTransform> owned;
-  std::vector<kernels::Int2Transform> transforms;
+  std::vector<kernels::KvTransform> transforms;
   for (int h = 0; h < n_kv_heads; ++h) owned.emplace_back(d, 2 * d / 16, d / 16, random);
   for (const auto& o : owned) transforms.push_back(o.view);
   // Layers enough that a round trip through them (256 MiB of 16-bit pages) misses the last-level

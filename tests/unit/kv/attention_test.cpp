@@ -6,7 +6,7 @@
 namespace foretoken::kv_test {
 namespace {
 
-using kernels::Int2Transform;
+using kernels::KvTransform;
 using kernels::Isa;
 using kernels::ThreadPool;
 
@@ -19,7 +19,7 @@ constexpr Shape kShapes[] = {{64, 9, 3},  {128, 12, 2}, {80, 4, 4}, {96, 7, 1},
 struct Fixture {
   Shape shape;
   std::vector<OwnedTransform> owned;
-  std::vector<Int2Transform> transforms;
+  std::vector<KvTransform> transforms;
   std::vector<SyntheticSequence> sequence;
   std::mt19937_64 random;
 

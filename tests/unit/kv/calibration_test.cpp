@@ -56,7 +56,7 @@ std::shared_ptr<const KvCalibration> calibrated(Source& source) {
 }
 
 // Root mean square error of q . k through a sealed page of fresh rows, relative to q . (k - mean).
-double logit_error(Source& source, const kernels::Int2Transform& transform) {
+double logit_error(Source& source, const kernels::KvTransform& transform) {
   const int d = kGeometry.head_dim;
   std::vector<std::byte> hot(kernels::hot_page_bytes(d)), sealed(kernels::sealed_page_bytes(d));
   std::vector<float> row(d), v(d), keys(kPageTokens * d), decoded(kPageTokens * d),
@@ -91,11 +91,11 @@ double logit_error(Source& source, const kernels::Int2Transform& transform) {
 TEST(KvCalibration, PairedBeatsTheControlsByFar) {
   Source source;
   const auto paired = calibrated(source);
-  const double ours = logit_error(source, paired->layer(1)[1]);
+  const double ours = logit_error(source, paired->layer(KvMode::kInt2, 1)[1]);
   EXPECT_LT(ours, 0.3);
-  EXPECT_GT(logit_error(source, KvCalibration::hadamard(kGeometry)->layer(1)[1]), 10 * ours);
-  EXPECT_GT(logit_error(source, KvCalibration::naive(kGeometry)->layer(1)[1]), 10 * ours);
-  EXPECT_GT(logit_error(source, KvCalibration::data_free(kGeometry)->layer(1)[1]), 1.5 * ours);
+  EXPECT_GT(logit_error(source, KvCalibration::hadamard(kGeometry)->layer(KvMode::kInt2, 1)[1]), 10 * ours);
+  EXPECT_GT(logit_error(source, KvCalibration::naive(kGeometry)->layer(KvMode::kInt2, 1)[1]), 10 * ours);
+  EXPECT_GT(logit_error(source, KvCalibration::data_free(kGeometry)->layer(KvMode::kInt2, 1)[1]), 1.5 * ours);
 }
 
 TEST(KvCalibration, EncodingAndDecodingAreInverse) {
@@ -103,7 +103,7 @@ TEST(KvCalibration, EncodingAndDecodingAreInverse) {
   const auto paired = calibrated(source);
   const int d = kGeometry.head_dim;
   for (int h = 0; h < 2; ++h) {
-    const kernels::Int2Transform& t = paired->layer(0)[h];
+    const kernels::KvTransform& t = paired->layer(KvMode::kInt2, 0)[h];
     for (int i = 0; i < d; ++i) {
       for (int j = 0; j < d; ++j) {
         double k = 0, v = 0;
@@ -163,7 +163,7 @@ TEST_F(KvCalibrationFile, ComesBackBitForBit) {
   const int d = kGeometry.head_dim;
   for (int l = 0; l < 2; ++l) {
     for (int h = 0; h < 2; ++h) {
-      const auto &a = made->layer(l)[h], &b = (*loaded)->layer(l)[h];
+      const auto &a = made->layer(KvMode::kInt2, l)[h], &b = (*loaded)->layer(KvMode::kInt2, l)[h];
       EXPECT_EQ(a.k_n4, b.k_n4);
       EXPECT_EQ(a.v_n4, b.v_n4);
       for (const auto& [x, y] : {std::pair{a.k_encode, b.k_encode},
@@ -189,13 +189,13 @@ TEST_F(KvCalibrationFile, EveryKindOfDamageIsAClearError) {
   KvGeometry other = kGeometry;
   other.head_dim = 64;
   EXPECT_THAT(message(other), testing::HasSubstr("wanted 2, 4, 2 of 64"));
-  for (const std::size_t size : {std::size_t{0}, std::size_t{7}, std::size_t{55}, std::size_t{56},
+  for (const std::size_t size : {std::size_t{0}, std::size_t{7}, std::size_t{55}, std::size_t{64},
                                  good.size() / 2, good.size() - 1}) {
     write(good.substr(0, size));
     EXPECT_NE(message(), "") << size;
   }
   write(good + "x");
-  EXPECT_THAT(message(), testing::HasSubstr("bytes, wanted"));
+  EXPECT_THAT(message(), testing::HasSubstr("wrong checksum"));
   std::mt19937_64 random(5);
   for (int i = 0; i < 300; ++i) {
     std::string bad = good;

@@ -8,7 +8,7 @@
 namespace foretoken::kv_test {
 namespace {
 
-using kernels::Int2Transform;
+using kernels::KvTransform;
 using kernels::Isa;
 
 constexpr int kHeadDims[] = {16, 64, 80, 96, 128, 256};

@@ -58,7 +58,7 @@ inline std::vector<double> random_orthogonal(int d, std::mt19937_64& random) {
 // digits.
 struct OwnedTransform {
   std::vector<float> k_encode, k_query, k_weight, v_encode, v_decode, v_weight, v_mean;
-  kernels::Int2Transform view;
+  kernels::KvTransform view;
 
   OwnedTransform(int d, int k_n4, int v_n4, std::mt19937_64& random) {
     v_mean = normal(d, random, 0.3f);
@@ -109,7 +109,7 @@ struct SyntheticSequence {
       int2_v;  // by page * n_kv_heads + head: [64, d]
 
   SyntheticSequence(int n_tokens, int n_kv_heads_, int d_,
-                    const std::vector<kernels::Int2Transform>& transforms, std::mt19937_64& random)
+                    const std::vector<kernels::KvTransform>& transforms, std::mt19937_64& random)
       : d(d_), n_kv_heads(n_kv_heads_) {
     const int n_pages = (n_tokens + kPageTokens - 1) / kPageTokens;
     for (int p = 0; p < n_pages; ++p) {
@@ -174,7 +174,7 @@ struct SyntheticSequence {
 inline std::vector<float> run_attention(const SyntheticSequence& s, const std::vector<float>& q,
                                         int n_heads, std::int64_t first, int n, bool int2,
                                         int sink_pages, int window_pages,
-                                        const std::vector<kernels::Int2Transform>& transforms,
+                                        const std::vector<kernels::KvTransform>& transforms,
                                         kernels::ThreadPool& pool) {
   const int width = n_heads * s.d;
   std::vector<float> out(static_cast<std::size_t>(n) * width, -7e7f);

@@ -33,7 +33,7 @@ struct AttentionCall {
   std::size_t hot_offset, hot_stride, sealed_offset, sealed_stride;
   bool int2;                          // false: every page is read from its 16-bit copy
   int sink_pages, window_pages;
-  const Int2Transform* transforms;    // [n_kv_heads] of this layer, or null
+  const KvTransform* transforms;    // [n_kv_heads] of this layer, or null
 };
 
 // Scratch is owned by the caller, sized once by attention_scratch_bytes for the largest call it will make.

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "foretoken/kernels/kv_format.h"
+
 namespace foretoken::kernels {
 
 inline constexpr int kPageTokens = 64;
@@ -30,7 +32,7 @@ void load_v(const std::byte* hot, int head_dim, int slot, float* v);
 //   V: v ~ v_mean + s_row * (c v_decode)
 // Digit weights and steps are folded into k_query and v_decode. All matrices [in, out], row-major:
 // a vector is multiplied from the left.
-struct Int2Transform {
+struct KvTransform {
   // clang-format off
   const float* k_encode = nullptr;  // [d, d]: channels = (k - page_mean) k_encode, in units of the step
   const float* k_query = nullptr;   // [d, d]: by digit
@@ -47,10 +49,10 @@ struct Int2Transform {
 };
 // Quantises a full hot page. Codes and scales are bit-equal on every ISA: one summation order, no
 // FMA.
-void seal_page(const std::byte* hot, const Int2Transform& transform, int head_dim,
+void seal_page(const std::byte* hot, const KvTransform& transform, int head_dim,
                std::byte* sealed);
 // What the codes mean, for oracles: k, v [64, d].
-void dequantize_sealed_page(const std::byte* sealed, const Int2Transform& transform, int head_dim,
+void dequantize_sealed_page(const std::byte* sealed, const KvTransform& transform, int head_dim,
                             float* k, float* v);
 
 }  // namespace foretoken::kernels
