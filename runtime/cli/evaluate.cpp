@@ -1,4 +1,4 @@
-// foretoken evaluate TRACES: what each portfolio of speculators would have made of recorded
+// foretoken evaluate TRACES (--quality MODEL: evaluate_quality.cpp): what each portfolio of speculators would have made of recorded
 // requests, offline: tokens a round and predicted speed, by domain, with 95 % intervals; and of two
 // bundles, which the trainer's gate would serve. No model runs; of --model only the rows that a
 // head shares with its target are read.
@@ -16,6 +16,7 @@
 #include "foretoken/protocol/trace.h"
 #include "foretoken/protocol/trace_segment.h"
 #include "runtime/cli/command.h"
+#include "runtime/cli/evaluate_quality.h"
 #include "runtime/cli/flags.h"
 #include "runtime/cli/progress.h"
 #include "runtime/evaluate/evaluation.h"
@@ -372,9 +373,11 @@ Result<json::object> evaluate(const Options& options) {
 }
 
 int evaluate_main(int argc, char** argv) {
+  if (asks_for_quality(argc, argv)) return evaluate_quality_main(argc, argv);
   Options options;
   Flags flags(argv[0],
-              "What each portfolio of speculators would have made of recorded traces, offline.");
+              "What each portfolio of speculators would have made of recorded traces, offline. "
+              "Of KV cache modes: --quality MODEL, see --quality MODEL --help.");
   flags.app()
       .add_option("TRACES", options.traces, "a trace segment or a folder of segments")
       ->required();
@@ -408,7 +411,7 @@ int evaluate_main(int argc, char** argv) {
   return 0;
 }
 
-const Subcommand kEvaluate{"evaluate", "score a speculator on recorded traces, offline",
+const Subcommand kEvaluate{"evaluate", "score a speculator on recorded traces, or KV modes (--quality)",
                            evaluate_main, 42};
 
 }  // namespace

@@ -30,11 +30,11 @@ std::string Flags::toml(const std::vector<std::string>& values) {
 }
 
 CLI::Option* Flags::named(CLI::Option* option, const std::string& flag,
-                          std::function<std::string()> value) {
+                          std::function<std::string()> value, char letter) {
   std::string environment = "FORETOKEN_";
   for (char c : flag)
     environment += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-  known_.push_back({flag, environment, std::move(value)});
+  known_.push_back({flag, environment, std::move(value), letter});
   // The variable is shown in --help; it is read in parse(), because CLI11 would let the file win
   // over it.
   return option->description(option->get_description() + fmt::format(" [{}]", environment));
@@ -56,7 +56,9 @@ std::optional<int> Flags::parse(int argc, char** argv) {
   std::vector<std::string> from_environment;
   for (const Known& known : known_) {
     const char* value = std::getenv(known.environment.c_str());
-    if (!value || !*value || given("--" + known.flag) || given("--no-" + known.flag)) continue;
+    if (!value || !*value || given("--" + known.flag) || given("--no-" + known.flag) ||
+        (known.letter && given(std::string("-") + known.letter)))
+      continue;
     from_environment.push_back(fmt::format("--{}={}", known.flag, value));
   }
   if (const char* config = std::getenv("FORETOKEN_CONFIG"); config && *config && !given("--config"))

@@ -18,10 +18,13 @@ class Flags {
  public:
   Flags(std::string name, std::string summary);
 
+  // `letter`: 0, or of the short form, as 'o' of -o.
   template <class T>
-  CLI::Option* option(const std::string& flag, T& value, const std::string& help) {
-    CLI::Option* option = app_.add_option("--" + flag, value, help)->capture_default_str();
-    return named(option, flag, [&value] { return toml(value); });
+  CLI::Option* option(const std::string& flag, T& value, const std::string& help, char letter = 0) {
+    const std::string names = letter ? fmt::format("-{},--{}", letter, flag) : "--" + flag;
+    CLI::Option* option = app_.add_option(names, value, help)->capture_default_str();
+    return named(
+        option, flag, [&value] { return toml(value); }, letter);
   }
   // --flag / --no-flag
   CLI::Option* toggle(const std::string& flag, bool& value, const std::string& help);
@@ -35,6 +38,11 @@ class Flags {
   // A value as TOML; "" for what has no spelling (an empty list, an absent optional).
   static std::string toml(const std::string& value);
   static std::string toml(const std::vector<std::string>& values);
+  template <class T>
+  requires std::is_arithmetic_v<T>
+  static std::string toml(const std::vector<T>& values) {
+    return values.empty() ? "" : fmt::format("[{}]", fmt::join(values, ", "));
+  }
   static std::string toml(bool value) { return value ? "true" : "false"; }
   template <class T>
   static std::string toml(const T& value) {
@@ -44,11 +52,12 @@ class Flags {
       return "";
   }
   CLI::Option* named(CLI::Option* option, const std::string& flag,
-                     std::function<std::string()> value);
+                     std::function<std::string()> value, char letter = 0);
   CLI::App app_;
   struct Known {
     std::string flag, environment;
     std::function<std::string()> value;  // now, as TOML
+    char letter;
   };
   std::vector<Known> known_;
   bool print_config_ = false;

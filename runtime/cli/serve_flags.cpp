@@ -69,6 +69,9 @@ void ServeFlags::add_to(Flags& flags) {
                "calibrate the INT2 cache for this model at first start");
   flags.option("calibration-text", calibration_text,
                "a text file to calibrate on instead of the bundled one");
+  flags.option("kv-calibration", kv_calibration,
+               "a file that foretoken calibrate made for this model, instead of the one kept");
+  flags.option("draft-kv-calibration", draft_kv_calibration, "likewise, of the draft model");
   flags.option("traces-endpoint", traces_endpoint,
                "where traces go to a trainer: tcp://127.0.0.1:5555 or ipc:///path");
   flags.option("weights-endpoint", weights_endpoint,

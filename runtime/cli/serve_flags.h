@@ -18,7 +18,7 @@ struct ServeFlags {
   std::string traces_endpoint, weights_endpoint;  // empty: no trainer
   std::string keys;                               // empty: <state_dir>/keys, made when needed
   std::string device = "cpu", log_level = "info";
-  std::string calibration_text;
+  std::string calibration_text, kv_calibration, draft_kv_calibration;  // files
   bool calibration = true, check = false;
   double canary_fraction = 0.25, retention_hours = 0;
   std::size_t trace_dir_max_bytes = 0;

@@ -145,13 +145,14 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
     if (!draft) return draft.error();
     loaded.draft_model = *draft;
   }
-  KvCalibrationChoice choice{flags.calibration, flags.calibration_text, flags.state_dir,
-                             flags.engine.threads};
+  KvCalibrationChoice choice{flags.calibration, flags.kv_calibration, flags.calibration_text,
+                             flags.state_dir, flags.engine.threads};
   auto calibration =
       obtain_kv_calibration(*loaded.model, *loaded.tokenizer, flags.engine.kv_cache_dtype, choice);
   if (!calibration) return calibration.error();
   std::shared_ptr<const KvCalibration> draft_calibration;
   if (loaded.draft_model) {
+    choice.file = flags.draft_kv_calibration;
     auto made = obtain_kv_calibration(*loaded.draft_model, *loaded.tokenizer,
                                       flags.engine.draft_kv_cache_dtype, choice);
     if (!made) return made.error();

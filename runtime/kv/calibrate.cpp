@@ -58,6 +58,20 @@ class AtOffsets final : public KvCalibrator {
   std::vector<float> q_, k_, cos_sin_;
 };
 
+// Of a text longer than `most`, windows evenly from its beginning to its end: its end may be of
+// another kind than its beginning.
+std::vector<TokenId> pieces_of(std::span<const TokenId> tokens, std::int64_t window, int most) {
+  if (tokens.size() <= static_cast<std::size_t>(most)) return {tokens.begin(), tokens.end()};
+  const auto length = static_cast<std::size_t>(std::min<std::int64_t>(window, most));
+  const std::size_t n = static_cast<std::size_t>(most) / length, last = tokens.size() - length;
+  std::vector<TokenId> out;
+  for (std::size_t i = 0; i < n; ++i) {
+    const auto piece = tokens.subspan(n > 1 ? last * i / (n - 1) : last / 2, length);
+    out.insert(out.end(), piece.begin(), piece.end());
+  }
+  return out;
+}
+
 }  // namespace
 
 Result<std::shared_ptr<const KvCalibration>> calibrate_kv(const Model& model,
@@ -66,7 +80,6 @@ Result<std::shared_ptr<const KvCalibration>> calibrate_kv(const Model& model,
                                                           kernels::ThreadPool& pool,
                                                           std::function<void(double)> progress) {
   constexpr std::size_t kLeastTokens = 256;
-  tokens = tokens.first(std::min<std::size_t>(tokens.size(), options.max_tokens));
   if (tokens.size() < kLeastTokens) {
     return Error{ErrorCode::kInvalidInput,
                  fmt::format("KV calibration: the text has {} tokens, wanted at least {}",
@@ -77,6 +90,8 @@ Result<std::shared_ptr<const KvCalibration>> calibrate_kv(const Model& model,
   const std::int64_t window =
       std::min<std::int64_t>({options.window_tokens / kChunkRows * kChunkRows,
                               std::max<std::int64_t>(config.context_length, kChunkRows)});
+  const std::vector<TokenId> pieces = pieces_of(tokens, window, options.max_tokens);
+  tokens = pieces;
   const std::size_t page_bytes =
       kernels::hot_page_bytes(geometry.head_dim) * geometry.n_layers * geometry.n_kv_heads;
   KvOptions kv_options{

@@ -15,6 +15,7 @@
 #include <memory>
 #include <string>
 
+#include "foretoken/protocol/signing.h"
 #include "runtime/kv/calibration_transforms.h"
 
 namespace foretoken {
@@ -165,7 +166,9 @@ Result<std::shared_ptr<const KvCalibration>> KvCalibration::load(
   if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0)
     return bad("does not begin with FTKVCAL3");
   if (std::memcmp(header.fingerprint, fingerprint.data(), 32) != 0)
-    return bad("was made for another model (fingerprint)");
+    return bad(fmt::format("was made for another model: fingerprint {}, wanted {}",
+                           to_hex(header.fingerprint).substr(0, 16),
+                           to_hex(fingerprint).substr(0, 16)));
   if (header.n_layers != geometry.n_layers || header.n_heads != geometry.n_heads ||
       header.n_kv_heads != geometry.n_kv_heads || header.head_dim != geometry.head_dim) {
     return bad(fmt::format("is of {} layers, {} heads, {} KV heads of {}; wanted {}, {}, {} of {}",

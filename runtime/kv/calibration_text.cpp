@@ -258,6 +258,177 @@ Il treno delle sette e dodici non aveva mai più di tre passeggeri, e tutti e tr
 </body></html>
 
 On the third day the survey reached the upper valley. There the path crosses the stream eleven times in two miles, and the guide, a patient woman named Hesper who had carried the theodolite since dawn, remarked that the stream ought to be charged for the bridges. We measured the fall at 212 feet, the width at the narrowest point at nine, and found, as others had written, that the eastern bank is limestone and the western slate, so that one may stand with a foot on either and hear two different waters.
+
+# Python, as asked for in a chat
+
+User: I have a CSV of expenses with the columns date, category and amount. Write me a function that returns the total a month and category, without pandas.
+Assistant: Here is one that uses only the standard library:
+
+```python
+import csv
+from collections import Counter
+from datetime import date
+from pathlib import Path
+
+
+def totals_by_month(path: Path) -> dict[tuple[int, int, str], float]:
+    """(year, month, category) -> sum of amounts; rows with a bad amount are reported, not dropped."""
+    totals: Counter = Counter()
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                day = date.fromisoformat(row["date"].strip())
+                amount = float(row["amount"].replace(",", "."))
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"{path}:{number}: {error}") from error
+            totals[day.year, day.month, row["category"].strip().lower()] += amount
+    return dict(totals)
+```
+
+Two decisions you may want to change: a comma is read as a decimal point, and a broken row stops the whole thing with its line number, because a silently missing expense is worse than an error.
+User: Make it skip broken rows but tell me how many.
+Assistant: Replace the `raise` by `skipped += 1; continue`, start with `skipped = 0`, and return `dict(totals), skipped`. The caller then decides whether three bad rows out of ten thousand matter.
+
+date,category,amount
+2024-11-02,groceries,48.20
+2024-11-03,transport,3.10
+2024-11-03,groceries,12.75
+2024-11-09,rent,890.00
+2024-11-17,books,23.40
+
+package queue
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+var ErrClosed = errors.New("queue: closed")
+
+type Item struct {
+	Key     string
+	Payload []byte
+	NotBefore time.Time
+}
+
+// Take blocks until an item is due, the queue is closed, or ctx ends.
+func (q *Queue) Take(ctx context.Context) (Item, error) {
+	for {
+		q.mu.Lock()
+		if q.closed {
+			q.mu.Unlock()
+			return Item{}, ErrClosed
+		}
+		if len(q.items) > 0 && !q.items[0].NotBefore.After(time.Now()) {
+			item := q.items[0]
+			q.items = q.items[1:]
+			q.mu.Unlock()
+			return item, nil
+		}
+		wait := q.untilNext()
+		q.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return Item{}, ctx.Err()
+		case <-q.changed:
+		case <-time.After(wait):
+		}
+	}
+}
+
+O barco atracou de madrugada, quando só os gatos e o guarda do cais estavam acordados. Trazia sal, duas bicicletas embrulhadas em jornal e uma carta que ninguém sabia a quem entregar, porque a chuva tinha apagado metade do endereço. O guarda leu o que restava, pensou um pouco e pendurou a carta na porta do café, onde toda a gente acabaria por passar.
+
+أغلق الخباز دكانه قبل الغروب على غير عادته، وعلق على الباب ورقة كتب عليها: «نعود غدا إن شاء الله». وقف الجيران يتساءلون، فقال أصغرهم إنه رأى عربة محملة بالحقائب تتجه نحو المحطة. في الصباح التالي كانت رائحة الخبز تملأ الشارع كأن شيئا لم يكن.
+
+रेलगाड़ी समय पर थी, लेकिन यात्री देर से आए। स्टेशन मास्टर ने घड़ी देखी, फिर आसमान, और सीटी बजाने से पहले एक मिनट और रुक गए। उस एक मिनट में एक बूढ़ी औरत अपने पोते का हाथ पकड़े प्लेटफ़ॉर्म पर पहुँच गई।
+
+골목 끝의 작은 서점은 비 오는 날에만 늦게까지 문을 열었다. 주인은 손님이 우산을 접는 소리를 들으면 찻물을 올렸고, 책을 사지 않는 사람에게도 같은 잔을 내주었다. 어느 날 한 소년이 물었다. “왜 비 오는 날만요?” 주인은 웃으며 대답했다. “맑은 날에는 다들 바쁘니까.”
+
+Pociąg do Gdyni odjechał punktualnie, co zdziwiło wszystkich poza maszynistą. Na peronie został tylko człowiek z parasolem i pies, który najwyraźniej do niego nie należał. Yağmur dinince ikisi de aynı yöne yürüdüler; kahvenin önünde yolları ayrıldı.
+
+diff --git a/src/cache.c b/src/cache.c
+--- a/src/cache.c
++++ b/src/cache.c
+@@ -41,11 +41,16 @@ static struct entry *lookup(struct cache *c, const char *key, size_t len)
+ int cache_put(struct cache *c, const char *key, size_t len, void *value)
+ {
+ 	struct entry *e = lookup(c, key, len);
+-	if (!e) {
+-		e = malloc(sizeof(*e));
++	if (e) {
++		c->release(e->value);
++	} else {
++		if (c->used == c->limit)
++			evict_oldest(c);
++		e = calloc(1, sizeof(*e) + len + 1);
++		if (!e)
++			return -ENOMEM;
+ 		memcpy(e->key, key, len);
+ 	}
+ 	e->value = value;
+ 	return 0;
+ }
+
+<|tool|>{"name": "find_trains", "arguments": {"from": "Utrecht", "to": "Groningen", "date": "2024-06-11", "after": "14:00"}}
+<|result|>{"trains": [{"departs": "14:18", "arrives": "16:10", "changes": 0, "platform": "11"}, {"departs": "14:48", "arrives": "16:43", "changes": 1, "platform": "9"}]}
+Assistant: The 14:18 from platform 11 is direct and arrives at 16:10. The next one, at 14:48, needs a change and takes three minutes longer.
+
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: thumbnailer
+  labels: {app: thumbnailer, tier: background}
+spec:
+  replicas: 3
+  selector:
+    matchLabels: {app: thumbnailer}
+  template:
+    metadata:
+      labels: {app: thumbnailer}
+    spec:
+      containers:
+        - name: worker
+          image: registry.example.org/thumbnailer:1.8.2
+          args: ["--queue", "images", "--parallel", "4"]
+          resources:
+            requests: {cpu: 500m, memory: 256Mi}
+            limits: {memory: 512Mi}
+
+public final class Interval implements Comparable<Interval> {
+    private final long start;
+    private final long end;
+
+    public Interval(long start, long end) {
+        if (end < start) {
+            throw new IllegalArgumentException("end " + end + " lies before start " + start);
+        }
+        this.start = start;
+        this.end = end;
+    }
+
+    public boolean overlaps(Interval other) {
+        return start < other.end && other.start < end;
+    }
+
+    @Override
+    public int compareTo(Interval other) {
+        return start != other.start ? Long.compare(start, other.start) : Long.compare(end, other.end);
+    }
+}
+
+Abstract. We ask whether the order in which a colony of harvester ants visits its food sources can be predicted from the order of the day before. Forty colonies were observed for sixteen days each. A model that knows only yesterday's order predicts the first source of the day in 61 % of cases (chance: 20 %), but adding the two days before that improves it by less than one point. Removing a source for a single day erases the memory of its place in the sequence, not of the others'. We conclude that what persists is a set of preferences, renewed daily, and not a route.
+
+ACT TWO. A kitchen, late. MIRIAM is sorting letters into two piles. Enter her brother with a lamp.
+ELIAS: You kept the gas bills.
+MIRIAM: I kept everything. The gas bills are the only ones that tell the truth.
+ELIAS: (sitting) And that pile?
+MIRIAM: Those are from you.
+ELIAS: It's the smaller one.
+MIRIAM: You always wrote on both sides.
+
+The parties agree as follows. 4.1 The Supplier shall deliver the Goods to the Place of Delivery within thirty (30) days of the date on which the Order is accepted. 4.2 If delivery is delayed for reasons outside the Supplier's reasonable control, the period in clause 4.1 is extended by the length of the delay, provided that notice is given in writing without undue delay. 4.3 Risk passes on delivery; title passes when the price has been paid in full.
 )text";
 
 }  // namespace
