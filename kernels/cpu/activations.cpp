@@ -22,7 +22,8 @@ Activations::Activations(std::int64_t max_rows, std::int64_t max_in)
   impl_->max_rows = max_rows;
   impl_->max_in = max_in;
   impl_->data32 = allocate(rows * (in / 32) * sizeof(Record32));
-  impl_->data256 = allocate(rows * (in / 256) * sizeof(Record256));
+  // A tile of fewer rows than 16 is read as if it had 16 (linear_avx512_amx.cpp).
+  impl_->data256 = allocate((rows * (in / 256) + kActivationTile) * sizeof(Record256));
 }
 
 Activations::~Activations() {

@@ -26,13 +26,11 @@ struct Avx512Base {
     const I wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
-  FORETOKEN_INLINE F load_u8(const void* p) {
-    return _mm512_cvtepi32_ps(
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+  FORETOKEN_INLINE I load_u8(const void* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
   }
-  FORETOKEN_INLINE F load_s8(const void* p) {
-    return _mm512_cvtepi32_ps(
-        _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+  FORETOKEN_INLINE I load_s8(const void* p) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
   }
   FORETOKEN_INLINE F broadcast(const float* p) { return _mm512_set1_ps(*p); }
   FORETOKEN_INLINE I broadcast(const std::int32_t* p) { return _mm512_set1_epi32(*p); }

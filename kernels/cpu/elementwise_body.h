@@ -159,7 +159,6 @@ void quantize_row256(const float* x, std::int64_t n_in, Record256* out, std::int
     for (int j = 0; j < 8; ++j)
       out->pair_sum[kPairPlace[j]] = static_cast<std::int16_t>(sum[2 * j] + sum[2 * j + 1]);
     out->scale = s.scale;
-    out->unused[0] = out->unused[1] = out->unused[2] = 0;
   }
 }
 

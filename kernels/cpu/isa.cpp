@@ -1,5 +1,11 @@
 #include "foretoken/kernels/isa.h"
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <array>
 #include <atomic>
 #include <cstdlib>
@@ -7,13 +13,28 @@
 namespace foretoken::kernels {
 namespace {
 
-constexpr std::array<std::string_view, 5> kNames = {"scalar", "avx2", "avx512", "avx512-vnni",
-                                                    "avx512-vnni-bf16"};
+constexpr std::array<std::string_view, 6> kNames = {
+    "scalar", "avx2", "avx512", "avx512-vnni", "avx512-vnni-bf16", "avx512-amx"};
 
 struct Supported {
-  std::array<Isa, 5> isas{};
+  std::array<Isa, 6> isas{};
   std::size_t count = 0;
 };
+
+// Tiles of bytes, and the system's leave to use them: Linux gives it to a process that asks, for
+// their 8 KiB of state would otherwise enlarge every signal frame.
+bool has_amx_int8() {
+#if defined(__linux__) && defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  if ((d & kTile) == 0 || (d & kInt8) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h since Linux 5.16
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 // Each level includes the one below, so the list is a prefix of the enum. __builtin_cpu_supports
 // also asks the operating system whether it saves the wider registers.
@@ -35,6 +56,8 @@ Supported detect() {
   s.isas[s.count++] = Isa::kAvx512Vnni;
   if (!__builtin_cpu_supports("avx512bf16")) return s;
   s.isas[s.count++] = Isa::kAvx512VnniBf16;
+  if (!has_amx_int8()) return s;
+  s.isas[s.count++] = Isa::kAvx512Amx;
   return s;
 }
 

@@ -20,6 +20,8 @@ LinearGroups active_groups() {
     case Isa::kAvx512Vnni:
     case Isa::kAvx512VnniBf16:
       return linear_groups_avx512_vnni;
+    case Isa::kAvx512Amx:
+      return linear_groups_avx512_amx;
   }
   return linear_groups_scalar;
 }
@@ -40,7 +42,7 @@ namespace {
 // server), the rest of its part does not wait for it.
 class Parts {
  public:
-  Parts(const LinearJob* jobs, int n_jobs, int n_parts)
+  Parts(const LinearJob* jobs, int n_jobs, std::int64_t n_rows, int n_parts)
       : jobs_(jobs), n_jobs_(n_jobs), n_parts_(n_parts < kMaxParts ? n_parts : kMaxParts) {
     std::int64_t total = 0, n_all = 0;
     for (int j = 0; j < n_jobs; ++j) {
@@ -52,9 +54,11 @@ class Parts {
       parts_[p].end = p + 1 == n_parts_ ? n_all : group_at(total / n_parts_ * (p + 1));
     }
     // A chunk is a sixteenth of a part, but at least 16 KiB, about 1.5 us of reading, beside which
-    // taking it costs nothing.
+    // taking it costs nothing. With many rows each chunk passes over all their activations, more
+    // than a core's cache holds: then a quarter of a part.
+    constexpr std::int64_t kManyRows = 64;
     const std::int64_t mean = n_all > 0 ? total / n_all : 1;
-    chunk_ = n_all / n_parts_ / 16;
+    chunk_ = n_all / n_parts_ / (n_rows < kManyRows ? 16 : 4);
     const std::int64_t least = (16384 + mean - 1) / mean;
     if (chunk_ < least) chunk_ = least;
   }
@@ -117,7 +121,7 @@ class Parts {
 // Parallel over outputs alone, never over k.
 void linear_many(const LinearJob* jobs, int n_jobs, const Activations& x, ThreadPool& pool) {
   const LinearGroups groups = active_groups();
-  Parts parts(jobs, n_jobs, pool.size());
+  Parts parts(jobs, n_jobs, x.impl().n_rows, pool.size());
   pool.ranges(pool.size(), 1, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t worker = first; worker < last; ++worker)
       parts.work(static_cast<int>(worker), x.impl(), groups);

@@ -25,13 +25,11 @@ struct Avx2 {
     const I wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
   }
-  FORETOKEN_INLINE F load_u8(const void* p) {
-    return _mm256_cvtepi32_ps(
-        _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  FORETOKEN_INLINE I load_u8(const void* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
   }
-  FORETOKEN_INLINE F load_s8(const void* p) {
-    return _mm256_cvtepi32_ps(
-        _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  FORETOKEN_INLINE I load_s8(const void* p) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
   }
   FORETOKEN_INLINE F broadcast(const float* p) { return _mm256_broadcast_ss(p); }
   FORETOKEN_INLINE I broadcast(const std::int32_t* p) { return _mm256_set1_epi32(*p); }
@@ -76,26 +74,38 @@ struct Avx2 {
   // added up before they are widened.
   template <int kMax, int N, int G>
   FORETOKEN_INLINE void dot(I (&sum)[G], const I* w, const std::int8_t* x, int stride) {
-    constexpr int kFit = 32767 / (kMax * 127 * 2);
-    constexpr int kStep = kFit >= 8 ? 8 : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
-    const I ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 16
+    for (int g = 0; g < G; ++g)
+      sum[g] = times_words<kMax, N>(sum[g], w, x + g * stride, _mm256_set1_epi16(1));
+  }
+  // A sub-block's scale is the factor that the words are widened with.
+  template <int kMax, int N, int G, bool kOffset>
+  FORETOKEN_INLINE void add_scaled_dot(I* sum, const I* w, const Record256* x, int first, I scale) {
+    const I words = _mm256_or_si256(_mm256_and_si256(scale, _mm256_set1_epi32(0xffff)),
+                                    _mm256_slli_epi32(scale, 16));
 #pragma GCC unroll 16
     for (int g = 0; g < G; ++g) {
-      const std::int8_t* row = x + g * stride;
+      if constexpr (kOffset)
+        sum[g] = add_int(sum[g], multiply_int(scale, broadcast(&x[g].minus32_sum[first / 16])));
+      sum[g] = times_words<kMax, N>(sum[g], w, x[g].q + first, words);
+    }
+  }
+  template <int kMax, int N>
+  FORETOKEN_INLINE I times_words(I sum, const I* w, const std::int8_t* x, I factor) {
+    constexpr int kFit = 32767 / (kMax * 127 * 2);
+    constexpr int kStep = kFit >= 8 ? 8 : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) {
-        if constexpr (kMax == 255) {
-          sum[g] =
-              _mm256_add_epi32(sum[g], _mm256_madd_epi16(signed_products(w[j], row + 4 * j), ones));
-        } else if (j % kStep == 0) {
-          I words = _mm256_maddubs_epi16(w[j], broadcast_pair(row + 4 * j));
-          for (int i = j + 1; i < j + kStep && i < N; ++i)
-            words =
-                _mm256_add_epi16(words, _mm256_maddubs_epi16(w[i], broadcast_pair(row + 4 * i)));
-          sum[g] = _mm256_add_epi32(sum[g], _mm256_madd_epi16(words, ones));
-        }
+    for (int j = 0; j < N; ++j) {
+      if constexpr (kMax == 255) {
+        sum = add_int(sum, _mm256_madd_epi16(signed_products(w[j], x + 4 * j), factor));
+      } else if (j % kStep == 0) {
+        I words = _mm256_maddubs_epi16(w[j], broadcast_pair(x + 4 * j));
+        for (int i = j + 1; i < j + kStep && i < N; ++i)
+          words = _mm256_add_epi16(words, _mm256_maddubs_epi16(w[i], broadcast_pair(x + 4 * i)));
+        sum = add_int(sum, _mm256_madd_epi16(words, factor));
       }
     }
+    return sum;
   }
   // vpmaddubsw would saturate at codes up to 255: take |w| <= 128 and give x the sign of w instead.
   FORETOKEN_INLINE I load_q8(const void* p) { return _mm256_xor_si256(load(p), splat_byte(0x80)); }

@@ -24,6 +24,16 @@ struct Avx512Vnni : Avx512Base {
 #pragma GCC unroll 16
       for (int g = 0; g < G; ++g) sum[g] = multiply_add(sum[g], w[j], x + g * stride + 4 * j);
   }
+  template <int kMax, int N, int G, bool kOffset>
+  FORETOKEN_INLINE void add_scaled_dot(I* sum, const I* w, const Record256* x, int first, I scale) {
+    I dots[G];
+#pragma GCC unroll 16
+    for (int g = 0; g < G; ++g)
+      dots[g] = kOffset ? broadcast(&x[g].minus32_sum[first / 16]) : zero_int();
+    dot<kMax, N, G>(dots, w, x[0].q + first, static_cast<int>(sizeof(Record256)));
+#pragma GCC unroll 16
+    for (int g = 0; g < G; ++g) sum[g] = add_int(sum[g], multiply_int(dots[g], scale));
+  }
   FORETOKEN_INLINE I load_q8(const void* p) { return load(p); }
   FORETOKEN_INLINE I byte_table(const std::int8_t* p) {
     return _mm512_xor_si512(signed_table(p), splat_byte(0x80));

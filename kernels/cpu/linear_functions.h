@@ -24,5 +24,7 @@ void linear_groups_avx512(const LinearTask& task, std::int64_t first_group,
                           std::int64_t last_group);
 void linear_groups_avx512_vnni(const LinearTask& task, std::int64_t first_group,
                                std::int64_t last_group);
+void linear_groups_avx512_amx(const LinearTask& task, std::int64_t first_group,
+                              std::int64_t last_group);
 
 }  // namespace foretoken::kernels

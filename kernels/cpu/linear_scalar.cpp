@@ -3,8 +3,8 @@
 //
 //   blocks of 32:   y = fma(float(sum q w), d * scale, y) over the blocks; with minimums: then
 //                   y = fma(m, scale * sum q, y)
-//   blocks of 256:  s = -(float(sum m q) * dmin), without minimums: 0;
-//                   s = fma(float(sum q w), d * scale_j, s) over the sub-blocks;
+//   blocks of 256:  s = float(sum_j scale_j sum q w), an exact integer sum over the sub-blocks j,
+//                   times d; with minimums: s = fma(., d, float(sum m q) * -dmin);
 //                   y = fma(s, scale, y)
 //   float weights:  y = fma(w, x, y) over k
 #include <cmath>
@@ -78,16 +78,16 @@ float row_min_k(WeightType type, const std::uint8_t* record, int lane, const Rec
   for (int b = 0; b < 8; ++b)
     min_sum += record[k_mins(type) + static_cast<std::size_t>(b / 4 * 64 + lane * 4 + (b & 3))] *
                x.pair_sum[kPairPlace[b]];
-  const float d = half_at(record + k_d(type), lane);
-  float s = static_cast<float>(min_sum) * -half_at(record + k_dmin(type), lane);
-  std::int32_t code[32];
+  const float least = static_cast<float>(min_sum) * -half_at(record + k_dmin(type), lane);
+  std::int32_t code[32], sum = 0;
   for (int b = 0; b < 8; ++b) {
     nibble_codes(record + 256 * b, lane, code);
     if (type == WeightType::kQ5_K) add_bits(record + kQ5KFifths + 64 * b, lane, code, 4);
-    const float scale =
-        d * static_cast<float>(record[k_scales(type) + static_cast<std::size_t>(16 * b + lane)]);
-    s = std::fma(static_cast<float>(dot(code, x.q + 32 * b, 32)), scale, s);
+    // At most 256 * 31 * 127 * 63 < 2^26 in all.
+    sum += record[k_scales(type) + static_cast<std::size_t>(16 * b + lane)] *
+           dot(code, x.q + 32 * b, 32);
   }
+  const float s = std::fma(static_cast<float>(sum), half_at(record + k_d(type), lane), least);
   return std::fma(s, x.scale, y);
 }
 
@@ -98,18 +98,17 @@ float row_q2_k(const std::uint8_t* record, int lane, const Record256& x, float y
   // 32 times the sum of minimums: at most 15 * 32 * 256 * 127 < 2^24, exact in a float.
   std::int32_t min_sum = 0;
   for (int s = 0; s < 16; ++s) min_sum += (nibbles(s) >> 4) * x.minus32_sum[s];
-  const float d = half_at(record + kQ2KD, lane);
-  float s = static_cast<float>(min_sum) * (half_at(record + kQ2KDmin, lane) * 0.03125f);
-  std::int32_t code[32];
+  const float least = static_cast<float>(min_sum) * (half_at(record + kQ2KDmin, lane) * 0.03125f);
+  std::int32_t code[32], sum = 0;
   for (int b = 0; b < 8; ++b) {
     std::memset(code, 0, sizeof(code));
     add_pairs(record + 128 * b, lane, code, 0);
     for (int half = 0; half < 2; ++half) {
       const int sub = 2 * b + half;
-      const float scale = d * static_cast<float>(nibbles(sub) & 15);
-      s = std::fma(static_cast<float>(dot(code + 16 * half, x.q + 16 * sub, 16)), scale, s);
+      sum += (nibbles(sub) & 15) * dot(code + 16 * half, x.q + 16 * sub, 16);
     }
   }
+  const float s = std::fma(static_cast<float>(sum), half_at(record + kQ2KD, lane), least);
   return std::fma(s, x.scale, y);
 }
 
@@ -119,8 +118,7 @@ float row_signed_k(WeightType type, const std::uint8_t* record, const std::uint8
   const bool three = type == WeightType::kQ3_K;
   const std::uint8_t* scales = record + (three ? kQ3KScales : kQ6KScales);
   const float d = half_at(tail, lane) * (three ? 0.125f : 1.0f);
-  float s = 0;
-  std::int32_t code[32];
+  std::int32_t code[32], sum = 0;
   for (int b = 0; b < 8; ++b) {
     if (three) {
       std::memset(code, 0, sizeof(code));
@@ -132,12 +130,12 @@ float row_signed_k(WeightType type, const std::uint8_t* record, const std::uint8
     }
     for (int half = 0; half < 2; ++half) {
       const int sub = 2 * b + half;
-      const auto scale = static_cast<std::int8_t>(scales[16 * sub + lane]);
-      const std::int32_t sum = x.minus32_sum[sub] + dot(code + 16 * half, x.q + 16 * sub, 16);
-      s = std::fma(static_cast<float>(sum), d * static_cast<float>(scale), s);
+      // At most 256 * 32 * 127 * 128 < 2^27 in all.
+      sum += static_cast<std::int8_t>(scales[16 * sub + lane]) *
+             (x.minus32_sum[sub] + dot(code + 16 * half, x.q + 16 * sub, 16));
     }
   }
-  return std::fma(s, x.scale, y);
+  return std::fma(static_cast<float>(sum) * d, x.scale, y);
 }
 
 float float_weight(WeightType type, const std::uint8_t* record, int lane) {

@@ -200,21 +200,13 @@ void tile_block32(const Tile& t) {
   for (int r = 0; r < R; ++r) store_outputs<V>(sum[r], t.bias, t.y + r * t.y_stride, t.lanes);
 }
 
-// Adds scale * (initial(r) + products of N lane vectors with row r's values from `first` on) to
-// each row's sum of its block of 256; codes are at most kMax.
-template <class V, int kMax, int N, int R, class Initial>
+// sum[r] += scale * (products of N lane vectors with row r's values from `first` on), codes at most
+// kMax. kOffset: codes are 32 too high, which is taken out through the sums of each 16 values.
+template <class V, int kMax, int N, bool kOffset, int R>
 FORETOKEN_INLINE void add_products(const typename V::I* w, const Record256* x, int first,
-                                   typename V::F scale, Initial initial,
-                                   typename V::F (&block_sum)[R]) {
+                                   typename V::I scale, typename V::I (&sum)[R]) {
   in_groups<R, V::kDotRows>([&]<int kFirst, int kCount>() FORETOKEN_LAMBDA_INLINE {
-    typename V::I dot[kCount];
-#pragma GCC unroll 16
-    for (int g = 0; g < kCount; ++g) dot[g] = initial(kFirst + g);
-    V::template dot<kMax, N, kCount>(dot, w, x[kFirst].q + first,
-                                     static_cast<int>(sizeof(Record256)));
-#pragma GCC unroll 16
-    for (int g = 0; g < kCount; ++g)
-      block_sum[kFirst + g] = V::fma(V::to_float(dot[g]), scale, block_sum[kFirst + g]);
+    V::template add_scaled_dot<kMax, N, kCount, kOffset>(sum + kFirst, w, x + kFirst, first, scale);
   });
 }
 
@@ -229,25 +221,9 @@ void tile_min_k(const Tile& t) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) sum[r] = V::zero();
   for (std::int64_t b = 0; b < t.n_blocks; ++b) {
-    const F d = V::load_half(record + k_d(T) + 2 * t.lane);
-    F block_sum[R];
-    {
-      const F minus_dmin = V::negate(V::load_half(record + k_dmin(T) + 2 * t.lane));
-      const I low = V::load(record + k_mins(T) + 4 * t.lane);
-      const I high = V::load(record + k_mins(T) + 64 + 4 * t.lane);
-      const I mask = V::splat_word(0xff);
-      const I m02 = V::bit_and(low, mask), m13 = V::template shift_right<8>(low);
-      const I m46 = V::bit_and(high, mask), m57 = V::template shift_right<8>(high);
+    I block_sum[R];
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const std::int16_t* pair = x[r].pair_sum;
-        I s = V::dot_words(V::zero_int(), m02, V::broadcast_pair(pair));
-        s = V::dot_words(s, m13, V::broadcast_pair(pair + 2));
-        s = V::dot_words(s, m46, V::broadcast_pair(pair + 4));
-        s = V::dot_words(s, m57, V::broadcast_pair(pair + 6));
-        block_sum[r] = V::mul(V::to_float(s), minus_dmin);
-      }
-    }
+    for (int r = 0; r < R; ++r) block_sum[r] = V::zero_int();
 #pragma GCC unroll 1
     for (int j = 0; j < 8; ++j) {
       if (t.prefetch) prefetch_ahead<record_bytes(T) / 8>(record + record_bytes(T) / 8 * j);
@@ -255,13 +231,26 @@ void tile_min_k(const Tile& t) {
       unpack_nibbles<V>(record + 256 * j + 4 * t.lane, w);
       if constexpr (T == WeightType::kQ5_K)
         add_bits<V, 4>(V::load(record + kQ5KFifths + 64 * j + 4 * t.lane), w);
-      const F scale = V::mul(d, V::load_u8(record + k_scales(T) + 16 * j + t.lane));
-      add_products<V, has_fifth_bits(T) ? 31 : 15, 8, R>(
-          w, x, 32 * j, scale, [](int) FORETOKEN_LAMBDA_INLINE { return V::zero_int(); },
-          block_sum);
+      const I scale = V::load_u8(record + k_scales(T) + 16 * j + t.lane);
+      add_products<V, has_fifth_bits(T) ? 31 : 15, 8, false>(w, x, 32 * j, scale, block_sum);
     }
+    const F d = V::load_half(record + k_d(T) + 2 * t.lane);
+    const F minus_dmin = V::negate(V::load_half(record + k_dmin(T) + 2 * t.lane));
+    const I low = V::load(record + k_mins(T) + 4 * t.lane);
+    const I high = V::load(record + k_mins(T) + 64 + 4 * t.lane);
+    const I mask = V::splat_word(0xff);
+    const I m02 = V::bit_and(low, mask), m13 = V::template shift_right<8>(low);
+    const I m46 = V::bit_and(high, mask), m57 = V::template shift_right<8>(high);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sum[r] = V::fma(block_sum[r], V::broadcast(&x[r].scale), sum[r]);
+    for (int r = 0; r < R; ++r) {
+      const std::int16_t* pair = x[r].pair_sum;
+      I s = V::dot_words(V::zero_int(), m02, V::broadcast_pair(pair));
+      s = V::dot_words(s, m13, V::broadcast_pair(pair + 2));
+      s = V::dot_words(s, m46, V::broadcast_pair(pair + 4));
+      s = V::dot_words(s, m57, V::broadcast_pair(pair + 6));
+      const F total = V::fma(V::to_float(block_sum[r]), d, V::mul(V::to_float(s), minus_dmin));
+      sum[r] = V::fma(total, V::broadcast(&x[r].scale), sum[r]);
+    }
     record += record_bytes(T);
     x += t.x_stride;
   }
@@ -279,10 +268,24 @@ void tile_q2_k(const Tile& t) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) sum[r] = V::zero();
   for (std::int64_t b = 0; b < t.n_blocks; ++b) {
-    const F d = V::load_half(record + kQ2KD + 2 * t.lane);
-    // Activations carry -32 times their sums.
-    const F dmin = V::mul(V::load_half(record + kQ2KDmin + 2 * t.lane), V::splat(0.03125f));
     const std::uint8_t* nibbles = record + kQ2KScales + 4 * t.lane;
+    I block_sum[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) block_sum[r] = V::zero_int();
+#pragma GCC unroll 1
+    for (int j = 0; j < 8; ++j) {
+      if (t.prefetch) prefetch_ahead<record_bytes(T) / 8>(record + record_bytes(T) / 8 * j);
+      I w[8];
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) w[i] = V::zero_int();
+      const std::uint8_t* pairs = record + 128 * j + 4 * t.lane;
+      add_pairs<V, 0>(V::load(pairs), w);
+      add_pairs<V, 0>(V::load(pairs + 64), w + 4);
+      const I four = V::shift_right_by(V::load(nibbles + 64 * (j / 2)), 16 * (j & 1));
+      add_products<V, 3, 4, false>(w, x, 32 * j, V::template field<0, 15>(four), block_sum);
+      add_products<V, 3, 4, false>(w + 4, x, 32 * j + 16, V::template field<8, 15>(four),
+                                   block_sum);
+    }
     I min_sum[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) min_sum[r] = V::zero_int();
@@ -299,35 +302,38 @@ void tile_q2_k(const Tile& t) {
               min_sum[r], V::multiply_int(m[k], V::broadcast(&x[r].minus32_sum[4 * v + k])));
       }
     }
-    F block_sum[R];
+    const F d = V::load_half(record + kQ2KD + 2 * t.lane);
+    // Activations carry -32 times their sums.
+    const F dmin = V::mul(V::load_half(record + kQ2KDmin + 2 * t.lane), V::splat(0.03125f));
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) block_sum[r] = V::mul(V::to_float(min_sum[r]), dmin);
-#pragma GCC unroll 1
-    for (int j = 0; j < 8; ++j) {
-      if (t.prefetch) prefetch_ahead<record_bytes(T) / 8>(record + record_bytes(T) / 8 * j);
-      I w[8];
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) w[i] = V::zero_int();
-      const std::uint8_t* pairs = record + 128 * j + 4 * t.lane;
-      add_pairs<V, 0>(V::load(pairs), w);
-      add_pairs<V, 0>(V::load(pairs + 64), w + 4);
-      const I four = V::shift_right_by(V::load(nibbles + 64 * (j / 2)), 16 * (j & 1));
-      const F scales[2] = {V::mul(d, V::to_float(V::template field<0, 15>(four))),
-                           V::mul(d, V::to_float(V::template field<8, 15>(four)))};
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        add_products<V, 3, 4, R>(
-            w + 4 * half, x, 32 * j + 16 * half, scales[half],
-            [](int) FORETOKEN_LAMBDA_INLINE { return V::zero_int(); }, block_sum);
-      }
+    for (int r = 0; r < R; ++r) {
+      const F total = V::fma(V::to_float(block_sum[r]), d, V::mul(V::to_float(min_sum[r]), dmin));
+      sum[r] = V::fma(total, V::broadcast(&x[r].scale), sum[r]);
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sum[r] = V::fma(block_sum[r], V::broadcast(&x[r].scale), sum[r]);
     record += record_bytes(T);
     x += t.x_stride;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) store_outputs<V>(sum[r], t.bias, t.y + r * t.y_stride, t.lanes);
+}
+
+// Codes of 32 values j of a block of Q6_K, or of Q3_K as if its three bits were the upper ones of
+// six.
+template <class V, WeightType T>
+FORETOKEN_INLINE void unpack_signed_codes(const std::uint8_t* record, int j,
+                                          typename V::I (&w)[8]) {
+  constexpr bool kThree = T == WeightType::kQ3_K;
+  if constexpr (kThree) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) w[i] = V::zero_int();
+    add_bits<V, 5>(V::load(record + kQ3KThirds + 64 * j), w);
+  } else {
+    unpack_nibbles<V>(record + 256 * j, w);
+  }
+  constexpr int kTo = kThree ? 3 : 4;
+  const std::uint8_t* pairs = record + (kThree ? 0 : kQ6KPairs) + 128 * j;
+  add_pairs<V, kTo>(V::load(pairs), w);
+  add_pairs<V, kTo>(V::load(pairs + 64), w + 4);
 }
 
 // Q6_K, and Q3_K as if its three bits were the upper ones of six: 8 code - 32, an eighth of d.
@@ -344,38 +350,23 @@ void tile_signed_k(const Tile& t) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) sum[r] = V::zero();
   for (std::int64_t b = 0; b < t.n_blocks; ++b) {
-    F d = V::load_half(scales);
-    if constexpr (kThree) d = V::mul(d, V::splat(0.125f));
-    F block_sum[R];
+    I block_sum[R];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) block_sum[r] = V::zero();
+    for (int r = 0; r < R; ++r) block_sum[r] = V::zero_int();
 #pragma GCC unroll 1
     for (int j = 0; j < 8; ++j) {
       if (t.prefetch) prefetch_ahead<record_bytes(T) / 8>(record + record_bytes(T) / 8 * j);
       I w[8];
-      if constexpr (kThree) {
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) w[i] = V::zero_int();
-        add_bits<V, 5>(V::load(record + kQ3KThirds + 64 * j + 4 * t.lane), w);
-      } else {
-        unpack_nibbles<V>(record + 256 * j + 4 * t.lane, w);
-      }
-      constexpr int kTo = kThree ? 3 : 4;
-      const std::uint8_t* pairs = record + (kThree ? 0 : kQ6KPairs) + 128 * j + 4 * t.lane;
-      add_pairs<V, kTo>(V::load(pairs), w);
-      add_pairs<V, kTo>(V::load(pairs + 64), w + 4);
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        const int sub = 2 * j + half;
-        const F scale = V::mul(d, V::load_s8(record + kScales + 16 * sub + t.lane));
-        add_products<V, 63, 4, R>(
-            w + 4 * half, x, 16 * sub, scale,
-            [&](int r) FORETOKEN_LAMBDA_INLINE { return V::broadcast(&x[r].minus32_sum[sub]); },
-            block_sum);
-      }
+      unpack_signed_codes<V, T>(record + 4 * t.lane, j, w);
+      const std::uint8_t* scale = record + kScales + 32 * j + t.lane;
+      add_products<V, 63, 4, true>(w, x, 32 * j, V::load_s8(scale), block_sum);
+      add_products<V, 63, 4, true>(w + 4, x, 32 * j + 16, V::load_s8(scale + 16), block_sum);
     }
+    F d = V::load_half(scales);
+    if constexpr (kThree) d = V::mul(d, V::splat(0.125f));
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sum[r] = V::fma(block_sum[r], V::broadcast(&x[r].scale), sum[r]);
+    for (int r = 0; r < R; ++r)
+      sum[r] = V::fma(V::mul(V::to_float(block_sum[r]), d), V::broadcast(&x[r].scale), sum[r]);
     record += record_bytes(T);
     scales += tail_bytes(T);
     x += t.x_stride;
@@ -424,7 +415,7 @@ FORETOKEN_INLINE void tile(const Tile& t) {
 
 template <class V, WeightType T>
 void tile_of(int rows, const Tile& t) {
-  static_assert(V::kRows <= kActivationTile && kActivationTile == 8);
+  static_assert(V::kRows <= 8);
   switch (rows) {
     case 1:
       return tile<V, T, 1>(t);

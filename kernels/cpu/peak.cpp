@@ -61,6 +61,9 @@ std::int64_t int8_multiply_adds(std::int64_t iterations, ThreadPool& pool, std::
     case Isa::kAvx512VnniBf16:
       spin = int8_spin_avx512_vnni;
       break;
+    case Isa::kAvx512Amx:
+      spin = int8_spin_avx512_amx;
+      break;
   }
   std::atomic<std::int64_t> done{0};
   std::atomic<std::int32_t> computed{0};

@@ -20,5 +20,6 @@ std::int64_t int8_spin_scalar(std::int64_t iterations, std::int32_t* sink);
 std::int64_t int8_spin_avx2(std::int64_t iterations, std::int32_t* sink);
 std::int64_t int8_spin_avx512(std::int64_t iterations, std::int32_t* sink);
 std::int64_t int8_spin_avx512_vnni(std::int64_t iterations, std::int32_t* sink);
+std::int64_t int8_spin_avx512_amx(std::int64_t iterations, std::int32_t* sink);
 
 }  // namespace foretoken::kernels

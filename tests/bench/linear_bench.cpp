@@ -4,6 +4,8 @@
 // the repeats, because other work on the machine only ever adds to them.
 //
 //   linear_bench [--threads 2] [--megabytes 512] [--type Q4_K] [--isa avx2]
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -44,10 +46,14 @@ double least(int repeats, const std::function<void()>& fn) {
   return best;
 }
 
+// On huge pages, as a model's weights are.
 struct Buffer {
+  static constexpr std::align_val_t kAlign{std::size_t{2} << 20};
   explicit Buffer(std::size_t n)
-      : bytes(n), data(static_cast<std::byte*>(::operator new (n, std::align_val_t{64}))) {}
-  ~Buffer() { ::operator delete (data, std::align_val_t{64}); }
+      : bytes(n), data(static_cast<std::byte*>(::operator new (n, kAlign))) {
+    madvise(data, n, MADV_HUGEPAGE);
+  }
+  ~Buffer() { ::operator delete (data, kAlign); }
   std::size_t bytes;
   std::byte* data;
 };

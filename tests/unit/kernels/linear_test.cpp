@@ -161,17 +161,25 @@ TEST_P(LinearTypes, RowsDoNotDependOnTheirNeighboursOrTheThreads) {
   }
 }
 
-// Rows long enough that a prefill is cut into chunks that fit the cache.
+// Rows long and many enough that a prefill is cut into chunks and passes that fit the caches.
 TEST(Linear, ChunksOfManyRowsGiveTheSameBits) {
   std::mt19937_64 random(6);
   ThreadPool one(1), two(2);
-  const OwnedMatrix m = random_matrix(WeightType::kQ4_1, 32, 8192, random);
-  constexpr std::int64_t kRows = 200;  // 12 KiB of records a row: about 85 rows a chunk
-  const std::vector<float> x = random_activations(kRows, 8192, random);
-  const auto all = run_linear(m, x.data(), kRows, 8192, nullptr, two);
-  for (std::int64_t r = 0; r < kRows; r += 7) {
-    const auto y = run_linear(m, x.data() + r * 8192, 1, 8192, nullptr, one);
-    ASSERT_EQ(0, std::memcmp(y.data(), all.data() + r * 32, y.size() * 4)) << r;
+  for (const WeightType type : {WeightType::kQ4_1, WeightType::kQ4_K, WeightType::kQ6_K}) {
+    constexpr std::int64_t kOut = 40, kIn = 8192, kRows = 200;
+    const OwnedMatrix m = random_matrix(type, kOut, kIn, random);
+    const std::vector<float> x = random_activations(kRows, kIn, random);
+    const std::vector<float> bias = random_activations(1, kOut, random);
+    for (Isa isa : supported_isas()) {
+      if (isa == Isa::kScalar) continue;
+      const ScopedIsa scoped(isa);
+      const auto all = run_linear(m, x.data(), kRows, kIn, bias.data(), two);
+      for (std::int64_t r = 0; r < kRows; r += 7) {
+        const auto y = run_linear(m, x.data() + r * kIn, 1, kIn, bias.data(), one);
+        ASSERT_EQ(0, std::memcmp(y.data(), all.data() + r * kOut, y.size() * 4))
+            << weight_type_name(type) << ' ' << isa_name(isa) << " row " << r;
+      }
+    }
   }
 }
 

@@ -82,6 +82,7 @@ TEST(Isa, NamesAreExactAndUnknownOnesAreRefused) {
   EXPECT_EQ(isa_name(Isa::kAvx512), "avx512");
   EXPECT_EQ(isa_name(Isa::kAvx512Vnni), "avx512-vnni");
   EXPECT_EQ(isa_name(Isa::kAvx512VnniBf16), "avx512-vnni-bf16");
+  EXPECT_EQ(isa_name(Isa::kAvx512Amx), "avx512-amx");
   const Isa before = active_isa();
   EXPECT_FALSE(set_isa("avx"));
   EXPECT_FALSE(set_isa(""));

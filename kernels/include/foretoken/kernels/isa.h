@@ -9,9 +9,9 @@ namespace foretoken::kernels {
 
 enum class Device { kCpu, kCuda };
 
-enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Vnni, kAvx512VnniBf16 };
+enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Vnni, kAvx512VnniBf16, kAvx512Amx };
 
-std::string_view isa_name(Isa isa);                    // "scalar", "avx2", "avx512", "avx512-vnni", "avx512-vnni-bf16"
+std::string_view isa_name(Isa isa);                    // "scalar", "avx2", "avx512", "avx512-vnni", "avx512-vnni-bf16", "avx512-amx"
 std::span<const Isa> supported_isas();                 // of this machine, ascending
 Isa active_isa();                                      // the widest supported, or what FORETOKEN_ISA / set_isa chose
 bool set_isa(std::string_view name);                   // false: unknown or unsupported here. Not while kernels run.
