@@ -133,12 +133,19 @@ void decode_file_block(WeightType type, const std::byte* block, DecodedBlock* ou
       out->m = load16(p + 2);
       unpack_scales_6bit(p + 4, out->scale, out->min);
       const bool five = type == WeightType::kQ5_K;
-      for (int i = 0; i < 256; ++i) {
-        const std::uint8_t byte = p[(five ? 48 : 16) + i / 64 * 32 + i % 32];
-        const int low = i % 64 < 32 ? byte & 15 : byte >> 4;
-        const int high = five ? p[16 + i % 32] >> (i / 32) & 1 : 0;
-        out->code[i] = static_cast<std::uint8_t>(low | high << 4);
+      const std::uint8_t* nibbles = p + (five ? 48 : 16);
+      for (int j = 0; j < 8; j += 2, nibbles += 32) {
+        std::uint8_t* code = out->code + 32 * j;
+        for (int i = 0; i < 32; ++i) {
+          code[i] = nibbles[i] & 15;
+          code[i + 32] = nibbles[i] >> 4;
+        }
       }
+      if (five)
+        for (int j = 0; j < 8; ++j)
+          for (int i = 0; i < 32; ++i)
+            out->code[32 * j + i] =
+                static_cast<std::uint8_t>(out->code[32 * j + i] | (p[16 + i] >> j & 1) << 4);
       return;
     }
     case WeightType::kQ6_K:  // low nibbles 128, high pairs 64, scales 16, d

@@ -16,64 +16,73 @@ std::uint16_t get16(const std::uint8_t* p, int lane) {
   return v;
 }
 
-// Where value i (of 32) of output `lane` lies among the nibbles of its block.
-struct NibblePlace {
-  std::size_t byte;
-  int shift;
-};
-NibblePlace nibble_place(int i, int lane) {
-  const int vector = i / 4;
-  return {static_cast<std::size_t>((vector & 3) * 64 + lane * 4 + (i & 3)), vector < 4 ? 0 : 4};
+// Four codes of one output at a time, as they lie in a lane vector's dword.
+std::uint32_t get32(const std::uint8_t* p) {
+  std::uint32_t v;
+  std::memcpy(&v, p, 4);
+  return v;
 }
+void put32(std::uint8_t* p, std::uint32_t v) { std::memcpy(p, &v, 4); }
+constexpr std::uint32_t bytes_of(std::uint32_t v) { return v * 0x01010101u; }
+
 void put_nibbles(std::uint8_t* plane, int lane, const std::uint8_t* code) {
-  for (int i = 0; i < 32; ++i) {
-    const NibblePlace at = nibble_place(i, lane);
-    plane[at.byte] = static_cast<std::uint8_t>(plane[at.byte] | (code[i] & 15) << at.shift);
-  }
+  for (int i = 0; i < 4; ++i)
+    put32(plane + 64 * i + 4 * lane,
+          (get32(code + 4 * i) & bytes_of(15)) | (get32(code + 4 * i + 16) & bytes_of(15)) << 4);
 }
 void get_nibbles(const std::uint8_t* plane, int lane, std::uint8_t* code) {
-  for (int i = 0; i < 32; ++i) {
-    const NibblePlace at = nibble_place(i, lane);
-    code[i] = plane[at.byte] >> at.shift & 15;
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t v = get32(plane + 64 * i + 4 * lane);
+    put32(code + 4 * i, v & bytes_of(15));
+    put32(code + 4 * i + 16, v >> 4 & bytes_of(15));
   }
 }
 
 // One more bit of each of 32 codes, above `shift` others: bit j of byte i is that of byte i of lane
 // vector j.
 void put_bits(std::uint8_t* plane, int lane, const std::uint8_t* code, int shift) {
-  for (int i = 0; i < 32; ++i) {
-    std::uint8_t& byte = plane[lane * 4 + (i & 3)];
-    byte = static_cast<std::uint8_t>(byte | (code[i] >> shift & 1) << (i / 4));
-  }
+  std::uint32_t v = 0;
+  for (int j = 0; j < 8; ++j) v |= (get32(code + 4 * j) >> shift & bytes_of(1)) << j;
+  put32(plane + 4 * lane, v);
 }
 void get_bits(const std::uint8_t* plane, int lane, std::uint8_t* code, int shift) {
-  for (int i = 0; i < 32; ++i) {
-    const int bit = plane[lane * 4 + (i & 3)] >> (i / 4) & 1;
-    code[i] = static_cast<std::uint8_t>(code[i] | bit << shift);
-  }
+  const std::uint32_t v = get32(plane + 4 * lane);
+  for (int j = 0; j < 8; ++j)
+    put32(code + 4 * j, get32(code + 4 * j) | (v >> j & bytes_of(1)) << shift);
 }
 
 // Two bits of each of 32 codes, above `shift` others.
 void put_pairs(std::uint8_t* plane, int lane, const std::uint8_t* code, int shift) {
-  for (int i = 0; i < 32; ++i) {
-    std::uint8_t& byte = plane[i / 16 * 64 + lane * 4 + (i & 3)];
-    byte = static_cast<std::uint8_t>(byte | (code[i] >> shift & 3) << (2 * (i / 4 & 3)));
+  for (int half = 0; half < 2; ++half) {
+    std::uint32_t v = 0;
+    for (int f = 0; f < 4; ++f)
+      v |= (get32(code + 16 * half + 4 * f) >> shift & bytes_of(3)) << (2 * f);
+    put32(plane + 64 * half + 4 * lane, v);
   }
 }
 void get_pairs(const std::uint8_t* plane, int lane, std::uint8_t* code, int shift) {
-  for (int i = 0; i < 32; ++i) {
-    const int pair = plane[i / 16 * 64 + lane * 4 + (i & 3)] >> (2 * (i / 4 & 3)) & 3;
-    code[i] = static_cast<std::uint8_t>(code[i] | pair << shift);
+  for (int half = 0; half < 2; ++half) {
+    const std::uint32_t v = get32(plane + 64 * half + 4 * lane);
+    for (int f = 0; f < 4; ++f) {
+      std::uint8_t* at = code + 16 * half + 4 * f;
+      put32(at, get32(at) | (v >> (2 * f) & bytes_of(3)) << shift);
+    }
   }
 }
 
-// `record` and `tail` are zero before the first lane is put.
+void put_whole_bytes(std::uint8_t* plane, int lane, const std::uint8_t* code) {
+  for (int i = 0; i < 8; ++i) put32(plane + 64 * i + 4 * lane, get32(code + 4 * i));
+}
+void get_whole_bytes(const std::uint8_t* plane, int lane, std::uint8_t* code) {
+  for (int i = 0; i < 8; ++i) put32(code + 4 * i, get32(plane + 64 * i + 4 * lane));
+}
+
 void put_block(WeightType type, const DecodedBlock& block, int lane, std::uint8_t* record,
                std::uint8_t* tail) {
   if (tail_bytes(type) > 0) put16(tail, lane, block.d);
   switch (type) {
     case WeightType::kQ8_0:
-      for (int i = 0; i < 32; ++i) record[i / 4 * 64 + lane * 4 + (i & 3)] = block.code[i];
+      put_whole_bytes(record, lane, block.code);
       return;
     case WeightType::kQ4_0:
     case WeightType::kIQ4_NL:
@@ -143,7 +152,7 @@ void get_block(WeightType type, const std::uint8_t* record, const std::uint8_t* 
   if (tail_bytes(type) > 0) block->d = get16(tail, lane);
   switch (type) {
     case WeightType::kQ8_0:
-      for (int i = 0; i < 32; ++i) block->code[i] = record[i / 4 * 64 + lane * 4 + (i & 3)];
+      get_whole_bytes(record, lane, block->code);
       return;
     case WeightType::kQ4_0:
     case WeightType::kIQ4_NL:
@@ -247,6 +256,37 @@ void pack_rows(const PackedMatrix& w, std::int64_t first_row, std::int64_t n_row
         file += block_bytes;
         record += record_bytes(w.type);
         tail += tail_bytes(w.type);
+      }
+    }
+  }
+}
+
+void gather_rows(const PackedMatrix& from, const std::int32_t* rows, std::int64_t n_rows,
+                 const PackedMatrix& to, std::int64_t first_row) {
+  const std::size_t group_size = group_bytes(to.type, to.n_in);
+  const std::int64_t n_blocks = to.n_in / weight_block_values(to.type);
+  DecodedBlock block;
+  for (std::int64_t row = 0; row < n_rows; row += kPackRows) {
+    auto* group = reinterpret_cast<std::uint8_t*>(to.data) +
+                  static_cast<std::size_t>((first_row + row) / kPackRows) * group_size;
+    std::memset(group, 0, group_size);
+    for (int lane = 0; lane < kPackRows && row + lane < n_rows; ++lane) {
+      const std::int32_t source = rows[row + lane];
+      const auto* record = reinterpret_cast<const std::uint8_t*>(from.data) +
+                           static_cast<std::size_t>(source / kPackRows) * group_size;
+      const int from_lane = source % kPackRows;
+      std::size_t at = 0, tail = tail_offset(to.type, to.n_in);
+      for (std::int64_t b = 0; b < n_blocks; ++b) {
+        if (is_float(to.type)) {
+          const std::size_t bytes = record_bytes(to.type) / kPackRows;
+          std::memcpy(group + at + static_cast<std::size_t>(lane) * bytes,
+                      record + at + static_cast<std::size_t>(from_lane) * bytes, bytes);
+        } else {
+          get_block(to.type, record + at, record + tail, from_lane, &block);
+          put_block(to.type, block, lane, group + at, group + tail);
+        }
+        at += record_bytes(to.type);
+        tail += tail_bytes(to.type);
       }
     }
   }

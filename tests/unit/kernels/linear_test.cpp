@@ -59,6 +59,27 @@ TEST_P(LinearTypes, PackingInPartsEqualsPackingAtOnce) {
   EXPECT_EQ(0, std::memcmp(other.data(), m.w.data, m.w.bytes));
 }
 
+TEST_P(LinearTypes, GatheredRowsHaveThePackedRowsBytes) {
+  std::mt19937_64 random(8);
+  const std::int64_t n_in = weight_block_values(GetParam()) * 3, n_out = 61;
+  const OwnedMatrix m = random_matrix(GetParam(), n_out, n_in, random);
+  const std::size_t row = weight_row_bytes(GetParam(), n_in);
+  std::vector<std::int32_t> rows;
+  std::vector<std::byte> file;
+  for (int i = 0; i < 42; ++i) {
+    rows.push_back(static_cast<std::int32_t>(random() % n_out));
+    const std::byte* of = m.file.data() + static_cast<std::size_t>(rows.back()) * row;
+    file.insert(file.end(), of, of + row);
+  }
+  const std::size_t bytes = packed_bytes(GetParam(), 42, n_in);
+  std::vector<std::byte> wanted(bytes, std::byte{1}), got(bytes, std::byte{2});
+  pack_rows({GetParam(), Device::kCpu, 42, n_in, wanted.data(), bytes}, 0, 42, file.data());
+  const PackedMatrix to{GetParam(), Device::kCpu, 42, n_in, got.data(), bytes};
+  gather_rows(m.w, rows.data() + 16, 26, to, 16);
+  gather_rows(m.w, rows.data(), 16, to, 0);
+  EXPECT_EQ(0, std::memcmp(wanted.data(), got.data(), bytes));
+}
+
 // |x - scale q| <= absmax / 254 in a block, so that a quantised product is off by at most
 // sum_blocks absmax_b / 254 * |w_b|_1; float summation adds n_in * 2^-23 of |x|_1-weighted |w|.
 TEST_P(LinearTypes, AgreesWithFloatArithmeticWithinTheQuantisationBound) {

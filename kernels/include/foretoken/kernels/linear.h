@@ -36,6 +36,10 @@ std::size_t packed_bytes(WeightType type, std::int64_t n_out, std::int64_t n_in)
 // multiple of kPackRows (rows are interleaved in groups), n_rows too unless it reaches n_out.
 inline constexpr int kPackRows = 16;
 void pack_rows(const PackedMatrix& w, std::int64_t first_row, std::int64_t n_rows, const std::byte* file_rows);
+// Rows rows[0 .. n_rows) of `from` become rows first_row .. of `to`, of the same type and n_in, under the same
+// conditions on first_row and n_rows.
+void gather_rows(const PackedMatrix& from, const std::int32_t* rows, std::int64_t n_rows, const PackedMatrix& to,
+                 std::int64_t first_row);
 // out: [n_in]. The exact values of the file's row `row` (embedding look-up of tied matrices; oracles).
 void dequantize_row(const PackedMatrix& w, std::int64_t row, float* out);
 // The same from the file's own bytes.
