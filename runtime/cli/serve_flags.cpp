@@ -44,6 +44,10 @@ void ServeFlags::add_to(Flags& flags) {
       .option("spec-draft-n-fixed", engine.spec_draft_n_fixed,
               "this draft length always, -1: by measured cost")
       ->check(CLI::Range(-1, kMaxDraft));
+  flags
+      .option("spec-draft-vocab", engine.spec_draft_vocab,
+              "tokens a draft model chooses among, the most frequent and those seen lately; 0: all")
+      ->check(CLI::Range(0, 1 << 20));
   flags.option("spec-sampling", spec_sampling_,
                "invariant (same tokens as without speculation) or rejection (same distribution)");
   flags

@@ -93,6 +93,8 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
     draft_options.kv.memory_bytes =
         default_kv_memory(draft_model->kv_geometry(), o.max_model_len, o.max_num_seqs);
     draft_options.max_draft = o.spec_draft_n_max;
+    draft_options.draft_vocab =
+        (o.spec_draft_vocab + kernels::kPackRows - 1) / kernels::kPackRows * kernels::kPackRows;
     draft_options.rejection = o.spec_sampling == SpecSampling::kRejection;
     auto speculator = ModelSpeculator::create(std::move(draft_model), std::move(draft_calibration),
                                               draft_options, *self->pool_);

@@ -80,6 +80,8 @@ class LoadedModel final : public Model {
     }
   }
 
+  const kernels::PackedMatrix& output_matrix() const override { return weights_.output.packed; }
+
   void output_matrix_of_attention(int layer, float* out) const override {
     const kernels::PackedMatrix& w = weights_.layers[std::size_t(layer)].attention_output.packed;
     for (std::int64_t row = 0; row < w.n_out; ++row)
@@ -224,11 +226,11 @@ void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspa
                       hidden, weights_.output_norm.data(), config_.rms_epsilon, 1, hidden,
                       &ws.normed[std::size_t(i * hidden)], hidden);
   }
+  const kernels::PackedMatrix& output = batch.output ? *batch.output : weights_.output.packed;
   ws.activations.set(ws.normed.data(), n_logits, hidden, hidden,
-                     kernels::wants_block32(weights_.output.packed.type),
-                     kernels::wants_block256(weights_.output.packed.type), pool);
-  kernels::linear(weights_.output.packed, ws.activations, nullptr, batch.logits, config_.n_vocab,
-                  pool);
+                     kernels::wants_block32(output.type), kernels::wants_block256(output.type),
+                     pool);
+  kernels::linear(output, ws.activations, nullptr, batch.logits, output.n_out, pool);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "foretoken/kernels/linear.h"
 #include "foretoken/kernels/thread_pool.h"
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
@@ -40,6 +41,9 @@ struct ForwardBatch {
   std::span<const KvRows> sequences;       // cover the rows exactly
   std::span<const int> logit_rows;         // rows whose logits are wanted, ascending
   float* logits = nullptr;                 // [logit_rows.size(), n_vocab]
+  // Rows of the output matrix to use instead of all of them (gathered from output_matrix()), or null:
+  // logits are [logit_rows.size(), output->n_out]. For drafts alone.
+  const kernels::PackedMatrix* output = nullptr;
   // Taps: after layer taps[i] (output of block i), or n_layers for the final normalised state.
   std::span<const int> taps;
   float* tap_values = nullptr;             // [n_rows, taps.size(), hidden], or null
@@ -63,6 +67,7 @@ class Model {
   virtual std::unique_ptr<ForwardWorkspace> make_workspace(int max_rows, int max_logit_rows) const = 0;
   virtual void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
                        kernels::ThreadPool& pool) const = 0;
+  virtual const kernels::PackedMatrix& output_matrix() const = 0;        // [n_vocab, hidden]
   virtual void embedding(TokenId token, float* out) const = 0;           // [hidden], before any layer
   virtual void output_matrix_of_attention(int layer, float* out) const = 0;   // [hidden, n_heads*head_dim], for calibration
 };

@@ -33,7 +33,13 @@ Result<std::unique_ptr<ModelSpeculator>> ModelSpeculator::create(
   self->groups_.reserve(std::size_t(sequences));
   self->logit_rows_.reserve(std::size_t(sequences));
   self->active_.reserve(std::size_t(sequences));
-  self->logits_.resize(std::size_t(sequences) * std::size_t(model->config().n_vocab));
+  if (options.draft_vocab >= 2 * kernels::kPackRows &&
+      options.draft_vocab < model->config().n_vocab / 2) {
+    auto vocabulary = DraftVocabulary::create(model, options.draft_vocab);
+    if (!vocabulary) return vocabulary.error();
+    self->vocabulary_ = std::move(*vocabulary);
+  }
+  self->logits_.resize(std::size_t(sequences) * std::size_t(self->n_choices()));
   return self;
 }
 
@@ -41,6 +47,10 @@ void ModelSpeculator::open(const DraftContext& context) {
   Slot& slot = slots_[std::size_t(context.slot)];
   if (slot.kv >= 0) kv_->close(slot.kv);
   slot = {kv_->open().value_or(-1), 0};
+  if (vocabulary_) {
+    vocabulary_->see(context.stop_tokens);
+    vocabulary_->see(context.tokens);
+  }
 }
 
 void ModelSpeculator::close(int slot, bool) {
@@ -59,6 +69,7 @@ void ModelSpeculator::run(std::span<const KvRows> groups, int n_rows, bool want_
   batch.sequences = groups;
   batch.logit_rows = logit_rows_;
   batch.logits = logits_.data();
+  if (vocabulary_) batch.output = &vocabulary_->output();
   model_->forward(batch, *kv_, *workspace_, pool_);
 }
 
@@ -89,7 +100,11 @@ void ModelSpeculator::propose(std::span<DraftJob> jobs) {
     active_.push_back(&job);
     longest = std::max(longest, job.max_tokens);
   }
-  const std::int64_t n_vocab = model_->config().n_vocab;
+  // About a tenth of a draft step of the smallest models.
+  constexpr int kRefreshedGroups = 8;
+  if (vocabulary_) vocabulary_->refresh(kRefreshedGroups);
+  const std::int64_t n_vocab = n_choices();
+  const TokenId* names = vocabulary_ ? vocabulary_->tokens().data() : nullptr;
   for (int step = 0; step < longest && !active_.empty(); ++step) {
     groups_.clear();
     int row = 0;
@@ -113,6 +128,8 @@ void ModelSpeculator::propose(std::span<DraftJob> jobs) {
         std::int32_t ids[kSupport];
         float values[kSupport];
         const std::int64_t n = kernels::top_k(logits, n_vocab, kSupport, ids, values);
+        if (names)
+          for (std::int64_t k = 0; k < n; ++k) ids[k] = names[ids[k]];
         const double lse = kernels::log_sum_exp(values, n, inv_temperature);
         token = kernels::sample_subset(values, ids, n, inv_temperature, sampling.seed ^ kDraftKey,
                                        position);
@@ -122,11 +139,23 @@ void ModelSpeculator::propose(std::span<DraftJob> jobs) {
           if (ids[k] == token) confidence = double(support.back().second);
         }
       } else {
-        token = kernels::sample_full(logits, n_vocab, inv_temperature, sampling.seed, position);
-        const double lse =
-            kernels::log_sum_exp(logits, n_vocab, inv_temperature > 0 ? inv_temperature : 1.0f);
-        confidence =
-            std::exp(double(logits[token] * (inv_temperature > 0 ? inv_temperature : 1.0f)) - lse);
+        const float scale = inv_temperature > 0 ? inv_temperature : 1.0f;
+        float chosen = 0;
+        if (!names) {
+          token = kernels::sample_full(logits, n_vocab, inv_temperature, sampling.seed, position);
+          chosen = logits[token];
+        } else if (inv_temperature > 0) {
+          token = kernels::sample_subset(logits, names, n_vocab, inv_temperature, sampling.seed,
+                                         position);
+          chosen = logits[vocabulary_->slot(token)];
+        } else {
+          const std::int32_t slot = kernels::argmax(logits, n_vocab);
+          token = names[slot];
+          chosen = logits[slot];
+        }
+        // Only the draft's length depends on it.
+        confidence = std::exp(double(chosen * scale) -
+                              kernels::approximate_log_sum_exp(logits, n_vocab, scale));
       }
       job.draft.push(token, float(confidence), SpeculatorKind::kModel, float(confidence));
     }
@@ -142,6 +171,7 @@ void ModelSpeculator::propose(std::span<DraftJob> jobs) {
 }
 
 void ModelSpeculator::observe(const DraftOutcome& outcome) {
+  if (vocabulary_) vocabulary_->see(outcome.emitted);
   Slot& slot = slots_[std::size_t(outcome.context.slot)];
   if (slot.kv < 0) return;
   // Positions length .. length + d - 2 hold drafted tokens 0 .. d - 2; those that were accepted

@@ -9,6 +9,7 @@
 
 #include "runtime/kv/kv_cache.h"
 #include "runtime/model/model.h"
+#include "runtime/speculate/draft_vocabulary.h"
 #include "runtime/speculate/speculator.h"
 
 namespace foretoken {
@@ -16,6 +17,9 @@ namespace foretoken {
 struct ModelSpeculatorOptions {
   KvOptions kv;  // of the draft: mode, pool, max_sequences (engine slots), max_rows
   int max_draft = 16;
+  // Tokens it chooses among (DraftVocabulary), a multiple of 16; 0, or no less than half of the
+  // vocabulary: all of them.
+  std::int64_t draft_vocab = 0;
   bool rejection =
       false;  // draft from an explicit sparse distribution (speculative rejection sampling)
 };
@@ -49,18 +53,22 @@ class ModelSpeculator final : public Speculator {
                   kernels::ThreadPool& pool);
   // Runs rows through the draft model; logits of each group's last row when asked.
   void run(std::span<const KvRows> groups, int n_rows, bool want_logits);
+  std::int64_t n_choices() const {
+    return vocabulary_ ? vocabulary_->output().n_out : model_->config().n_vocab;
+  }
   bool catch_up(DraftJob& job);
 
   std::shared_ptr<const Model> model_;
   ModelSpeculatorOptions options_;
   kernels::ThreadPool& pool_;
   std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<DraftVocabulary> vocabulary_;  // null: the whole vocabulary
   std::unique_ptr<ForwardWorkspace> workspace_;
   std::vector<Slot> slots_;
   std::vector<TokenId> row_tokens_;
   std::vector<KvRows> groups_;
   std::vector<int> logit_rows_;
-  std::vector<float> logits_;  // [max_sequences, n_vocab]
+  std::vector<float> logits_;  // [max_sequences, n_choices()]
   std::vector<DraftJob*> active_;
   int last_steps_ = 0;
 };

@@ -262,6 +262,7 @@ TEST_F(Law1, OutputIsAFunctionOfTheRequestAlone) {
       m.canary_fraction = 0.4;
       if (c.swaps) options.swap_cycle = learned_;
     }
+    if (c.shallow) options.spec_draft_vocab = 4096;
     const HarnessResult got =
         run_engine(m, options, requests(c.temperature, c.batch > 3 ? 8 : 3), c.batch);
     for (std::size_t i = 0; i < got.outputs.size(); ++i) {
