@@ -27,20 +27,25 @@ void print_table(const json::object& b) {
   fmt::print("model          {}: a step reads {:.0f} MB and does {:.2f} GMAC\n",
              model.at("name").get_string().c_str(), number(model.at("step_bytes")) / 1e6,
              number(model.at("step_macs")) / 1e9);
-  fmt::print("load           {:.2f} s, peak memory {:.0f} MB\n", number(b.at("load").at("seconds")),
-             number(b.at("memory").at("peak_bytes")) / 1e6);
+  const json::value &load = b.at("load"), &memory = b.at("memory");
+  fmt::print("load           {:.2f} s, {:.2f} s to the first token\n", number(load.at("seconds")),
+             number(load.at("first_token_seconds")));
+  fmt::print(
+      "memory         {:.0f} MB at most; anonymous {:.0f} MB, {:.2f} x weights and KV in use\n",
+      number(memory.at("peak_bytes")) / 1e6, number(memory.at("anonymous_bytes")) / 1e6,
+      number(memory.at("times_weights_and_kv")));
   fmt::print("decode         {:.1f} tokens/s, {:.0f} % of the {:.1f} the machine allows\n",
              number(decode.at("tokens_per_s")), 100 * number(decode.at("share_of_bound")),
              number(decode.at("bound_tokens_per_s")));
   fmt::print("prefill        {:.0f} tokens/s over {}\n", number(prefill.at("tokens_per_s")),
              prefill.at("tokens").to_number<int>());
-  fmt::print("\n{:>6} {:>10} {:>10} {:>10} {:>10} {:>10}\n", "rows", "ms", "min", "max",
-             "x one row", "of bound");
+  fmt::print("\n{:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n", "rows", "ms", "min", "max",
+             "x one row", "x bound", "of bound");
   for (const json::value& r : b.at("rows").get_array())
-    fmt::print("{:>6} {:>10.2f} {:>10.2f} {:>10.2f} {:>10.2f} {:>9.0f}%\n",
+    fmt::print("{:>6} {:>10.2f} {:>10.2f} {:>10.2f} {:>10.2f} {:>10.2f} {:>9.0f}%\n",
                r.at("rows").to_number<int>(), median(r), number(r.at("ms").at("min")),
                number(r.at("ms").at("max")), number(r.at("times_one_row")),
-               100 * number(r.at("share_of_bound")));
+               number(r.at("times_bound")), 100 * number(r.at("share_of_bound")));
   fmt::print("\n");
   if (const json::value* depth = b.if_contains("depth"))
     for (const auto& [mode, d] : depth->get_object())
@@ -48,6 +53,15 @@ void print_table(const json::object& b) {
           "depth {}, {:<5} {:.1f} tokens/s ({:.2f} ms, {:.2f} x a short context), KV {:.1f} MB\n",
           d.at("tokens").to_number<int>(), std::string_view(mode), number(d.at("tokens_per_s")),
           median(d), number(d.at("times_short_context")), number(d.at("kv_used_bytes")) / 1e6);
+  if (const json::value* a = b.if_contains("attention")) {
+    fmt::print(
+        "attention      depth {}: int2 {:.3f} ms a layer, {:.2f} x as fast as bf16's {:.3f}\n",
+        a->at("tokens").to_number<int>(), median_of(*a, "int2_ms"),
+        number(a->at("int2_times_faster")), median_of(*a, "bf16_ms"));
+    fmt::print("               depth {}: 4 rows of int2 {:.3f} ms, {:.2f} x one row's {:.3f}\n",
+               a->at("verify_tokens").to_number<int>(), median_of(*a, "four_rows_ms"),
+               number(a->at("four_rows_times_one")), median_of(*a, "one_row_ms"));
+  }
   if (const json::value* head = b.if_contains("head")) {
     fmt::print(
         "\nhead           {} inner, {} tokens: a step reads {:.1f} MB; made ready in {:.0f} ms\n",
@@ -62,10 +76,14 @@ void print_table(const json::object& b) {
           median_of(s, "choose_sampled"), median_of(s, "begin"), number(s.at("times_target_row")));
   }
   if (const json::value* draft = b.if_contains("draft")) {
-    fmt::print("\ndraft          {}\n", draft->at("model").at("name").get_string().c_str());
+    fmt::print("\ndraft          {}, choosing among {} tokens\n",
+               draft->at("model").at("name").get_string().c_str(),
+               draft->at("vocabulary").to_number<int>());
     for (const json::value& s : draft->at("steps").get_array())
-      fmt::print("  {} rows       {:.2f} ms, {:.2f} of a step of the target\n",
-                 s.at("rows").to_number<int>(), median(s), number(s.at("times_target_row")));
+      fmt::print(
+          "  {} rows       {:.2f} ms, {:.2f} of a step of the target; among all tokens {:.2f} ms\n",
+          s.at("rows").to_number<int>(), median(s), number(s.at("times_target_row")),
+          median_of(s, "whole_vocabulary_ms"));
   }
 }
 
@@ -76,6 +94,8 @@ int bench_main(int argc, char** argv) {
   Flags flags(argv[0], "Measures the machine's bounds and what a model costs on it.");
   flags.option("model", options.model, "the target model, a GGUF file")->required();
   flags.option("draft-model", options.draft_model, "a draft model to time beside it");
+  flags.option("draft-vocab", options.draft_vocab, "tokens it chooses among, 0: all")
+      ->check(CLI::Range(0, 1 << 20));
   flags.option("threads", options.threads, "kernel threads, 0: all cores")
       ->check(CLI::Range(0, 1024));
   flags.option("repeats", options.repeats, "of every figure; medians are reported")
@@ -89,6 +109,10 @@ int bench_main(int argc, char** argv) {
       ->check(CLI::Range(0, 4096));
   flags.option("head-vocab", options.head_vocab, "its vocabulary")->check(CLI::Range(16, 32768));
   flags.option("depth", options.depth, "context at which decoding is timed too, 0: leave out")
+      ->check(CLI::Range(0, 1 << 20));
+  flags
+      .option("attention-depth", options.attention_depth,
+              "context at which attention alone is timed, verifying at half of it; 0: leave out")
       ->check(CLI::Range(0, 1 << 20));
   flags.app().add_flag("--json", as_json, "print JSON instead of the table");
   flags.option("output", output, "also write the JSON to this file");

@@ -6,13 +6,15 @@
 #include <chrono>
 #include <fstream>
 #include <memory>
-#include <new>
+#include <random>
 #include <thread>
 
 #include "foretoken/kernels/isa.h"
 #include "foretoken/kernels/peak.h"
 #include "runtime/kv/kv_cache.h"
 #include "runtime/model/model.h"
+#include "runtime/model/weights.h"
+#include "runtime/speculate/draft_vocabulary.h"
 #include "runtime/speculate/head/initial_head.h"
 
 namespace foretoken {
@@ -67,15 +69,16 @@ struct Machine {
 
 Machine measure_machine(kernels::ThreadPool& pool, int repeats) {
   Machine machine;
-  if (std::unique_ptr<std::byte[]> buffer(new (std::nothrow) std::byte[kBandwidthBytes]); buffer) {
+  // On huge pages where the system grants them, as weights are: a core reads faster from them.
+  if (const WeightBuffer buffer(kBandwidthBytes); buffer.data() != nullptr) {
     // Touched by the threads that will read it.
     pool.ranges(static_cast<std::int64_t>(kBandwidthBytes), 4096,
                 [&](std::int64_t begin, std::int64_t end, int) {
-                  std::fill(buffer.get() + begin, buffer.get() + end, std::byte{1});
+                  std::fill(buffer.data() + begin, buffer.data() + end, std::byte{1});
                 });
     volatile std::uint64_t sum = 0;
     const Times times = repeat(
-        repeats, [&] { sum = sum + kernels::stream_sum(buffer.get(), kBandwidthBytes, pool); });
+        repeats, [&] { sum = sum + kernels::stream_sum(buffer.data(), kBandwidthBytes, pool); });
     machine.read_bytes_per_s = static_cast<double>(kBandwidthBytes) / times.best() * 1000;
   }
   std::int64_t done = 0;
@@ -133,6 +136,7 @@ class Bench {
     batch.sequences = rows;
     batch.logit_rows = logit_rows_;
     batch.logits = logits_.data();
+    batch.output = output_;
     model_->forward(batch, *kv_, *workspace_, pool_);
     if (commit) kv_->commit(sequence_, length_ += n_rows);
     return true;
@@ -147,6 +151,8 @@ class Bench {
     sequence_ = kv_->open().value();
     length_ = 0;
   }
+  // Rows of the output matrix to use, or null: all.
+  void use_output(const kernels::PackedMatrix* output) { output_ = output; }
   KvStats kv_stats() const { return kv_->stats(); }
 
  private:
@@ -165,18 +171,103 @@ class Bench {
   kernels::ThreadPool& pool_;
   int max_rows_;
   KvSequence sequence_;
+  const kernels::PackedMatrix* output_ = nullptr;
   std::int64_t length_ = 0;
   std::vector<TokenId> tokens_;
   std::vector<int> logit_rows_;
   std::vector<float> logits_;
 };
 
-double peak_memory_bytes() {
+double memory_bytes(std::string_view field) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);)
-    if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) * 1024;
+    if (line.starts_with(field)) return std::stod(line.substr(field.size())) * 1024;
   return 0;
 }
+
+// Attention alone, over the cache of one sequence filled with random K and V, without a model: as
+// many layers as outgrow the caches that a core shares, read in turn.
+class AttentionBench {
+ public:
+  static Result<std::unique_ptr<AttentionBench>> open(const KvGeometry& of_model, KvMode mode,
+                                                      std::int64_t depth,
+                                                      kernels::ThreadPool& pool) {
+    constexpr std::int64_t kRoundTripBytes = std::int64_t{256} << 20;  // of 16-bit K and V
+    KvGeometry g = of_model;
+    const std::int64_t layer_bytes = 4 * depth * g.n_kv_heads * g.head_dim;
+    g.n_layers = static_cast<int>(
+        std::clamp<std::int64_t>(kRoundTripBytes / layer_bytes, 1, of_model.n_layers));
+    KvOptions kv;
+    kv.mode = mode;
+    kv.max_sequences = 1;
+    kv.max_rows = kPage;
+    kv.max_model_len = depth + kPage;
+    kv.memory_bytes =
+        static_cast<std::size_t>(layer_bytes * g.n_layers) * 2 + (std::size_t{64} << 20);
+    auto cache =
+        KvCache::create(g, kv, mode == KvMode::kInt2 ? KvCalibration::data_free(g) : nullptr);
+    if (!cache) return cache.error();
+    std::unique_ptr<AttentionBench> self(new AttentionBench(g, std::move(*cache), pool));
+    if (!self->fill(depth)) return Error{ErrorCode::kInternal, "bench: the KV pool is too small"};
+    return self;
+  }
+
+  // ms a layer, all layers in turn, n_rows rows after the last committed position.
+  double time_rows(int n_rows) {
+    const auto start = Clock::now();
+    for (int layer = 0; layer < geometry_.n_layers; ++layer) attend(layer, length_, n_rows);
+    return ms_since(start) / geometry_.n_layers;
+  }
+
+ private:
+  static constexpr int kPage = 64;
+
+  AttentionBench(const KvGeometry& g, std::unique_ptr<KvCache> kv, kernels::ThreadPool& pool)
+      : geometry_(g),
+        kv_(std::move(kv)),
+        pool_(pool),
+        sequence_(kv_->open().value()),
+        kv_width_(std::int64_t{g.n_kv_heads} * g.head_dim),
+        q_width_(std::int64_t{g.n_heads} * g.head_dim),
+        k_(static_cast<std::size_t>(kPage * kv_width_)),
+        q_(static_cast<std::size_t>(kPage * q_width_)),
+        out_(q_.size()) {
+    std::mt19937_64 random(1);
+    std::normal_distribution<float> normal;
+    for (float& x : k_) x = normal(random);
+    for (float& x : q_) x = normal(random);
+  }
+
+  bool fill(std::int64_t depth) {
+    for (; length_ < depth; length_ += kPage) {
+      if (!kv_->reserve(sequence_, length_ + kPage)) return false;
+      store(length_);
+      // One row is enough to have the pages sealed that it reads as codes.
+      for (int layer = 0; layer < geometry_.n_layers; ++layer)
+        attend(layer, length_ + kPage - 1, 1);
+      kv_->commit(sequence_, length_ + kPage);
+    }
+    if (!kv_->reserve(sequence_, length_ + kPage)) return false;
+    store(length_);
+    return true;
+  }
+  void store(std::int64_t position) {
+    const KvRows rows[1] = {{sequence_, position, kPage, 0}};
+    for (int layer = 0; layer < geometry_.n_layers; ++layer)
+      kv_->store(layer, rows, k_.data(), kv_width_, k_.data(), kv_width_);
+  }
+  void attend(int layer, std::int64_t position, int n_rows) {
+    const KvRows rows[1] = {{sequence_, position, n_rows, 0}};
+    kv_->attend(layer, rows, q_.data(), q_width_, out_.data(), q_width_, 0.1f, pool_);
+  }
+
+  KvGeometry geometry_;
+  std::unique_ptr<KvCache> kv_;
+  kernels::ThreadPool& pool_;
+  KvSequence sequence_;
+  std::int64_t kv_width_, q_width_, length_ = 0;
+  std::vector<float> k_, q_, out_;
+};
 
 // A step of r rows takes at least this long.
 double bound_ms(const Model& model, const Machine& machine, int rows) {
@@ -223,10 +314,20 @@ class Benchmark {
         if (Status s = measure_depth(mode, depth, depths[kv_mode_name(mode)]); !s) return s.error();
       out["depth"] = std::move(depths);
     }
+    if (options_.attention_depth > 0)
+      if (Status s = measure_attention(out["attention"]); !s) return s.error();
     if (!options_.draft_model.empty())
       if (Status s = measure_draft(out["draft"]); !s) return s.error();
-    out["memory"] = json::object{{"peak_bytes", peak_memory_bytes()},
-                                 {"definition", "VmHWM, before the bandwidth buffer"}};
+    out["memory"] = json::object{
+        {"peak_bytes", memory_bytes("VmHWM:")},
+        {"anonymous_bytes", anonymous_bytes_},
+        {"weight_and_kv_bytes", weight_and_kv_bytes_},
+        {"times_weights_and_kv", anonymous_bytes_ / weight_and_kv_bytes_},
+        {"definition",
+         "peak: VmHWM before the bandwidth buffer, pages of the mapped file included. Anonymous: "
+         "after a prompt, after rounds or after decoding at depth, whichever is most beside the "
+         "packed "
+         "weights and the KV pages in use then"}};
     say("the machine: reading and int8 arithmetic");
     const Machine machine = measure_machine(pool_, options_.repeats);
     out["machine"] = json::object{{"isa", kernels::isa_name(kernels::active_isa())},
@@ -253,7 +354,11 @@ class Benchmark {
     auto model = Model::load(path, load);
     if (!model) return model.error();
     into = std::move(*model);
-    out = json::object{{"seconds", ms_since(start) / 1000}};
+    const double loaded_s = ms_since(start) / 1000;
+    auto opened = Bench::open(into, KvMode::kInt2, kShortContext, 1, pool_);
+    if (!opened) return opened.error();
+    if (!(*opened)->forward(1, true, false)) return no_room();
+    out = json::object{{"seconds", loaded_s}, {"first_token_seconds", ms_since(start) / 1000}};
     return Ok{};
   }
 
@@ -268,6 +373,7 @@ class Benchmark {
       room = room && bench.fill_to(options_.prefill_tokens);
     });
     if (!room) return no_room();
+    sample_memory(bench);
     out = json::object{
         {"tokens", options_.prefill_tokens},
         {"chunk", chunk_},
@@ -291,6 +397,7 @@ class Benchmark {
         if (i >= 0) by_rows_[static_cast<std::size_t>(rows - 1)].ms.push_back(ms_since(start));
       }
     if (!room) return no_room();
+    sample_memory(bench);
     return Ok{};
   }
 
@@ -382,6 +489,7 @@ class Benchmark {
                                        {"ms", times.json()},
                                        {"times_one_row", times.median() / one},
                                        {"bound_ms", bound},
+                                       {"times_bound", times.median() / bound},
                                        {"share_of_bound", bound / times.median()}});
     }
     const double bound = bound_ms(*model_, machine, 1);
@@ -408,12 +516,48 @@ class Benchmark {
     const Times times =
         repeat(options_.repeats, [&] { room = room && bench.forward(1, true, false); });
     if (!room) return no_room();
+    sample_memory(bench);
     out = json::object{{"tokens", depth},
                        {"ms", times.json()},
                        {"tokens_per_s", 1000 / times.median()},
                        {"times_short_context", times.median() / by_rows_[0].median()},
                        {"kv_used_bytes", bench.kv_stats().used_bytes},
                        {"prefill_tokens_per_s", static_cast<double>(depth) / fill_ms * 1000}};
+    return Ok{};
+  }
+
+  // INT2 against the same kernel's 16-bit pages, and what more rows cost when verifying.
+  Status measure_attention(json::value& out) {
+    const std::int64_t depth = options_.attention_depth, verify_depth = depth / 2;
+    const KvGeometry g = model_->kv_geometry();
+    say(fmt::format("attention alone at depth {}", depth));
+    Times bf16, int2, one_row, four_rows;
+    {
+      auto hot = AttentionBench::open(g, KvMode::kBf16, depth, pool_);
+      if (!hot) return hot.error();
+      auto sealed = AttentionBench::open(g, KvMode::kInt2, depth, pool_);
+      if (!sealed) return sealed.error();
+      for (int i = -kWarmup; i < options_.repeats; ++i) {
+        const double a = (*hot)->time_rows(1), b = (*sealed)->time_rows(1);
+        if (i >= 0) bf16.ms.push_back(a), int2.ms.push_back(b);
+      }
+    }
+    auto verify = AttentionBench::open(g, KvMode::kInt2, verify_depth, pool_);
+    if (!verify) return verify.error();
+    for (int i = -kWarmup; i < options_.repeats; ++i) {
+      const double a = (*verify)->time_rows(1), b = (*verify)->time_rows(4);
+      if (i >= 0) one_row.ms.push_back(a), four_rows.ms.push_back(b);
+    }
+    out =
+        json::object{{"tokens", depth},
+                     {"bf16_ms", bf16.json()},
+                     {"int2_ms", int2.json()},
+                     {"int2_times_faster", bf16.median() / int2.median()},
+                     {"verify_tokens", verify_depth},
+                     {"one_row_ms", one_row.json()},
+                     {"four_rows_ms", four_rows.json()},
+                     {"four_rows_times_one", four_rows.median() / one_row.median()},
+                     {"definition", "one layer, one sequence; pages from memory, not from caches"}};
     return Ok{};
   }
 
@@ -426,24 +570,51 @@ class Benchmark {
     if (!opened) return opened.error();
     Bench& bench = **opened;
     bool room = bench.fill_to(kShortContext);
+    std::unique_ptr<DraftVocabulary> vocabulary;
+    const std::int64_t n_tokens = options_.draft_vocab / kernels::kPackRows * kernels::kPackRows;
+    if (n_tokens >= 2 * kernels::kPackRows && n_tokens < draft->config().n_vocab / 2) {
+      auto created = DraftVocabulary::create(draft, n_tokens);
+      if (!created) return created.error();
+      vocabulary = std::move(*created);
+    }
     json::array steps;
     for (const int rows : {1, 2, 4}) {  // rows: sequences drafting at once
-      for (int i = 0; i < kWarmup; ++i) room = room && bench.forward(rows, true, false);
-      const Times times =
-          repeat(options_.repeats, [&] { room = room && bench.forward(rows, true, false); });
-      steps.push_back(json::object{{"rows", rows},
-                                   {"ms", times.json()},
-                                   {"times_target_row", times.median() / by_rows_[0].median()}});
+      Times whole, cut;
+      for (int i = -kWarmup; i < options_.repeats; ++i) {
+        for (Times* times : {&whole, &cut}) {
+          bench.use_output(times == &cut && vocabulary ? &vocabulary->output() : nullptr);
+          const auto start = Clock::now();
+          room = room && bench.forward(rows, true, false);
+          if (i >= 0) times->ms.push_back(ms_since(start));
+        }
+      }
+      steps.push_back(json::object{
+          {"rows", rows},
+          {"ms", cut.json()},
+          {"whole_vocabulary_ms", whole.json()},
+          {"times_target_row", cut.median() / by_rows_[0].median()},
+          {"whole_vocabulary_times_target_row", whole.median() / by_rows_[0].median()}});
     }
     if (!room) return no_room();
-    out = json::object{
-        {"model", describe(*draft)}, {"load", std::move(loading)}, {"steps", std::move(steps)}};
+    out = json::object{{"model", describe(*draft)},
+                       {"vocabulary", vocabulary ? n_tokens : draft->config().n_vocab},
+                       {"load", std::move(loading)},
+                       {"steps", std::move(steps)}};
     return Ok{};
+  }
+
+  void sample_memory(const Bench& bench) {
+    const double now = memory_bytes("RssAnon:") + memory_bytes("RssShmem:");
+    const auto wanted = static_cast<double>(model_->weight_bytes() + bench.kv_stats().used_bytes);
+    if (now / wanted < anonymous_bytes_ / weight_and_kv_bytes_) return;
+    anonymous_bytes_ = now;
+    weight_and_kv_bytes_ = wanted;
   }
 
   const BenchmarkOptions& options_;
   kernels::ThreadPool pool_;
   int chunk_;
+  double anonymous_bytes_ = 0, weight_and_kv_bytes_ = 1;
   std::shared_ptr<const Model> model_;
   std::vector<Times> by_rows_;  // [max_rows]
 };

@@ -13,19 +13,21 @@
 namespace foretoken {
 
 struct BenchmarkOptions {
-  std::string model, draft_model;  // GGUF files; draft_model may be ""
-  int threads = 0;                 // 0: all cores
-  int repeats = 7;                 // of every figure; the median is reported, and the spread
+  std::string model, draft_model;    // GGUF files; draft_model may be ""
+  std::int64_t draft_vocab = 24576;  // tokens it chooses among (DraftVocabulary); 0: all
+  int threads = 0;                   // 0: all cores
+  int repeats = 7;                   // of every figure; the median is reported, and the spread
   int max_rows = 8;
   // Shape of a recurrent head to time beside it, with random weights; inner 0: leave out.
   std::int64_t head_inner = 512, head_vocab = 4096;
   std::int64_t prefill_tokens = 512, chunk = 256;
   std::int64_t depth = 4096;                         // 0: leave out
+  std::int64_t attention_depth = 16384;              // of attention alone; 0: leave out
   std::function<void(const std::string&)> progress;  // what is being measured
 };
 
-// {"machine", "model", "load", "decode", "rows", "prefill", "head"?, "depth"?, "draft"?, "memory"};
-// times in ms.
+// {"machine", "model", "load", "decode", "rows", "prefill", "head"?, "depth"?, "attention"?,
+// "draft"?, "memory"}; times in ms.
 Result<boost::json::object> run_benchmark(const BenchmarkOptions& options);
 
 }  // namespace foretoken
