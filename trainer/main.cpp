@@ -92,6 +92,11 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   app.add_option("--buffer-mib", buffer_mib, "Size of the replay buffer on disk")
+  app.add_option("--candidate-growth", options.session.gate.growth,
+                 "The next candidate comes after so many times the last one's requests")
+      ->envname("FORETOKEN_CANDIDATE_GROWTH")
+      ->check(CLI::Range(1.05, 100.0))
+      ->capture_default_str();
       ->envname("FORETOKEN_BUFFER_MIB")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();

@@ -1,8 +1,11 @@
 #include "trainer/training_session.h"
 
+#include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cinttypes>
+#include <cstdio>
 
 #include "foretoken/protocol/atomic_file.h"
 #include "foretoken/protocol/state_folder.h"
@@ -20,8 +23,8 @@ std::filesystem::path checkpoint_path(const std::filesystem::path& folder) {
   return folder / "checkpoint";
 }
 
-std::filesystem::path candidate_path(const std::filesystem::path& folder) {
-  return folder / "candidate.bundle";
+std::filesystem::path candidate_path(const std::filesystem::path& folder, std::uint64_t number) {
+  return folder / fmt::format("candidate-{}.bundle", number);
 }
 
 // Of kind "fusion": what is published of a candidate whose head did not pass.
@@ -75,10 +78,9 @@ void TrainingSession::resume() {
     published_ = checkpoint->published;
     served_ = checkpoint->served;
     next_to_train_ = checkpoint->next_sequence;
-    proposed_step_ = checkpoint->gate.facts.step;
     verdicts_ = checkpoint->verdicts;
     gate_.set_served(weights_of(served_));
-    resume_candidate(std::move(checkpoint->gate));
+    resume_candidates(std::move(checkpoint->gate));
     if (auto bundle = published_.value ? versions_.load(published_) : std::nullopt) {
       sender_.publish(published_, std::move(*bundle));
     }
@@ -97,23 +99,40 @@ void TrainingSession::resume() {
       buffer_.next_sequence() - std::min(buffer_.next_sequence(), next_to_train_));
 }
 
-// The candidate's file is written before the checkpoint that speaks of it. A kill in between leaves
-// a file of another hash: then there is no candidate, and the next snapshot is one.
-void TrainingSession::resume_candidate(GateState state) {
-  std::shared_ptr<const LearnedWeights> weights;
-  if (state.has_candidate) {
-    auto bytes = read_file(candidate_path(folder_), kMaxBundleBytes);
-    if (bytes && content_hash(*bytes) == state.facts.hash) {
-      auto bundle = parse_bundle_of_anyone(*bytes);
-      if (bundle) {
+// A candidate's file is written before the checkpoint that speaks of it, and deleted after the one
+// that no longer does. A kill in between leaves a file that no trial is of.
+void TrainingSession::resume_candidates(GateState state) {
+  std::vector<std::shared_ptr<const LearnedWeights>> candidates;
+  for (const Trial& trial : state.trials) {
+    auto& weights = candidates.emplace_back();
+    auto bytes = read_file(candidate_path(folder_, trial.candidate), kMaxBundleBytes);
+    if (bytes && content_hash(*bytes) == trial.facts.hash) {
+      if (auto bundle = parse_bundle_of_anyone(*bytes)) {
         if (auto made = learned_from_bundle(*bundle, options_.rows))
           weights = std::move(made).value();
-        candidate_ = std::move(bundle).value();
+        candidates_[trial.candidate] = std::move(bundle).value();
       }
     }
-    if (!weights) spdlog::warn("the candidate of the checkpoint is lost: a new one is taken");
+    if (!weights) spdlog::warn("candidate {} of the checkpoint is lost", trial.candidate);
   }
-  gate_.restore(std::move(state), std::move(weights));
+  gate_.restore(std::move(state), candidates);
+  forget_candidates();
+}
+
+void TrainingSession::forget_candidates() {
+  const auto on_trial = [&](std::uint64_t number) {
+    return std::ranges::any_of(gate_.state().trials,
+                               [&](const Trial& trial) { return trial.candidate == number; });
+  };
+  std::erase_if(candidates_, [&](const auto& candidate) { return !on_trial(candidate.first); });
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_, error)) {
+    const std::string name = entry.path().filename().string();
+    std::uint64_t number = 0;
+    if (std::sscanf(name.c_str(), "candidate-%" SCNu64 ".bundle", &number) == 1 &&
+        !on_trial(number))
+      std::filesystem::remove(entry.path(), error);
+  }
 }
 
 std::shared_ptr<const LearnedWeights> TrainingSession::weights_of(SpeculatorVersion version) const {
@@ -141,14 +160,12 @@ Status TrainingSession::ingest(const Message& message, const RequestTrace& trace
 }
 
 bool TrainingSession::work() {
-  std::optional<PrequentialGate::Decision> decision;
+  bool decided = false;
   const std::uint64_t waiting =
       buffer_.next_sequence() - std::min(buffer_.next_sequence(), next_to_train_);
   if (!learner_->work(waiting)) {
     const LearnerFacts facts = learner_->facts();
-    if (!gate_.has_candidate() && facts.step > proposed_step_ &&
-        facts.trained_requests >= options_.gate.least_trained_requests)
-      propose();
+    if (gate_.wants(facts.step, facts.trained_requests)) propose();
     if (waiting == 0) return false;
     const auto next = buffer_.first_from(next_to_train_);
     if (!next) {  // what is left was deleted as too old, or is damaged
@@ -156,37 +173,46 @@ bool TrainingSession::work() {
       return false;
     }
     // Scored before it is learned from.
-    decision = gate_.score(next->trace, clock_.unix_ms());
+    auto decisions = gate_.score(next->trace, clock_.unix_ms());
     learner_->observe(next->sequence, next->trace);
     next_to_train_ = next->sequence + 1;
+    for (PrequentialGate::Decision& decision : decisions) conclude(decision);
+    decided = !decisions.empty();
   }
-  if (decision) conclude(*decision);
-  if (decision || clock_.monotonic() >= next_checkpoint_) {
+  if (decided || clock_.monotonic() >= next_checkpoint_) {
     if (auto s = checkpoint(); !s) spdlog::warn("{}", s.error().message);
   }
+  if (decided) forget_candidates();
   return true;
 }
 
 void TrainingSession::propose() {
-  proposed_step_ = learner_->facts().step;
-  candidate_ = learner_->snapshot();
-  candidate_.model_fingerprint = fingerprint_;
-  candidate_.created_unix_ms = clock_.unix_ms();
-  auto weights = learned_from_bundle(candidate_, options_.rows);
+  Bundle bundle = learner_->snapshot();
+  bundle.model_fingerprint = fingerprint_;
+  bundle.created_unix_ms = clock_.unix_ms();
+  auto weights = learned_from_bundle(bundle, options_.rows);
   if (!weights) {
     spdlog::error("no candidate: {}", weights.error().message);
     return;
   }
-  const auto bytes = serialize(candidate_, options_.signing_key);
-  if (auto s = write_file_atomically(candidate_path(folder_), bytes); !s) {
+  const auto bytes = serialize(bundle, options_.signing_key);
+  const std::uint64_t number = gate_.state().candidates + 1;
+  if (auto s = write_file_atomically(candidate_path(folder_, number), bytes); !s) {
     spdlog::warn("no candidate: {}", s.error().message);
     return;
   }
-  gate_.propose(std::move(weights).value(),
-                {proposed_step_, candidate_.trained_tokens, candidate_.trained_requests,
-                 candidate_.loss, content_hash(bytes), candidate_.kind == "head"},
-                clock_.unix_ms());
+  auto replaced =
+      gate_.propose(std::move(weights).value(),
+                    {learner_->facts().step, bundle.trained_tokens, bundle.trained_requests,
+                     bundle.loss, content_hash(bytes), bundle.kind == "head"},
+                    clock_.unix_ms());
+  spdlog::info("candidate {} ({}, step {}, {} requests, {} tokens, loss {:.4f}) is on trial",
+               number, bundle.kind, gate_.state().newest.step, bundle.trained_requests,
+               bundle.trained_tokens, bundle.loss);
+  candidates_[number] = std::move(bundle);
+  if (replaced) conclude(*replaced);
   if (auto s = checkpoint(); !s) spdlog::warn("{}", s.error().message);
+  if (replaced) forget_candidates();
 }
 
 void TrainingSession::conclude(PrequentialGate::Decision& decision) {
@@ -201,7 +227,8 @@ void TrainingSession::conclude(PrequentialGate::Decision& decision) {
 }
 
 void TrainingSession::publish(PrequentialGate::Decision& decision) {
-  Bundle bundle = decision.tier == Tier::kHead ? candidate_ : fusion_alone(candidate_);
+  const Bundle& candidate = candidates_.at(decision.record.candidate);
+  Bundle bundle = decision.tier == Tier::kHead ? candidate : fusion_alone(candidate);
   bundle.version = versions_.next();
   bundle.parent = served_;
   bundle.created_unix_ms = clock_.unix_ms();

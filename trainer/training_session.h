@@ -7,6 +7,7 @@
 
 #include <deque>
 #include <filesystem>
+#include <map>
 #include <memory>
 
 #include "foretoken/protocol/control.h"
@@ -52,17 +53,19 @@ class TrainingSession {
   Status checkpoint();  // also written by itself after work
 
   const ModelFingerprint& fingerprint() const { return fingerprint_; }
-  TrainerStatus status() const;  // run is the caller's to fill in
+  TrainerStatus status() const;                              // run is the caller's to fill in
+  std::string standing() const { return gate_.standing(); }  // of the candidates, one line
 
  private:
   TrainingSession(const std::filesystem::path& folder, const ModelFingerprint& fingerprint,
                   const SessionOptions& options, const Clock& clock, ReplayBuffer buffer,
                   VersionStore versions);
   void resume();
-  void resume_candidate(GateState state);
+  void resume_candidates(GateState state);
   std::shared_ptr<const LearnedWeights> weights_of(SpeculatorVersion version) const;
   void propose();
   void conclude(PrequentialGate::Decision& decision);
+  void forget_candidates();  // bundles and files of those no longer on trial
   void publish(PrequentialGate::Decision& decision);
 
   const std::filesystem::path folder_;
@@ -77,9 +80,8 @@ class TrainingSession {
   std::uint64_t next_to_train_ = 0;   // sequence numbers below were shown to the learner
   SpeculatorVersion published_;       // the newest
   SpeculatorVersion served_;  // what candidates are judged against: older once a server gave up
-  Bundle candidate_;          // the gate's, as it would be published
-  std::int64_t proposed_step_ = 0;         // the learner's, at the last snapshot
-  std::deque<CandidateVerdict> verdicts_;  // the last kMaxVerdicts
+  std::map<std::uint64_t, Bundle> candidates_;  // on trial, by number, as they would be published
+  std::deque<CandidateVerdict> verdicts_;       // the last kMaxVerdicts
   std::chrono::nanoseconds next_checkpoint_{0};
 };
 

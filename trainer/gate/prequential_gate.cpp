@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace foretoken::trainer {
 namespace {
@@ -37,114 +38,179 @@ PrequentialGate::PrequentialGate(const GateOptions& options,
                                  std::shared_ptr<const LearnedWeights> served)
     : options_(options), costs_(RoundCosts::typical()), served_(std::move(served)) {}
 
-void PrequentialGate::propose(std::shared_ptr<const LearnedWeights> weights,
-                              const CandidateFacts& facts, std::int64_t unix_ms) {
-  candidate_ = std::move(weights);
-  ++state_.candidates;
+int Trial::most_requests() const {
+  return static_cast<int>(
+      std::clamp<std::int64_t>(facts.trained_requests, kFewestRequests, kMostRequests));
+}
+
+bool PrequentialGate::wants(std::int64_t step, std::int64_t trained_requests) const {
+  if (step <= state_.newest.step || trained_requests < options_.least_trained_requests)
+    return false;
+  return state_.trials.empty() ||
+         double(trained_requests) >= options_.growth * double(state_.newest.trained_requests);
+}
+
+void PrequentialGate::number(Trial& trial, std::int64_t unix_ms) {
   const std::int64_t day = std::max<std::int64_t>(unix_ms, 0) / kDayMs;
   // A clock set back does not give a day's errors back.
   state_.number_in_day = day > state_.day ? 1 : state_.number_in_day + 1;
   state_.day = std::max(state_.day, day);
-  state_.has_candidate = true;
-  state_.facts = facts;
-  state_.facts.has_head = candidate_->head != nullptr;
-  state_.costs = costs_;
-  state_.tiers = {};
+  trial.number_in_day = state_.number_in_day;
+}
+
+std::optional<PrequentialGate::Decision> PrequentialGate::propose(
+    std::shared_ptr<const LearnedWeights> weights, const CandidateFacts& facts,
+    std::int64_t unix_ms) {
+  std::optional<Decision> replaced;
+  if (state_.trials.size() == kTrials) {
+    replaced = decide(state_.trials.front(), unix_ms, "a later snapshot takes its place");
+    state_.trials.erase(state_.trials.begin());
+    replays_.erase(replays_.begin());
+  }
+  Trial trial;
+  trial.candidate = ++state_.candidates;
+  number(trial, unix_ms);
+  trial.facts = facts;
+  trial.facts.has_head = weights->head != nullptr;
+  trial.costs = costs_;
   std::map<std::string, int> counts;
   for (const std::string& domain : state_.recent) ++counts[domain];
   for (const auto& [domain, n] : counts) {
     if (n < kExpectedShare * double(state_.recent.size())) continue;
-    for (TierScore& tier : state_.tiers) tier.domains.try_emplace(domain);
+    for (TierScore& tier : trial.tiers) tier.domains.try_emplace(domain);
   }
-  start_replays();
+  state_.newest = trial.facts;
+  state_.trials.push_back(std::move(trial));
+  replays_.push_back({std::move(weights), nullptr, {}});
+  start(state_.trials.size() - 1);
+  return replaced;
 }
 
-void PrequentialGate::start_replays() {
-  served_replay_.reset();
-  candidate_replays_ = {};
-  if (!state_.has_candidate) return;
-  served_replay_ = std::make_unique<PortfolioReplay>(
+void PrequentialGate::start(std::size_t trial) {
+  Replays& replays = replays_[trial];
+  replays.served = std::make_unique<PortfolioReplay>(
       PortfolioReplay::Kinds{true, true, served_->head != nullptr}, served_.get());
-  for (int i = 0; i < tiers(); ++i) {
-    candidate_replays_[std::size_t(i)] = std::make_unique<PortfolioReplay>(
-        PortfolioReplay::Kinds{true, true, Tier(i) == Tier::kHead}, candidate_.get());
+  for (int i = 0; i < state_.trials[trial].tier_count(); ++i) {
+    replays.tiers[std::size_t(i)] = std::make_unique<PortfolioReplay>(
+        PortfolioReplay::Kinds{true, true, Tier(i) == Tier::kHead}, replays.candidate.get());
   }
 }
 
-void PrequentialGate::set_served(std::shared_ptr<const LearnedWeights> served) {
-  served_ = std::move(served);
-  if (!state_.has_candidate) return;
-  for (TierScore& tier : state_.tiers) {
+void PrequentialGate::judge_anew(std::size_t trial) {
+  for (TierScore& tier : state_.trials[trial].tiers) {
     std::map<std::string, PairedSums> domains;
     for (const auto& [domain, sums] : tier.domains) domains.try_emplace(domain);
     tier = {};
     tier.domains = std::move(domains);
   }
-  start_replays();
+  start(trial);
 }
 
-int PrequentialGate::most_requests() const {
-  return static_cast<int>(
-      std::clamp<std::int64_t>(state_.facts.trained_requests, kFewestRequests, kMostRequests));
+void PrequentialGate::set_served(std::shared_ptr<const LearnedWeights> served) {
+  // The replays speak of the old weights until each has been made anew.
+  const auto kept = std::exchange(served_, std::move(served));
+  for (std::size_t i = 0; i < state_.trials.size(); ++i) judge_anew(i);
 }
 
-SequentialTest PrequentialGate::test_of(int tier) const {
+SequentialTest PrequentialGate::test_of(const Trial& trial, int tier) const {
   SequentialOptions options = options_.test;
-  options.alpha = alpha_of_candidate(state_.number_in_day) / tiers();
-  options.most_requests = most_requests();
+  options.alpha = alpha_of_candidate(trial.number_in_day) / trial.tier_count();
+  options.most_requests = trial.most_requests();
   SequentialTest test(options);
-  test.restore(state_.tiers[std::size_t(tier)].domains);
+  test.restore(trial.tiers[std::size_t(tier)].domains);
   return test;
 }
 
-std::optional<PrequentialGate::Decision> PrequentialGate::score(const RequestTrace& trace,
-                                                                std::int64_t unix_ms) {
-  state_.recent.push_back(trace.domain);
-  if (state_.recent.size() > kRecent) state_.recent.pop_front();
-  if (!state_.has_candidate || trace.gap) return std::nullopt;
+void PrequentialGate::score(Trial& trial, Replays& replays, const RequestTrace& trace) const {
   const auto usable = [](const PortfolioWalk& walk) {
     // Without features nothing can be said of a head, neither for nor against it.
     return walk.stats.rounds > 0 && walk.rounds_without_features == 0;
   };
   const auto walk = [&](PortfolioReplay& replay) {
-    return walk_by_plan(replay, {options_.plan, options_.draft_length, state_.costs}, trace);
+    return walk_by_plan(replay, {options_.plan, options_.draft_length, trial.costs}, trace);
   };
-  const PortfolioWalk served = walk(*served_replay_);
-  if (!usable(served)) return std::nullopt;
-  bool open = false, passed = false;
-  for (int i = 0; i < tiers(); ++i) {
-    TierScore& tier = state_.tiers[std::size_t(i)];
-    if (tier.verdict == Verdict::kUndecided) {
-      const PortfolioWalk candidate = walk(*candidate_replays_[std::size_t(i)]);
-      if (usable(candidate)) {
-        tier.candidate_rounds += candidate.stats.rounds;
-        tier.candidate_emitted += candidate.stats.emitted;
-        tier.served_rounds += served.stats.rounds;
-        tier.served_emitted += served.stats.emitted;
-        SequentialTest test = test_of(i);
-        test.add(trace.domain, candidate.predicted_ms, served.predicted_ms);
-        tier.domains = test.domains();
-        tier.verdict = test.judge().verdict;
-      }
-    }
-    open |= tier.verdict == Verdict::kUndecided;
-    passed |= tier.verdict == Verdict::kPromoted;
+  const PortfolioWalk served = walk(*replays.served);
+  if (!usable(served)) return;
+  for (int i = 0; i < trial.tier_count(); ++i) {
+    TierScore& tier = trial.tiers[std::size_t(i)];
+    if (tier.verdict != Verdict::kUndecided) continue;
+    const PortfolioWalk candidate = walk(*replays.tiers[std::size_t(i)]);
+    if (!usable(candidate)) continue;
+    tier.candidate_rounds += candidate.stats.rounds;
+    tier.candidate_emitted += candidate.stats.emitted;
+    tier.served_rounds += served.stats.rounds;
+    tier.served_emitted += served.stats.emitted;
+    SequentialTest test = test_of(trial, i);
+    test.add(trace.domain, candidate.predicted_ms, served.predicted_ms);
+    tier.domains = test.domains();
+    tier.verdict = test.judge().verdict;
   }
-  if (open && !passed) return std::nullopt;
-  return decide(unix_ms);
 }
 
-PrequentialGate::Decision PrequentialGate::decide(std::int64_t unix_ms) {
+std::vector<PrequentialGate::Decision> PrequentialGate::score(const RequestTrace& trace,
+                                                              std::int64_t unix_ms) {
+  state_.recent.push_back(trace.domain);
+  if (state_.recent.size() > kRecent) state_.recent.pop_front();
+  std::vector<Decision> decisions;
+  if (trace.gap) return decisions;
+  std::optional<std::size_t> promoted;
+  double best = 0;
+  std::vector<bool> ended(state_.trials.size());
+  for (std::size_t t = 0; t < state_.trials.size(); ++t) {
+    Trial& trial = state_.trials[t];
+    score(trial, replays_[t], trace);
+    bool open = false, passed = false;
+    for (int i = 0; i < trial.tier_count(); ++i) {
+      const Verdict verdict = trial.tiers[std::size_t(i)].verdict;
+      open |= verdict == Verdict::kUndecided;
+      if (verdict != Verdict::kPromoted) continue;
+      passed = true;
+      // Of two that pass at once, the faster.
+      if (const double gain = test_of(trial, i).judge().all.gain; !promoted || gain > best)
+        promoted = t, best = gain;
+    }
+    ended[t] = !open && !passed;
+  }
+  for (std::size_t t = 0; t < state_.trials.size(); ++t) {
+    if (promoted && t <= *promoted) ended[t] = true;
+    if (ended[t] && t != promoted) {
+      decisions.push_back(
+          decide(state_.trials[t], unix_ms, promoted ? "a better one is promoted" : nullptr));
+    }
+  }
+  std::shared_ptr<const LearnedWeights> served;
+  if (promoted) {
+    decisions.push_back(decide(state_.trials[*promoted], unix_ms, nullptr));
+    const auto& weights = replays_[*promoted].candidate;
+    served = decisions.back().tier == Tier::kHead ? weights : without_head(*weights);
+  }
+  for (std::size_t t = state_.trials.size(); t-- > 0;) {
+    if (!ended[t]) continue;
+    state_.trials.erase(state_.trials.begin() + std::ptrdiff_t(t));
+    replays_.erase(replays_.begin() + std::ptrdiff_t(t));
+  }
+  if (promoted) {
+    for (Trial& trial : state_.trials) number(trial, unix_ms);
+    set_served(std::move(served));
+  }
+  return decisions;
+}
+
+// ended_by: why the trial ends though it is undecided, if it is.
+PrequentialGate::Decision PrequentialGate::decide(const Trial& trial, std::int64_t unix_ms,
+                                                  const char* ended_by) const {
   Decision decision;
   CandidateVerdict& record = decision.record;
-  record.candidate = state_.candidates;
+  record.candidate = trial.candidate;
   record.unix_ms = unix_ms;
-  record.step = state_.facts.step;
+  record.step = trial.facts.step;
   std::string text;
   double best = 0;
-  for (int i = 0; i < tiers(); ++i) {
-    const TierScore& tier = state_.tiers[std::size_t(i)];
-    const SequentialFigures figures = test_of(i).judge();
+  bool open = false;
+  record.figures.emplace_back("trained_requests", double(trial.facts.trained_requests));
+  for (int i = 0; i < trial.tier_count(); ++i) {
+    const TierScore& tier = trial.tiers[std::size_t(i)];
+    const SequentialFigures figures = test_of(trial, i).judge();
     const std::string tier_name = name(Tier(i));
     record.requests = std::max(record.requests, figures.all.requests);
     text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", tier_name, text_of(tier, figures));
@@ -162,6 +228,7 @@ PrequentialGate::Decision PrequentialGate::decide(std::int64_t unix_ms) {
       put("gain." + domain_label(domain.domain), domain.gain);
       put("gain_low." + domain_label(domain.domain), domain.low);
     }
+    open |= tier.verdict == Verdict::kUndecided;
     if (tier.verdict == Verdict::kPromoted &&
         (decision.verdict != Verdict::kPromoted || figures.all.gain > best)) {
       decision.verdict = Verdict::kPromoted;
@@ -171,20 +238,19 @@ PrequentialGate::Decision PrequentialGate::decide(std::int64_t unix_ms) {
       decision.verdict = tier.verdict;
     }
   }
+  // Ended from outside: whatever it showed, it is not what is published.
+  const bool overtaken = ended_by && (open || decision.verdict == Verdict::kPromoted);
+  if (overtaken) decision.verdict = Verdict::kStale;
   const bool promoted = decision.verdict == Verdict::kPromoted;
   record.text = fmt::format(
       "{}: {}; predicted time, drafts {} {}, only requests that arrived after the snapshot; "
-      "candidate {} of the day, error {:.2g} of {}",
-      promoted ? fmt::format("promoted ({})", name(decision.tier))
-               : fmt::format("refused ({})", name(decision.verdict)),
+      "trial {} of the day, error {:.2g} of {}",
+      promoted    ? fmt::format("promoted ({})", name(decision.tier))
+      : overtaken ? fmt::format("refused ({}: {})", name(decision.verdict), ended_by)
+                  : fmt::format("refused ({})", name(decision.verdict)),
       text, options_.plan == RoundPlan::kByCost ? "as long as they pay, up to" : "of",
-      options_.draft_length, state_.number_in_day, alpha_of_candidate(state_.number_in_day),
+      options_.draft_length, trial.number_in_day, alpha_of_candidate(trial.number_in_day),
       kErrorsPerDay);
-  if (promoted) served_ = decision.tier == Tier::kHead ? candidate_ : without_head(*candidate_);
-  state_.has_candidate = false;
-  state_.tiers = {};
-  start_replays();
-  candidate_.reset();
   return decision;
 }
 
@@ -210,25 +276,30 @@ std::string PrequentialGate::text_of(const TierScore& score,
 }
 
 std::string PrequentialGate::standing() const {
-  if (!state_.has_candidate) return "no candidate";
-  std::string text = fmt::format("candidate {}", state_.candidates);
-  for (int i = 0; i < tiers(); ++i) {
-    const SequentialFigures figures = test_of(i).judge();
-    text += fmt::format(", {} {} {} over {} requests", name(Tier(i)), name(figures.verdict),
-                        percent(figures.all), figures.all.requests);
+  std::string text;
+  for (const Trial& trial : state_.trials) {
+    text += fmt::format("{}candidate {}", text.empty() ? "" : "; ", trial.candidate);
+    for (int i = 0; i < trial.tier_count(); ++i) {
+      const SequentialFigures figures = test_of(trial, i).judge();
+      text += fmt::format(", {} {} {} over {} requests", name(Tier(i)), name(figures.verdict),
+                          percent(figures.all), figures.all.requests);
+    }
   }
-  return text;
+  return text.empty() ? "no candidate" : text;
 }
 
-void PrequentialGate::restore(GateState state, std::shared_ptr<const LearnedWeights> candidate) {
+void PrequentialGate::restore(
+    GateState state, const std::vector<std::shared_ptr<const LearnedWeights>>& candidates) {
   state_ = std::move(state);
-  candidate_ = std::move(candidate);
-  if (!candidate_ || (candidate_->head != nullptr) != state_.facts.has_head) {
-    state_.has_candidate = false;
-    state_.tiers = {};
-    candidate_.reset();
+  replays_.clear();
+  std::vector<Trial> trials = std::exchange(state_.trials, {});
+  for (std::size_t i = 0; i < trials.size() && i < candidates.size(); ++i) {
+    const auto& weights = candidates[i];
+    if (!weights || (weights->head != nullptr) != trials[i].facts.has_head) continue;
+    state_.trials.push_back(std::move(trials[i]));
+    replays_.push_back({weights, nullptr, {}});
+    start(state_.trials.size() - 1);
   }
-  start_replays();
 }
 
 }  // namespace foretoken::trainer

@@ -1,5 +1,7 @@
 // The gate: no weights leave the trainer unproven. Prequential: a candidate is a frozen snapshot,
-// and only requests that arrive after it score it, while the learner trains on. Replay-exact: with
+// and only requests that arrive after it score it, while the learner trains on. Up to kTrials
+// candidates are on trial at once, each half as much again trained as the one before: a first
+// snapshot that knows too little does not keep better ones waiting. Replay-exact: with
 // drafter-invariant sampling what a drafter would have had accepted is a function of the logged
 // request, so candidate and served weights are walked over it with the very kernels and quantised
 // weights that serve, each in the whole portfolio (n-grams included).
@@ -9,9 +11,11 @@
 //   more than it brings makes it slower here too.
 // - Tiers: a candidate is judged as fusion alone and, if it has one, as fusion and head; of the
 //   tiers that pass, the faster is published. Each spends half of the candidate's error.
-// - Verdict: runtime/evaluate/sequential_test.h; errors are 1/100 a day over all candidates.
-// - Staleness: a candidate that is neither promoted nor given up within most_requests() is replaced
-//   by a new snapshot.
+// - Verdict: runtime/evaluate/sequential_test.h; errors are 1/100 a day over all trials.
+// - Staleness: a candidate that is neither promoted nor given up within most_requests(), or before
+//   the next snapshot needs its place, is replaced.
+// - A promotion ends the trials of older candidates; newer ones begin again, against what serves
+//   now and with an error of their own.
 // Pure state machine: no I/O, the wall clock is passed in; its state is plain data for the
 // checkpoint. One thread.
 #pragma once
@@ -44,6 +48,7 @@ struct CandidateFacts {
   double loss = 0;
   std::uint64_t hash = 0;  // content hash of the candidate's file: a checkpoint belongs to one file
   bool has_head = false;
+  bool operator==(const CandidateFacts&) const = default;
 };
 
 struct TierScore {
@@ -53,14 +58,26 @@ struct TierScore {
   bool operator==(const TierScore&) const = default;
 };
 
-struct GateState {
-  std::uint64_t candidates = 0;  // proposed so far: the newest one's number
-  std::int64_t day = 0;          // since 1970, of the newest; never goes back
-  int number_in_day = 0;         // the newest's
-  bool has_candidate = false;
+struct Trial {
+  std::uint64_t candidate = 0;  // its number
+  int number_in_day = 0;        // of the trial: what its error is
   CandidateFacts facts;
   RoundCosts costs;  // those in force when it was proposed
   std::array<TierScore, kTiers> tiers;
+  int tier_count() const { return facts.has_head ? 2 : 1; }
+  // Requests it may take: as many as the candidate was trained on, because by then the learner has
+  // seen twice as much and its curve is logarithmic in that; at least the 150 that +10 % may take,
+  // at most the 1,000 that +3 % may.
+  int most_requests() const;
+  bool operator==(const Trial&) const = default;
+};
+
+struct GateState {
+  std::uint64_t candidates = 0;    // proposed so far: the newest one's number
+  std::int64_t day = 0;            // since 1970, of the newest trial; never goes back
+  int number_in_day = 0;           // the newest trial's
+  CandidateFacts newest;           // the last proposed, decided or not
+  std::vector<Trial> trials;       // oldest first, at most kTrials
   std::deque<std::string> recent;  // domains of the last requests, scored or not
 };
 
@@ -69,6 +86,8 @@ struct GateOptions {
   RoundPlan plan = RoundPlan::kByCost;
   int draft_length = 8;
   int least_trained_requests = 16;  // no snapshot before the learner has seen so many
+  // The next candidate is due once the learner has seen so many times the requests of the last.
+  double growth = 1.5;
   // Of SequentialTest, but for alpha and most_requests.
   SequentialOptions test;
   // Below kLeastRequests for tests: nothing is then waited for.
@@ -86,6 +105,9 @@ struct GateOptions {
 class PrequentialGate {
  public:
   static constexpr std::size_t kRecent = 256;
+  // On trial at once. Each costs the replay of every request, with the head, twice where a head
+  // serves.
+  static constexpr std::size_t kTrials = 2;
 
   struct Decision {
     Verdict verdict = Verdict::kUndecided;
@@ -95,44 +117,51 @@ class PrequentialGate {
 
   PrequentialGate(const GateOptions& options, std::shared_ptr<const LearnedWeights> served);
 
-  bool has_candidate() const { return state_.has_candidate; }
-  // `weights` exactly as they would be served.
-  void propose(std::shared_ptr<const LearnedWeights> weights, const CandidateFacts& facts,
-               std::int64_t unix_ms);
-  // A request that arrived after the candidate's snapshot. nullopt: no decision yet. After a
-  // decision there is no candidate, and a promoted one is what is served.
-  std::optional<Decision> score(const RequestTrace& trace, std::int64_t unix_ms);
+  // Is a snapshot due, of a learner at this step that has seen so many requests?
+  bool wants(std::int64_t step, std::int64_t trained_requests) const;
+  // `weights` exactly as they would be served. The decision is of the oldest trial, where this one
+  // took its place.
+  std::optional<Decision> propose(std::shared_ptr<const LearnedWeights> weights,
+                                  const CandidateFacts& facts, std::int64_t unix_ms);
+  // A request that arrived after the snapshots of all candidates. At most one of the decisions is a
+  // promotion, the last of them; what it promotes is what is served.
+  std::vector<Decision> score(const RequestTrace& trace, std::int64_t unix_ms);
 
   // As measured by the server; for candidates from now on.
   void set_costs(const RoundCosts& costs) { costs_ = costs; }
-  // Something else serves now (the server rolled back): a candidate is judged anew against it.
+  // Something else serves now (the server rolled back): every candidate is judged anew against it.
   void set_served(std::shared_ptr<const LearnedWeights> served);
   const LearnedWeights& served() const { return *served_; }
 
+  bool has_candidate() const { return !state_.trials.empty(); }
   const GateState& state() const { return state_; }
-  // `candidate`: the weights state.facts speaks of; null: they are lost, and so is the candidate.
-  void restore(GateState state, std::shared_ptr<const LearnedWeights> candidate);
-  // Requests a candidate may take: as many as it was trained on, because by then the learner has
-  // seen twice as much and its curve is logarithmic in that; at least the 150 that +10 % may take,
-  // at most the 1,000 that +3 % may.
-  int most_requests() const;
-  // One line: how the candidate stands.
+  // `candidates`: the weights of each of state.trials; a null one is lost, and so is its trial.
+  void restore(GateState state,
+               const std::vector<std::shared_ptr<const LearnedWeights>>& candidates);
+  // One line: how the candidates stand.
   std::string standing() const;
 
  private:
-  SequentialTest test_of(int tier) const;
-  Decision decide(std::int64_t unix_ms);
+  // What a trial is walked with.
+  struct Replays {
+    std::shared_ptr<const LearnedWeights> candidate;
+    // Made anew for every trial, all at once, so that none has learned its calibration longer.
+    std::unique_ptr<PortfolioReplay> served;
+    std::array<std::unique_ptr<PortfolioReplay>, kTiers> tiers;
+  };
+  SequentialTest test_of(const Trial& trial, int tier) const;
+  void score(Trial& trial, Replays& replays, const RequestTrace& trace) const;
+  Decision decide(const Trial& trial, std::int64_t unix_ms, const char* ended_by) const;
   std::string text_of(const TierScore& score, const SequentialFigures& figures) const;
-  void start_replays();
-  int tiers() const { return state_.facts.has_head ? 2 : 1; }
+  void number(Trial& trial, std::int64_t unix_ms);
+  void start(std::size_t trial);
+  void judge_anew(std::size_t trial);
 
   const GateOptions options_;
   GateState state_;
   RoundCosts costs_;
-  std::shared_ptr<const LearnedWeights> served_, candidate_;
-  // Made anew for every candidate, all at once, so that none has learned its calibration longer.
-  std::unique_ptr<PortfolioReplay> served_replay_;
-  std::array<std::unique_ptr<PortfolioReplay>, kTiers> candidate_replays_;
+  std::shared_ptr<const LearnedWeights> served_;
+  std::vector<Replays> replays_;  // of each of state_.trials
 };
 
 // A candidate without its head: what tier kFusion publishes.

@@ -14,7 +14,7 @@
 namespace foretoken::trainer {
 namespace {
 
-constexpr std::uint32_t kFormat = 4;
+constexpr std::uint32_t kFormat = 5;
 constexpr std::size_t kMaxBytes = std::size_t{1} << 31;
 
 using Builder = flatbuffers::FlatBufferBuilder;
@@ -31,18 +31,30 @@ flatbuffers::Offset<wire::Tier> write_tier(Builder& builder, const TierScore& ti
                           tier.candidate_emitted, tier.served_rounds, tier.served_emitted);
 }
 
-flatbuffers::Offset<wire::Gate> write_gate(Builder& builder, const GateState& gate) {
+flatbuffers::Offset<wire::Facts> write_facts(Builder& builder, const CandidateFacts& facts) {
+  return wire::CreateFacts(builder, facts.hash, facts.step, facts.trained_tokens,
+                           facts.trained_requests, facts.loss, facts.has_head);
+}
+
+flatbuffers::Offset<wire::Trial> write_trial(Builder& builder, const Trial& trial) {
   std::vector<flatbuffers::Offset<wire::Tier>> tiers;
-  for (const TierScore& tier : gate.tiers) tiers.push_back(write_tier(builder, tier));
-  const auto round_ms = builder.CreateVector(gate.costs.round_ms);
+  for (const TierScore& tier : trial.tiers) tiers.push_back(write_tier(builder, tier));
   const auto tiers_at = builder.CreateVector(tiers);
+  const auto round_ms = builder.CreateVector(trial.costs.round_ms);
+  const auto facts = write_facts(builder, trial.facts);
+  return wire::CreateTrial(builder, trial.candidate, trial.number_in_day, facts, round_ms,
+                           trial.costs.head_start_ms, trial.costs.head_step_ms, tiers_at);
+}
+
+flatbuffers::Offset<wire::Gate> write_gate(Builder& builder, const GateState& gate) {
+  std::vector<flatbuffers::Offset<wire::Trial>> trials;
+  for (const Trial& trial : gate.trials) trials.push_back(write_trial(builder, trial));
+  const auto trials_at = builder.CreateVector(trials);
+  const auto newest = write_facts(builder, gate.newest);
   const auto recent = builder.CreateVectorOfStrings(
       std::vector<std::string>(gate.recent.begin(), gate.recent.end()));
-  return wire::CreateGate(builder, gate.candidates, gate.day, gate.number_in_day,
-                          gate.has_candidate, gate.facts.hash, gate.facts.step,
-                          gate.facts.trained_tokens, gate.facts.trained_requests, gate.facts.loss,
-                          gate.facts.has_head, round_ms, gate.costs.head_start_ms,
-                          gate.costs.head_step_ms, tiers_at, recent);
+  return wire::CreateGate(builder, gate.candidates, gate.day, gate.number_in_day, newest, trials_at,
+                          recent);
 }
 
 flatbuffers::Offset<wire::Verdict> write_verdict(Builder& builder,
@@ -77,23 +89,39 @@ bool read_tier(const wire::Tier& in, TierScore& tier) {
   return true;
 }
 
+CandidateFacts read_facts(const wire::Facts* in) {
+  if (!in) return {};
+  return {in->step(), in->tokens(), in->requests(), in->loss(), in->hash(), in->has_head()};
+}
+
+bool read_trial(const wire::Trial& in, Trial& trial) {
+  trial.candidate = in.candidate();
+  trial.number_in_day = in.number_in_day();
+  trial.facts = read_facts(in.facts());
+  if (in.round_ms()) trial.costs.round_ms.assign(in.round_ms()->begin(), in.round_ms()->end());
+  trial.costs.head_start_ms = in.head_start_ms();
+  trial.costs.head_step_ms = in.head_step_ms();
+  if (!in.tiers() || in.tiers()->size() != trial.tiers.size()) return false;
+  for (std::size_t i = 0; i < trial.tiers.size(); ++i) {
+    if (!read_tier(*in.tiers()->Get(static_cast<flatbuffers::uoffset_t>(i)), trial.tiers[i]))
+      return false;
+  }
+  return trial.number_in_day >= 0;
+}
+
 bool read_gate(const wire::Gate& in, GateState& gate) {
   gate.candidates = in.candidates();
   gate.day = in.day();
   gate.number_in_day = in.number_in_day();
-  gate.has_candidate = in.has_candidate();
-  gate.facts = {in.candidate_step(), in.candidate_tokens(), in.candidate_requests(),
-                in.candidate_loss(), in.candidate_hash(),   in.candidate_has_head()};
-  if (in.round_ms()) gate.costs.round_ms.assign(in.round_ms()->begin(), in.round_ms()->end());
-  gate.costs.head_start_ms = in.head_start_ms();
-  gate.costs.head_step_ms = in.head_step_ms();
+  gate.newest = read_facts(in.newest());
   if (in.recent()) {
     for (const auto* domain : *in.recent()) gate.recent.push_back(domain->str());
   }
-  if (!in.tiers() || in.tiers()->size() != gate.tiers.size()) return false;
-  for (std::size_t i = 0; i < gate.tiers.size(); ++i) {
-    if (!read_tier(*in.tiers()->Get(static_cast<flatbuffers::uoffset_t>(i)), gate.tiers[i]))
-      return false;
+  if (in.trials()) {
+    if (in.trials()->size() > PrequentialGate::kTrials) return false;
+    for (const wire::Trial* trial : *in.trials()) {
+      if (!read_trial(*trial, gate.trials.emplace_back())) return false;
+    }
   }
   return gate.number_in_day >= 0 && gate.day >= 0;
 }

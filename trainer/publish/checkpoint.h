@@ -16,7 +16,7 @@ namespace foretoken::trainer {
 struct Checkpoint {
   std::uint64_t next_sequence = 0;
   std::vector<std::byte> learner;  // Learner::state()
-  GateState gate;                  // the candidate's weights are in a file of their own
+  GateState gate;                  // each candidate's weights are in a file of its own
   SpeculatorVersion highest_version, published, served;
   std::deque<CandidateVerdict> verdicts;
 };

@@ -99,7 +99,7 @@ class GateHead : public ::testing::Test {
 
   PrequentialGate::Decision decide(PrequentialGate& gate) {
     for (int i = 0; i < 1200; ++i) {
-      if (auto decision = gate.score(request(), 0)) return *decision;
+      if (auto decisions = gate.score(request(), 0); !decisions.empty()) return decisions.back();
     }
     ADD_FAILURE() << "no decision";
     return {};
@@ -173,8 +173,8 @@ TEST_F(GateHead, WithoutFeaturesThereIsNoEvidence) {
   served->head = candidate_->head;
   PrequentialGate gate({}, served);
   gate.propose(candidate_, kFacts, 0);
-  for (int i = 0; i < 50; ++i) EXPECT_FALSE(gate.score(request(false), 0));
-  EXPECT_EQ(gate.state().tiers[0].served_rounds, 0);
+  for (int i = 0; i < 50; ++i) EXPECT_TRUE(gate.score(request(false), 0).empty());
+  EXPECT_EQ(gate.state().trials[0].tiers[0].served_rounds, 0);
 }
 
 // What serves has a head: a candidate of fusion alone must beat all of it.

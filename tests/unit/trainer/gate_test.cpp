@@ -42,7 +42,8 @@ struct Outcome {
 template <class Next>
 Outcome decide(PrequentialGate& gate, Next next, std::int64_t unix_ms = 0) {
   for (int i = 1; i <= 1200; ++i) {
-    if (auto decision = gate.score(next(i), unix_ms)) return {*decision, i};
+    if (auto decisions = gate.score(next(i), unix_ms); !decisions.empty())
+      return {decisions.back(), i};
   }
   ADD_FAILURE() << "no decision";
   return {};
@@ -55,7 +56,7 @@ TEST(PrequentialGate, PromotesWhatIsFasterAndServesIt) {
   PrequentialGate gate({}, initial_weights());
   EXPECT_FALSE(gate.has_candidate());
   SyntheticTraffic traffic(1);
-  EXPECT_FALSE(gate.score(traffic.next(0), 0));
+  EXPECT_TRUE(gate.score(traffic.next(0), 0).empty());
   gate.propose(weights_of(true_table()), facts(), 0);
   const Outcome outcome = decide(gate, of(traffic));
   EXPECT_EQ(outcome.decision.verdict, Verdict::kPromoted) << outcome.decision.record.text;
@@ -116,7 +117,7 @@ TEST(PrequentialGate, ReplacesWhatIsNeverDecided) {
   FusionTable near = true_table();
   near.bias[7] += 0.02f;
   gate.propose(weights_of(near), facts(200), 0);
-  EXPECT_EQ(gate.most_requests(), 200);
+  EXPECT_EQ(gate.state().trials[0].most_requests(), 200);
   const Outcome outcome = decide(gate, of(traffic));
   EXPECT_NE(outcome.decision.verdict, Verdict::kPromoted);
   EXPECT_LE(outcome.requests, 200);
@@ -133,9 +134,13 @@ TEST(PrequentialGate, DoesNotPromoteByChance) {
     for (float& bias : candidate.bias) bias += normal(random);
     PrequentialGate gate({}, weights_of(true_table()));
     gate.propose(weights_of(candidate), facts(150), 0);
+    for (float& bias : candidate.bias) bias += normal(random);
+    gate.propose(weights_of(candidate), facts(150), 0);
     SyntheticTraffic traffic(1000 + seed);
-    const Outcome outcome = decide(gate, [&](int) { return traffic.next(0, 40); });
-    promoted += outcome.decision.verdict == Verdict::kPromoted;
+    while (gate.has_candidate()) {
+      const Outcome outcome = decide(gate, [&](int) { return traffic.next(0, 40); });
+      promoted += outcome.decision.verdict == Verdict::kPromoted;
+    }
   }
   EXPECT_EQ(promoted, 0);
 }
@@ -154,11 +159,80 @@ TEST(PrequentialGate, SpendsItsErrorsByTheDay) {
   EXPECT_EQ(gate.state().candidates, 5u);
 }
 
+TEST(PrequentialGate, WantsTheNextSnapshotOnceHalfAsMuchAgainIsLearned) {
+  PrequentialGate gate({}, initial_weights());
+  EXPECT_FALSE(gate.wants(5, 15));
+  EXPECT_TRUE(gate.wants(5, 16));
+  gate.propose(weights_of(true_table()), facts(20), 0);  // of step 10
+  EXPECT_FALSE(gate.wants(11, 29));
+  EXPECT_FALSE(gate.wants(10, 30));  // nothing was learned since
+  EXPECT_TRUE(gate.wants(11, 30));
+}
+
+// A first snapshot that is as good as what serves does not keep a better one waiting, and is not
+// what is served once that has passed.
+TEST(PrequentialGate, ABetterOneOvertakes) {
+  FusionTable level;
+  PrequentialGate gate({}, weights_of(level));
+  SyntheticTraffic traffic(9);
+  gate.propose(weights_of(level), facts(), 0);
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(gate.score(traffic.next(0), 0).empty());
+  EXPECT_FALSE(gate.propose(weights_of(true_table()), facts(), 0));
+  std::vector<PrequentialGate::Decision> decisions;
+  int requests = 0;
+  while (decisions.empty() || decisions.back().verdict != Verdict::kPromoted) {
+    ASSERT_LT(++requests, 100);
+    const auto more = gate.score(traffic.next(0), 0);
+    decisions.insert(decisions.end(), more.begin(), more.end());
+  }
+  ASSERT_EQ(decisions.size(), 2u);
+  EXPECT_EQ(decisions[0].record.candidate, 1u);
+  EXPECT_NE(decisions[0].verdict, Verdict::kPromoted);
+  EXPECT_EQ(decisions[1].record.candidate, 2u);
+  EXPECT_EQ(gate.served().fusion.bias, true_table().bias);
+  EXPECT_FALSE(gate.has_candidate());
+}
+
+// Newer ones begin again when an older one is promoted: what they gained over what served before
+// says nothing now, and the second trial has an error of its own.
+TEST(PrequentialGate, APromotionIsANewBarForTheOthers) {
+  FusionTable level;
+  PrequentialGate gate({}, weights_of(level));
+  SyntheticTraffic traffic(10);
+  gate.propose(weights_of(true_table()), facts(), 0);
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(gate.score(traffic.next(0), 0).empty());
+  gate.propose(weights_of(true_table()), facts(), 0);
+  const Outcome first = decide(gate, of(traffic));
+  EXPECT_EQ(first.decision.verdict, Verdict::kPromoted);
+  EXPECT_EQ(first.decision.record.candidate, 1u);
+  ASSERT_EQ(gate.state().trials.size(), 1u);
+  EXPECT_EQ(gate.state().trials[0].candidate, 2u);
+  EXPECT_EQ(gate.state().trials[0].number_in_day, 3);
+  EXPECT_EQ(gate.state().trials[0].tiers[0].candidate_rounds, 0);
+  const Outcome second = decide(gate, of(traffic));
+  EXPECT_EQ(second.decision.record.candidate, 2u);
+  EXPECT_NE(second.decision.verdict, Verdict::kPromoted) << second.decision.record.text;
+}
+
+TEST(PrequentialGate, ALaterSnapshotTakesTheOldestsPlace) {
+  PrequentialGate gate({}, weights_of(true_table()));
+  SyntheticTraffic traffic(11);
+  EXPECT_FALSE(gate.propose(weights_of(true_table()), facts(), 0));
+  EXPECT_FALSE(gate.propose(weights_of(true_table()), facts(), 0));
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(gate.score(traffic.next(0), 0).empty());
+  const auto replaced = gate.propose(weights_of(true_table()), facts(), 0);
+  ASSERT_TRUE(replaced);
+  EXPECT_EQ(replaced->record.candidate, 1u);
+  EXPECT_EQ(replaced->verdict, Verdict::kStale);
+  EXPECT_THAT(replaced->record.text, HasSubstr("a later snapshot takes its place"));
+  EXPECT_EQ(gate.state().trials.size(), PrequentialGate::kTrials);
+}
+
 TEST(PrequentialGate, StartsOverWhenSomethingElseServes) {
   PrequentialGate gate({}, initial_weights());
   SyntheticTraffic traffic(6);
   gate.propose(weights_of(true_table()), facts(), 0);
-  for (int i = 0; i < 20; ++i) ASSERT_FALSE(gate.score(traffic.next(0), 0));
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(gate.score(traffic.next(0), 0).empty());
   gate.set_served(weights_of(true_table()));
   EXPECT_NE(decide(gate, of(traffic)).decision.verdict, Verdict::kPromoted);
 }
@@ -170,7 +244,7 @@ TEST(PrequentialGate, ARequestWithAGapIsNoEvidence) {
   for (int i = 0; i < 100; ++i) {
     RequestTrace trace = traffic.next(0);
     trace.gap = true;
-    EXPECT_FALSE(gate.score(trace, 0));
+    EXPECT_TRUE(gate.score(trace, 0).empty());
   }
 }
 
@@ -188,7 +262,7 @@ TEST(PrequentialGate, GoesOnFromACheckpoint) {
     traces.push_back(a.next(0));
     traces.back().domain = i % 3 ? "x" : "";
   }
-  for (int i = 0; i < 20; ++i) ASSERT_FALSE(first.score(traces[std::size_t(i)], 0));
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(first.score(traces[std::size_t(i)], 0).empty());
   Checkpoint checkpoint;
   checkpoint.next_sequence = 5;
   checkpoint.learner = {std::byte{1}, std::byte{2}};
@@ -205,10 +279,10 @@ TEST(PrequentialGate, GoesOnFromACheckpoint) {
   EXPECT_EQ(read->published.value, 4u);
   EXPECT_EQ(read->served.value, 3u);
   EXPECT_EQ(read->verdicts, checkpoint.verdicts);
-  EXPECT_EQ(read->gate.tiers, checkpoint.gate.tiers);
-  EXPECT_EQ(read->gate.costs, checkpoint.gate.costs);
+  EXPECT_EQ(read->gate.trials, checkpoint.gate.trials);
+  EXPECT_EQ(read->gate.newest, checkpoint.gate.newest);
   EXPECT_EQ(read->gate.recent, checkpoint.gate.recent);
-  second.restore(read->gate, candidate);
+  second.restore(read->gate, {candidate});
   EXPECT_TRUE(second.has_candidate());
   EXPECT_EQ(first.standing(), second.standing());
   const auto rest = [&](int i) { return traces[std::size_t(19 + i)]; };
@@ -216,7 +290,7 @@ TEST(PrequentialGate, GoesOnFromACheckpoint) {
   EXPECT_EQ(one.decision.verdict, two.decision.verdict);
   // Its weights lost, there is no candidate.
   PrequentialGate third({}, initial_weights());
-  third.restore(read->gate, nullptr);
+  third.restore(read->gate, {nullptr});
   EXPECT_FALSE(third.has_candidate());
 }
 
