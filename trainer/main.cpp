@@ -91,7 +91,6 @@ int main(int argc, char** argv) {
       ->envname("FORETOKEN_FIRST_CANDIDATE_REQUESTS")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
-  app.add_option("--buffer-mib", buffer_mib, "Size of the replay buffer on disk")
   app.add_option("--candidate-growth", options.session.gate.growth,
                  "The next candidate comes after so many times the last one's requests")
       ->envname("FORETOKEN_CANDIDATE_GROWTH")
@@ -115,7 +114,8 @@ int main(int argc, char** argv) {
       ->transform(CLI::CheckedTransformer(
           std::map<std::string, ObjectiveKind>{{"overlap", ObjectiveKind::kOverlap},
                                                {"forward-kl", ObjectiveKind::kForwardKl},
-                                               {"cross-entropy", ObjectiveKind::kCrossEntropy}}));
+                                               {"cross-entropy", ObjectiveKind::kCrossEntropy},
+                                               {"hybrid", ObjectiveKind::kHybrid}}));
   app.add_option("--threads", threads, "Threads of the arithmetic")
       ->envname("FORETOKEN_TRAINER_THREADS")
       ->check(CLI::Range(1, 1024))

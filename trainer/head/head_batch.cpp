@@ -79,8 +79,13 @@ HeadScores head_scores(const HeadParameters& head, const HeadVocabulary& vocabul
   HeadScores out;
   out.scores = torch::empty({n_rows, width});
   auto base = out.scores.narrow(1, 0, n_vocab);
-  at::mm_out(base, r, vocabulary.rows.t());
-  base.mul_(head.gain);
+  if (vocabulary.rows.scalar_type() == torch::kFloat32) {
+    at::mm_out(base, r, vocabulary.rows.t());
+    base.mul_(head.gain);
+  } else {
+    at::mul_out(base, torch::mm(r.to(vocabulary.rows.scalar_type()), vocabulary.rows.t()),
+                head.gain);
+  }
   out.scores.narrow(1, n_vocab, HeadBatch::kSlots).fill_(kAbsent);
   const auto source_terms = torch::mm(r, head.source.t());  // [rows, kHeadSources]
   const float* bias = head.bias.data_ptr<float>();
@@ -131,6 +136,10 @@ HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVoc
   std::vector<float> gradient(std::size_t(n_rows) * kTeacherTokens);
   std::vector<std::int32_t> teacher_columns(gradient.size(), -1);
   HeadLoss loss;
+  const auto first_choice = q.narrow(0, 0, batch.n).max(1);
+  const auto chosen_q = std::get<0>(first_choice), chosen = std::get<1>(first_choice);
+  loss.predicted.assign(std::size_t(batch.n), 0.0f);
+  loss.accepted.assign(std::size_t(batch.n), 0.0f);
   std::array<float, kTeacherTokens> p{}, q_of{};
   for (std::int64_t i = 0; i < n_rows; ++i) {
     const HeadBatch::Row& row = batch.rows[std::size_t(i)];
@@ -144,6 +153,12 @@ HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVoc
       to[t] = token < 0 ? -1 : columns.of(token);
       p[t] = row.example->teacher_p[at + t];
       q_of[t] = to[t] < 0 ? 0.0f : q_row[to[t]];
+    }
+    if (i < batch.n) {
+      const TokenId emitted = row.example->tokens[std::size_t(row.predicted)];
+      loss.predicted[std::size_t(i)] = chosen_q.data_ptr<float>()[i];
+      loss.accepted[std::size_t(i)] =
+          chosen.data_ptr<std::int64_t>()[i] == columns.of(emitted) ? 1.0f : 0.0f;
     }
     const double weight = row_weight[std::size_t(i / batch.n)];
     std::span<float> g(&gradient[std::size_t(i) * kTeacherTokens], kTeacherTokens);
@@ -180,7 +195,7 @@ HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVoc
     }
   }
   const auto through_rows =
-      torch::mm(logit_gradient.narrow(1, 0, n_vocab), vocabulary.rows);  // [rows, H]
+      product(logit_gradient.narrow(1, 0, n_vocab), vocabulary.rows.t());  // [rows, H]
   const auto add = [](const torch::Tensor& parameter, const torch::Tensor& value) {
     if (!parameter.grad().defined()) parameter.mutable_grad() = torch::zeros_like(parameter);
     parameter.mutable_grad().add_(value);

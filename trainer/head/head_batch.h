@@ -52,6 +52,9 @@ HeadScores head_scores(const HeadParameters& head, const HeadVocabulary& vocabul
 struct HeadLoss {
   double sum = 0, weight = 0;  // weight: of the rows that exist
   torch::Tensor r_gradient;    // [rows, H]
+  // Of each chain's first step: the head's probability of its first choice, and whether that was
+  // what came.
+  std::vector<float> predicted, accepted;  // [n]; 0 where there is no row
 };
 HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVocabulary& vocabulary,
                    const HeadBatch& batch, const torch::Tensor& r,

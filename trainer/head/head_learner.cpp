@@ -11,6 +11,7 @@
 
 #include "foretoken/kernels/splitmix64.h"
 #include "trainer/head/draft_vocabulary.h"
+#include "trainer/head/drift_detector.h"
 #include "trainer/head/example_cache.h"
 #include "trainer/head/head_batch.h"
 #include "trainer/head/head_bundle.h"
@@ -98,7 +99,11 @@ struct HeadLearner::Impl {
         model(std::move(model_in)),
         source(source_in),
         cache(options.cache_bytes, model->hidden(), model->n_vocab(), source),
-        counts(model->n_vocab()) {
+        counts(model->n_vocab()),
+        product_type(!options.bf16.has_value() ? fast_product_type()
+                     : *options.bf16           ? torch::kBFloat16
+                                               : torch::kFloat32) {
+    if (product_type != torch::kFloat32) options.chains_per_slice = options.chains_per_fast_slice;
     const bool small = model->hidden() < 768;
     if (options.inner == 0) options.inner = small ? 512 : 1536;
     if (options.vocabulary == 0) options.vocabulary = small ? 4096 : 8192;
@@ -111,10 +116,14 @@ struct HeadLearner::Impl {
     head = std::move(initial);
     for (torch::Tensor& p : head.all()) p.set_requires_grad(true);
     average = head.clone();
+    round();
     adam = std::make_unique<Adam>(head.weights());
     table_adam = std::make_unique<Adam>(head.table());
     gain_adam = std::make_unique<Adam>(std::vector<torch::Tensor>{head.gain});
   }
+
+  // What steps are computed with, after every change of the weights.
+  void round() { working = product_type == torch::kFloat32 ? head : head.rounded_copy(); }
 
   // Between steps only: what a step was begun with stays until it is done.
   void recount() {
@@ -127,7 +136,7 @@ struct HeadLearner::Impl {
     if (vocabulary) {
       log_vocabulary_counted(tokens, gain);
     }
-    vocabulary = std::make_unique<HeadVocabulary>(std::move(best), *model);
+    vocabulary = std::make_unique<HeadVocabulary>(std::move(best), *model, product_type);
     if (!head.fc.defined()) {
       create(HeadParameters::initial(model->hidden(), options.inner, options.vocabulary,
                                      options.seed));
@@ -165,9 +174,7 @@ struct HeadLearner::Impl {
         batch.push_back(fresh.front());
         fresh.pop_front();
       }
-      const double passes =
-          tokens < options.early_tokens ? options.early_passes : options.late_passes;
-      owed_chains += (passes - 1) * double(chains);
+      owed_chains += ((early() ? options.early_passes : options.late_passes) - 1) * double(chains);
     } else if (owed_chains >= double(options.tokens_per_step)) {
       if (fresh_waiting > kManyWaiting) {
         owed_chains = 0;
@@ -195,6 +202,7 @@ struct HeadLearner::Impl {
     batch_at = 0;
     piece_at = 0;
     step_loss = step_weight_sum = 0;
+    watched.clear();
     return !batch.empty();
   }
 
@@ -203,6 +211,34 @@ struct HeadLearner::Impl {
     slice();
     if (batch_at >= batch.size()) end_step();
     return true;
+  }
+
+  bool early() const { return tokens < std::max(options.early_tokens, drift_until); }
+
+  // What the head said of a request's fresh chains before it learned from them.
+  struct Watched {
+    std::uint64_t domain;
+    double predicted, accepted, positions;
+  };
+  void watch(const HeadBatch& made, const HeadLoss& loss) {
+    for (std::size_t i = 0; i < std::size_t(made.n); ++i) {
+      if (!made.rows[i].example) continue;
+      const std::uint64_t domain = made.rows[i].example->domain;
+      if (watched.empty() || watched.back().domain != domain) watched.push_back({domain, 0, 0, 0});
+      watched.back().predicted += double(loss.predicted[i]);
+      watched.back().accepted += double(loss.accepted[i]);
+      watched.back().positions += 1;
+    }
+  }
+  // A step that was stopped half way is watched once.
+  void hear_watched() {
+    for (const Watched& w : watched) {
+      if (options.drift_tokens == 0 ||
+          !drift.observe(w.domain, w.predicted, w.accepted, w.positions))
+        continue;
+      if (!early()) log_drift(tokens);
+      drift_until = tokens + options.drift_tokens;
+    }
   }
 
   // Gradients of the next chains_per_slice chains of the step's.
@@ -222,17 +258,33 @@ struct HeadLearner::Impl {
     }
     if (ranges.empty()) return;
     const HeadBatch made = make_head_batch(ranges, options.unroll, *model);
-    const auto r = run_head(head, made.x, made.embedded);
-    const HeadLoss loss = head_loss(options.objective, head, *vocabulary, made, r, step_weights);
+    const auto r = run_head(working, made.x, made.embedded);
+    const HeadLoss loss = head_loss(options.objective, working, *vocabulary, made, r, step_weights);
+    if (step_is_fresh) watch(made, loss);
     r.backward(loss.r_gradient);
+    if (product_type != torch::kFloat32) gather_gradients();
     step_loss += loss.sum;
     step_weight_sum += loss.weight;
     chains += made.n;
   }
 
+  // bf16 has 8 bits: slices are summed in fp32.
+  void gather_gradients() {
+    torch::NoGradGuard no_grad;
+    const auto add = [](const torch::Tensor& to, torch::Tensor& from) {
+      if (!to.grad().defined()) to.mutable_grad() = torch::zeros_like(to);
+      to.mutable_grad().add_(from.grad());
+      from.mutable_grad().reset();
+    };
+    add(head.fc, working.fc);
+    add(head.inner, working.inner);
+    add(head.down, working.down);
+  }
+
   void end_step() {
     batch.clear();
     if (step_weight_sum <= 0) return;
+    hear_watched();
     {
       torch::NoGradGuard no_grad;
       std::vector<torch::Tensor> gradients, table_gradients;
@@ -257,10 +309,12 @@ struct HeadLearner::Impl {
     }
     ++step;
     const double warmup = std::min(1.0, double(step) / options.warmup_steps);
-    adam->step(options.learning_rate * warmup);
+    const double drifted = tokens < drift_until ? options.drift_learning_rate : 1.0;
+    adam->step(options.learning_rate * warmup * drifted);
     gain_adam->step(options.gain_learning_rate * warmup * std::abs(head.gain.item<double>()));
     if (step_is_fresh) table_adam->step(options.table_learning_rate * warmup);
     clear_gradients();
+    round();
     {
       torch::NoGradGuard no_grad;
       const double decay =
@@ -287,11 +341,14 @@ struct HeadLearner::Impl {
   mutable ExampleCache cache;
   VocabularyCounts counts;
   std::unique_ptr<HeadVocabulary> vocabulary;  // null before the first step
-  HeadParameters head, average;
+  const torch::ScalarType product_type;
+  HeadParameters head, average, working;
   std::unique_ptr<Adam> adam, table_adam, gain_adam;
 
   std::deque<Piece> fresh;
   std::int64_t fresh_chains = 0, tokens = 0, chains = 0, next_recount = kFirstVocabularyTokens;
+  DriftDetector drift;
+  std::int64_t drift_until = 0;  // tokens
   std::uint64_t observed_end = 0, draws = 0;
   double owed_chains = 0;
 
@@ -300,6 +357,7 @@ struct HeadLearner::Impl {
   std::int64_t piece_at = 0;
   bool step_is_fresh = true;
   double step_loss = 0, step_weight_sum = 0;
+  std::vector<Watched> watched;
 
   std::int64_t step = 0;
   double smoothed_loss = std::numeric_limits<double>::quiet_NaN();
@@ -333,6 +391,8 @@ void HeadLearner::save(StateMap& map) const {
   map.put_one("head.observed_end", s.observed_end);
   map.put_one("head.draws", s.draws);
   map.put_one("head.owed", s.owed_chains);
+  map.put("head.drift", s.drift.state());
+  map.put_one("head.drift_until", s.drift_until);
   map.put_one("head.step", s.step);
   map.put_one("head.loss", s.smoothed_loss);
   map.put("head.fresh", std::vector<Impl::Piece>(s.fresh.begin(), s.fresh.end()));
@@ -370,6 +430,8 @@ Status HeadLearner::restore(const StateMap& map) {
   s.observed_end = map.get_one<std::uint64_t>("head.observed_end", 0);
   s.draws = map.get_one<std::uint64_t>("head.draws", 0);
   s.owed_chains = map.get_one<double>("head.owed", 0);
+  if (!s.drift.restore(map.get<DriftDetector::Domain>("head.drift"))) return wrong("drift");
+  s.drift_until = map.get_one<std::int64_t>("head.drift_until", 0);
   s.step = map.get_one<std::int64_t>("head.step", 0);
   s.smoothed_loss = map.get_one<double>("head.loss", 0);
   for (const Impl::Piece& piece : map.get<Impl::Piece>("head.fresh")) {
@@ -386,7 +448,7 @@ Status HeadLearner::restore(const StateMap& map) {
       if (tokens[i] < 0 || tokens[i] >= s.model->n_vocab() || (i && tokens[i] <= tokens[i - 1]))
         return wrong("vocabulary");
     }
-    s.vocabulary = std::make_unique<HeadVocabulary>(std::move(tokens), *s.model);
+    s.vocabulary = std::make_unique<HeadVocabulary>(std::move(tokens), *s.model, s.product_type);
     s.create(HeadParameters::zeros(s.model->hidden(), s.options.inner));
     if (!get(map, "value", s.head.all()) || !get(map, "average", s.average.all()) ||
         !get(map, "first", s.adam->first_) || !get(map, "second", s.adam->second_) ||
@@ -398,6 +460,7 @@ Status HeadLearner::restore(const StateMap& map) {
         !get(map, "table_steps", s.table_adam->steps_)) {
       return wrong("weights of another shape, or not finite");
     }
+    s.round();
   }
   impl_ = std::move(made);
   return Ok{};

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "runtime/model/vocabulary_rows.h"
@@ -33,7 +34,13 @@ struct HeadOptions {
   // Passes over a token: so many below `early_tokens` tokens of traffic, then fewer.
   double early_passes = 4, late_passes = 2;
   std::int64_t early_tokens = 10000;
-  int chains_per_slice = 64;  // one slice of work: 30 to 50 ms of a core for the 135M's head
+  // After a change of traffic (drift_detector.h; 0: none is looked for): so many tokens with
+  // early_passes again, at a learning rate so much higher.
+  std::int64_t drift_tokens = 0;
+  double drift_learning_rate = 1;
+  // One slice of work: 30 to 50 ms of a core for the 135M's head in fp32; in bf16 as long.
+  int chains_per_slice = 64, chains_per_fast_slice = 135;
+  std::optional<bool> bf16;                          // products in bf16; unset: where they are fast
   std::size_t cache_bytes = std::size_t{256} << 20;  // decoded features in memory
   std::uint64_t seed = 1;
 };

@@ -1,5 +1,7 @@
 #include "trainer/head/recurrent_head.h"
 
+#include <ATen/cpu/Utils.h>
+
 #include <cmath>
 #include <cstring>
 
@@ -121,25 +123,43 @@ torch::Tensor unit_rms(const torch::Tensor& x) {
   return x * x.square().mean(-1, true).add(kHeadEpsilon).rsqrt();
 }
 
+torch::ScalarType fast_product_type() {
+  static const bool amx = at::cpu::init_amx();
+  return amx ? torch::kBFloat16 : torch::kFloat32;
+}
+
+torch::Tensor product(const torch::Tensor& a, const torch::Tensor& w) {
+  if (w.scalar_type() == a.scalar_type()) return torch::mm(a, w.t());
+  return torch::mm(a.to(w.scalar_type()), w.t()).to(a.scalar_type());
+}
+
+HeadParameters HeadParameters::rounded_copy() const {
+  torch::NoGradGuard no_grad;
+  HeadParameters copy = *this;
+  for (torch::Tensor* t : {&copy.fc, &copy.inner, &copy.down})
+    *t = t->detach().to(torch::kBFloat16).set_requires_grad(true);
+  return copy;
+}
+
 torch::Tensor run_head(const HeadParameters& head, const torch::Tensor& x,
                        const std::vector<torch::Tensor>& embedded) {
   const std::int64_t h_width = head.hidden(), i_width = head.inner_width();
-  auto h = torch::mm(x, head.fc.t());
+  auto h = product(x, head.fc);
   auto r = unit_rms(h);
   std::vector<torch::Tensor> states;
   for (const torch::Tensor& e : embedded) {
-    const auto branches = torch::mm(torch::cat({e, r}, 1), head.inner.t());
+    const auto branches = product(torch::cat({e, r}, 1), head.inner);
     const auto gate = branches.narrow(1, h_width, i_width);
     const auto up = branches.narrow(1, h_width + i_width, i_width);
-    h = h + branches.narrow(1, 0, h_width) +
-        torch::mm(gate * torch::sigmoid(gate) * up, head.down.t());
+    h = h + branches.narrow(1, 0, h_width) + product(gate * torch::sigmoid(gate) * up, head.down);
     r = unit_rms(h);
     states.push_back(r);
   }
   return torch::cat(states);
 }
 
-HeadVocabulary::HeadVocabulary(std::vector<TokenId> tokens_in, const VocabularyRows& model)
+HeadVocabulary::HeadVocabulary(std::vector<TokenId> tokens_in, const VocabularyRows& model,
+                               torch::ScalarType type)
     : tokens(std::move(tokens_in)),
       rows(torch::empty({std::int64_t(tokens.size()), model.hidden()})),
       slot_of(std::size_t(model.n_vocab()), -1) {
@@ -147,6 +167,7 @@ HeadVocabulary::HeadVocabulary(std::vector<TokenId> tokens_in, const VocabularyR
     model.output(tokens[i], rows.data_ptr<float>() + std::int64_t(i) * model.hidden());
     slot_of[std::size_t(tokens[i])] = std::int32_t(i);
   }
+  rows = rows.to(type);
 }
 
 }  // namespace foretoken::trainer

@@ -12,7 +12,8 @@
 
 namespace foretoken::trainer {
 
-// fp32, contiguous. `step`, `gate` and `up` share their input and are one matrix.
+// fp32 (but for a rounded_copy()), contiguous. `step`, `gate` and `up` share their input and are
+// one matrix.
 struct HeadParameters {
   torch::Tensor fc;       // [H, 4H]
   torch::Tensor inner;    // [H + 2 I, 2H]: step, gate, up
@@ -31,6 +32,9 @@ struct HeadParameters {
   std::vector<torch::Tensor> all() const { return {fc, inner, down, gain, source, bias, outside}; }
 
   HeadParameters clone() const;
+  // What a step is computed with in bf16: fc, inner and down rounded, leaves of their own; the rest
+  // shared with this.
+  HeadParameters rounded_copy() const;
   // As a head begins: runtime/speculate/head/initial_head.h, before rounding.
   static HeadParameters initial(std::int64_t hidden, std::int64_t inner, std::int64_t n_vocab,
                                 std::uint64_t seed);
@@ -42,6 +46,12 @@ struct HeadParameters {
   static Result<HeadParameters> of(const HeadParts& parts);
 };
 
+// Products in bf16 where the processor has AMX for it (four times the speed of fp32 there;
+// elsewhere slower), so the same on one machine from run to run.
+torch::ScalarType fast_product_type();
+// a w^T in w's type, fp32 in and out.
+torch::Tensor product(const torch::Tensor& a, const torch::Tensor& w);
+
 // The recurrence. x: features [n, 4H], each tap's rms one; embedded: one [n, H] a step, each row's
 // rms one. Returns r of every step, step-major: [n_steps * n, H].
 torch::Tensor run_head(const HeadParameters& head, const torch::Tensor& x,
@@ -51,10 +61,11 @@ torch::Tensor unit_rms(const torch::Tensor& x);  // over the last dimension, kHe
 // The draft vocabulary with its frozen output rows, and where each token of the target is in it.
 struct HeadVocabulary {
   std::vector<TokenId> tokens;        // ascending
-  torch::Tensor rows;                 // [V, H]
+  torch::Tensor rows;                 // [V, H], of the products' type
   std::vector<std::int32_t> slot_of;  // [n_vocab], -1: outside
 
-  HeadVocabulary(std::vector<TokenId> tokens_in, const VocabularyRows& model);
+  HeadVocabulary(std::vector<TokenId> tokens_in, const VocabularyRows& model,
+                 torch::ScalarType type = torch::kFloat32);
 };
 
 }  // namespace foretoken::trainer

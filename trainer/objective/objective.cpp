@@ -12,6 +12,11 @@ torch::Tensor objective(ObjectiveKind kind, const torch::Tensor& p, const torch:
       return (torch::xlogy(p, p) - p * finite_log_q).sum(1);
     case ObjectiveKind::kCrossEntropy:
       return -finite_log_q.gather(1, p.argmax(1, true)).squeeze(1);
+    case ObjectiveKind::kHybrid: {
+      const auto overlap = torch::minimum(p, log_q.exp()).sum(1);
+      const auto share = (-kHybridDecay * overlap.detach()).exp();
+      return share * (torch::xlogy(p, p) - p * finite_log_q).sum(1) + (1 - share) * (1 - overlap);
+    }
     case ObjectiveKind::kOverlap:
       break;
   }

@@ -3,6 +3,8 @@
 //   our trials.
 // - forward-kl: sum_v p(v) log(p(v) / q(v)).
 // - cross-entropy: -log q(most probable token of p).
+// - hybrid: l KL + (1 - l) (1 - a), a the overlap, l = exp(-3 a) held fixed in the gradient: the
+//   divergence while little is accepted, total variation once much is (LK loss, arXiv 2602.23881).
 #pragma once
 
 #include "trainer/head/torch_headers.h"

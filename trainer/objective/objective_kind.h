@@ -3,6 +3,8 @@
 
 namespace foretoken::trainer {
 
-enum class ObjectiveKind { kOverlap, kForwardKl, kCrossEntropy };
+inline constexpr double kHybridDecay = 3;
+
+enum class ObjectiveKind { kOverlap, kForwardKl, kCrossEntropy, kHybrid };
 
 }  // namespace foretoken::trainer

@@ -32,6 +32,17 @@ double row_objective(ObjectiveKind kind, std::span<const float> p, std::span<con
         gradient[i] = -p[i];
       }
       return loss;
+    case ObjectiveKind::kHybrid: {
+      double overlap = 0;
+      for (std::size_t i = 0; i < p.size(); ++i) overlap += std::min(p[i], q[i]);
+      const double share = std::exp(-kHybridDecay * overlap);
+      loss = share * row_objective(ObjectiveKind::kForwardKl, p, q, gradient);
+      for (std::size_t i = 0; i < p.size(); ++i) {
+        gradient[i] *= static_cast<float>(share);
+        if (q[i] < p[i]) gradient[i] -= static_cast<float>(1 - share) * q[i];
+      }
+      return loss + (1 - share) * (1 - overlap);
+    }
     case ObjectiveKind::kCrossEntropy: {
       const auto top = std::size_t(std::max_element(p.begin(), p.end()) - p.begin());
       if (p.empty() || q[top] <= 0) return 0;

@@ -80,8 +80,8 @@ TEST(FusionLearner, LearnsNothingOfClassesFromShuffledCandidates) {
 
 TEST(FusionLearner, EveryObjectiveLearns) {
   const double before = score(FusionTable::initial(), 0.8f), best = score(true_table(), 0.8f);
-  for (const auto objective :
-       {ObjectiveKind::kOverlap, ObjectiveKind::kForwardKl, ObjectiveKind::kCrossEntropy}) {
+  for (const auto objective : {ObjectiveKind::kOverlap, ObjectiveKind::kForwardKl,
+                               ObjectiveKind::kCrossEntropy, ObjectiveKind::kHybrid}) {
     const double after = score(learn(0.8f, 200, false, objective), 0.8f);
     // Cross-entropy to the most probable token sharpens; it is not the same optimum.
     EXPECT_LT(after,
