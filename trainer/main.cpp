@@ -14,6 +14,7 @@
 #include "runtime/speculate/head/recurrent_head.h"
 #include "trainer/background.h"
 #include "trainer/ingest/trainer.h"
+#include "trainer/offline/gate_replay.h"
 #include "trainer/offline/offline.h"
 
 namespace {
@@ -96,6 +97,7 @@ int main(int argc, char** argv) {
       ->envname("FORETOKEN_CANDIDATE_GROWTH")
       ->check(CLI::Range(1.05, 100.0))
       ->capture_default_str();
+  app.add_option("--buffer-mib", buffer_mib, "Size of the replay buffer on disk")
       ->envname("FORETOKEN_BUFFER_MIB")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
@@ -139,6 +141,10 @@ int main(int argc, char** argv) {
   HeadOptions& head = options.session.learner.head;
   std::string model_path, traces_dir, json_path, output_dir;
   OfflineOptions offline;
+  GateReplayOptions gate_replay;
+  bool replays_gate = false;
+  std::size_t store_mib = 32;
+  std::vector<float> round_ms, head_ms;
   app.add_option(
          "--model", model_path,
          "The server's GGUF file: its embedding and output rows are what the recurrent head "
@@ -170,6 +176,24 @@ int main(int argc, char** argv) {
       ->envname("FORETOKEN_PASSES")
       ->check(CLI::Range(1.0, 100.0))
       ->capture_default_str();
+  app.add_option("--drift-tokens", head.drift_tokens,
+                 "After a change of traffic, so many tokens are learned from as the first 10,000 "
+                 "are; 0: no change is looked for")
+      ->envname("FORETOKEN_DRIFT_TOKENS")
+      ->check(CLI::Range(0, 1000000))
+      ->capture_default_str();
+  app.add_option("--drift-learning-rate", head.drift_learning_rate,
+                 "Factor on the head's learning rate meanwhile")
+      ->envname("FORETOKEN_DRIFT_LEARNING_RATE")
+      ->check(CLI::Range(0.1, 10.0))
+      ->capture_default_str();
+  app.add_option("--head-bf16", head.bf16,
+                 "Products in bf16: 1 or 0; default: where the processor is fast at it (AMX)")
+      ->envname("FORETOKEN_HEAD_BF16");
+  app.add_option("--head-average", head.average_decay, "Of the moving average that is served")
+      ->envname("FORETOKEN_HEAD_AVERAGE")
+      ->check(CLI::Range(0.0, 0.9999))
+      ->capture_default_str();
   std::size_t cache_mib = 256;
   app.add_option("--feature-cache-mib", cache_mib, "Decoded hidden states kept in memory")
       ->envname("FORETOKEN_FEATURE_CACHE_MIB")
@@ -193,8 +217,36 @@ int main(int argc, char** argv) {
   app.add_flag("--without-candidates", offline.without_candidates,
                "As if no n-gram had been found: what the head does alone")
       ->group(kOffline);
+  app.add_option("--stores", offline.stores,
+                 "Look all n-gram candidates up anew, each in the store as it was then: shared, or "
+                 "by-domain; default: as the server logged them")
+      ->group(kOffline)
+      ->transform(CLI::CheckedTransformer(std::map<std::string, CandidateRebuild::Stores>{
+          {"shared", CandidateRebuild::Stores::kShared},
+          {"by-domain", CandidateRebuild::Stores::kByDomain}}));
+  app.add_option("--store-mib", store_mib, "Of each of these stores")
+      ->group(kOffline)
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app.add_flag("--gate", replays_gate,
+               "Not a curve but the daemon's life: candidates, verdicts and the requests at which "
+               "they came")
+      ->group(kOffline);
+  app.add_option("--round-ms", round_ms,
+                 "With --gate: ms of a round by rows, e.g. 20,21,23; default: the recording's")
+      ->group(kOffline)
+      ->delimiter(',');
+  app.add_option("--head-ms", head_ms, "With --round-ms: the head's start and step, e.g. 0.5,0.4")
+      ->group(kOffline)
+      ->delimiter(',')
+      ->expected(2);
+  app.add_option("--slices-per-request", gate_replay.slices_per_request,
+                 "With --gate: slices of work between two requests at most; 0: all that is due")
+      ->group(kOffline)
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--json", json_path, "The report; default: standard output")->group(kOffline);
-  app.add_option("--output", output_dir, "Folder for the learned speculator, signed")
+  app.add_option("--output", output_dir,
+                 "Folder for the learned speculator, signed; with --gate for the trainer's state")
       ->group(kOffline);
   CLI11_PARSE(app, argc, argv);
 
@@ -253,9 +305,24 @@ int main(int argc, char** argv) {
       spdlog::warn("{}: the fusion table alone is trained", rows.error().message);
     }
   }
+  if (!traces_dir.empty() && replays_gate) {
+    gate_replay.traces = traces_dir;
+    gate_replay.session = options.session;
+    gate_replay.max_requests = offline.max_requests;
+    if (!round_ms.empty()) {
+      gate_replay.costs = RoundCosts::measured(round_ms, head_ms.empty() ? 0 : head_ms[0],
+                                               head_ms.empty() ? 0 : head_ms[1]);
+    }
+    gate_replay.output = output_dir;
+    gate_replay.json = json_path;
+    gate_replay.stopping = &stopping;
+    auto s = replay_gate(gate_replay);
+    return s ? 0 : fail(s.error());
+  }
   if (!traces_dir.empty()) {
     offline.traces = traces_dir;
     offline.learner = options.session.learner;
+    offline.store_bytes = store_mib << 20;
     offline.json = json_path;
     offline.output = output_dir;
     offline.signing_key = keys->signing;

@@ -9,10 +9,12 @@
 #include <boost/json.hpp>
 #include <cmath>
 #include <cstdio>
+#include <map>
 
 #include "foretoken/protocol/atomic_file.h"
 #include "foretoken/protocol/transport.h"
 #include "runtime/evaluate/portfolio_replay.h"
+#include "runtime/evaluate/sequential_test.h"
 #include "trainer/buffer/segment_reader.h"
 
 namespace foretoken::trainer {
@@ -47,17 +49,26 @@ class Bar {
   int shown_ = -1;
 };
 
-// As the recording, less what an experiment leaves out.
+// As the recording, less what an experiment leaves out. Candidates that were looked up anew are
+// kept apart, by record: replays read a request again and again.
 class Recording final : public TraceSource {
  public:
   Recording(const std::filesystem::path& folder, bool without_candidates)
       : reader_(folder), without_candidates_(without_candidates) {}
   std::optional<RequestTrace> trace(std::uint64_t sequence) const override {
     auto trace = reader_.trace(sequence);
-    if (trace && without_candidates_) {
-      for (GeneratedTokenTrace& generated : trace->generated) generated.candidates.clear();
+    if (!trace) return trace;
+    const auto found = candidates_.find(sequence);
+    for (std::size_t i = 0; i < trace->generated.size(); ++i) {
+      if (without_candidates_) trace->generated[i].candidates.clear();
+      if (found != candidates_.end()) trace->generated[i].candidates = found->second[i];
     }
     return trace;
+  }
+  void keep_candidates(std::uint64_t sequence, const RequestTrace& trace) {
+    auto& lists = candidates_[sequence];
+    for (const GeneratedTokenTrace& generated : trace.generated)
+      lists.push_back(generated.candidates);
   }
   std::uint64_t oldest_sequence() const override { return reader_.oldest_sequence(); }
   const SegmentReader& reader() const { return reader_; }
@@ -65,6 +76,7 @@ class Recording final : public TraceSource {
  private:
   SegmentReader reader_;
   bool without_candidates_;
+  std::map<std::uint64_t, std::vector<std::vector<Candidate>>> candidates_;
 };
 
 struct Tau {
@@ -94,7 +106,8 @@ Tau tau(const std::vector<RequestTrace>& held_out, PortfolioReplay::Kinds kinds,
   return result;
 }
 
-json::object acceptance(const std::vector<RequestTrace>& held_out, const LearnedWeights& weights) {
+json::object acceptance(const std::vector<RequestTrace>& held_out, const LearnedWeights& weights,
+                        const std::string& label) {
   json::object by_kind;
   const auto add = [&](const char* name, PortfolioReplay::Kinds kinds) {
     json::object lengths;
@@ -104,7 +117,7 @@ json::object acceptance(const std::vector<RequestTrace>& held_out, const Learned
       lengths[fmt::format("k{}", k)] = {{"tau", t.mean}, {"standard_error", t.error}};
       line += fmt::format("  K={} {:.3f} (s.e. {:.3f})", k, t.mean, t.error);
     }
-    spdlog::info("  {:<14}{}", name, line);
+    spdlog::info("  {}{:<14}{}", label, name, line);
     by_kind[name] = std::move(lengths);
   };
   add("ngram", {.ngram = true});
@@ -116,7 +129,7 @@ json::object acceptance(const std::vector<RequestTrace>& held_out, const Learned
 }  // namespace
 
 Status train_offline(const OfflineOptions& options) {
-  const Recording recording(options.traces, options.without_candidates);
+  Recording recording(options.traces, options.without_candidates);
   // Which requests there are, and the model they are of.
   std::vector<std::pair<std::uint64_t, std::int64_t>> requests;  // number, generated tokens
   std::optional<ModelFingerprint> fingerprint;
@@ -146,6 +159,18 @@ Status train_offline(const OfflineOptions& options) {
   spdlog::info("{} requests, {} tokens to learn from; {} requests held out", requests.size(), total,
                held_out.size());
 
+  std::map<std::string, std::vector<RequestTrace>> by_domain;
+  std::optional<CandidateRebuild> stores;
+  if (options.stores) stores.emplace(*options.stores, options.store_bytes);
+  // The held-out requests by domain, with the candidates that they would have now.
+  const auto refresh_held_out = [&] {
+    by_domain.clear();
+    for (RequestTrace& trace : held_out) {
+      if (stores) stores->look_up(trace);
+      by_domain[trace.domain].push_back(trace);
+    }
+  };
+
   const auto learner = learner_factory(options.learner)(recording);
   auto evaluate_at = options.evaluate_at;
   std::sort(evaluate_at.begin(), evaluate_at.end());
@@ -165,13 +190,26 @@ Status train_offline(const OfflineOptions& options) {
                       {"steps", facts.step},
                       {"positions", facts.positions},
                       {"loss", facts.loss},
-                      {"train_seconds", train_seconds},
-                      {"acceptance", acceptance(held_out, **weights)}});
+                      {"train_seconds", train_seconds}});
+    refresh_held_out();
+    json::object& point = points.back().get_object();
+    point["acceptance"] = acceptance(held_out, **weights, "");
+    if (by_domain.size() > 1) {
+      json::object domains;
+      for (const auto& [domain, traces] : by_domain)
+        domains[domain] = acceptance(traces, **weights, domain_label(domain) + " ");
+      point["domains"] = std::move(domains);
+    }
     return Ok{};
   };
   for (const auto& [sequence, tokens] : requests) {
-    const auto trace = recording.trace(sequence);
+    auto trace = recording.trace(sequence);
     if (!trace) continue;
+    if (stores) {
+      stores->look_up(*trace);
+      recording.keep_candidates(sequence, *trace);
+      stores->add(*trace);
+    }
     const double begun = process_seconds();
     learner->observe(sequence, *trace);
     while (learner->work(0)) {

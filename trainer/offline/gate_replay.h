@@ -1,0 +1,34 @@
+// foretoken train --from-traces DIR --gate: what the daemon would have made of a recording, request
+// by request: the same session (buffer, learner, gate, versions) in a state folder of its own, the
+// clock the recording's. What the target emitted and the n-gram candidates do not depend on what
+// was served meanwhile, so candidates, verdicts and the requests they came at are those of a live
+// run in which the trainer had the time that it is given here. A server's canary is not replayed:
+// what is published counts as served.
+#pragma once
+
+#include <atomic>
+#include <filesystem>
+#include <optional>
+
+#include "runtime/evaluate/round_costs.h"
+#include "trainer/training_session.h"
+
+namespace foretoken::trainer {
+
+struct GateReplayOptions {
+  std::filesystem::path traces;
+  SessionOptions session;
+  std::size_t max_requests = 0;  // of the recording; 0: all
+  // As a server would say them; nullopt: as the recording's rounds show, its head's steps typical
+  // where none ran.
+  std::optional<RoundCosts> costs;
+  int slices_per_request = 0;  // of work between two requests; 0: all that is due
+  // The trainer's state, kept (it must not exist yet); empty: a temporary folder.
+  std::filesystem::path output;
+  std::filesystem::path json;  // empty: standard output
+  const std::atomic<bool>* stopping = nullptr;
+};
+
+Status replay_gate(const GateReplayOptions& options);
+
+}  // namespace foretoken::trainer
