@@ -1,7 +1,6 @@
 #include "runtime/kv/kv_cache.h"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
@@ -14,6 +13,8 @@
 
 #include "foretoken/kernels/attention.h"
 #include "foretoken/kernels/kv_page.h"
+#include "runtime/kv/page_pool.h"
+#include "runtime/kv/prefix_index.h"
 
 namespace foretoken {
 namespace {
@@ -33,62 +34,26 @@ void check(bool condition, const char* what, std::int64_t a = 0, std::int64_t b 
   std::abort();
 }
 
-// The pool is cut into chunks of one hot slab each (one page, all layers and KV heads). A chunk
-// holds one hot slab, or several sealed slabs of one sequence: 7 at head_dim 128, where 7.1 would
-// fit; 6 at 64. Equal chunks cannot fragment, so what is free can always be used for either kind.
-class Pool {
- public:
-  Pool(std::size_t chunk_bytes, int n_chunks) : chunk_bytes_(chunk_bytes), n_chunks_(n_chunks) {
-    bytes_ = chunk_bytes * n_chunks;
-    void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) return;
-    base_ = static_cast<std::byte*>(memory);
-    madvise(base_, bytes_, MADV_HUGEPAGE);
-    free_.reserve(n_chunks);
-    for (int i = n_chunks - 1; i >= 0; --i)
-      free_.push_back(i);  // low chunks first: touched memory stays small
-  }
-  ~Pool() {
-    if (base_ != nullptr) munmap(base_, bytes_);
-  }
-  Pool(const Pool&) = delete;
-  Pool& operator=(const Pool&) = delete;
-
-  bool ok() const { return base_ != nullptr; }
-  int n_chunks() const { return n_chunks_; }
-  int n_free() const { return static_cast<int>(free_.size()); }
-  std::size_t chunk_bytes() const { return chunk_bytes_; }
-  int take() {
-    const int chunk = free_.back();
-    free_.pop_back();
-    return chunk;
-  }
-  void give(int chunk) { free_.push_back(chunk); }
-  std::byte* at(int chunk) const { return base_ + static_cast<std::size_t>(chunk) * chunk_bytes_; }
-  const std::vector<int>& free_chunks() const { return free_; }
-
- private:
-  std::byte* base_ = nullptr;
-  std::size_t bytes_ = 0, chunk_bytes_;
-  int n_chunks_;
-  std::vector<int> free_;
+// The 16-bit copies of a sequence's pages [first, border), kept back for the index while it goes
+// on.
+struct KeptTail {
+  int border = 0, first = 0;
+  bool reached = false;  // the border was committed, the copies are held
 };
-
-constexpr int kNone = -1;
 
 struct Sequence {
   bool open = false;
   std::int64_t committed = 0;
   std::int64_t stored = 0;  // end of the last forward pass's rows: a draft model goes on from there
   int n_pages = 0;          // pages with positions below the reserved length
-  int first_hot = 0;        // pages [sink, first_hot) have no hot copy
-  int n_sealable = 0;       // sealed slabs held: pages [sink, sink + n_sealable)
-  std::vector<int> hot_chunk;         // [max_pages] or kNone
-  std::vector<int> sealed_chunks;     // of sealed slabs, in order
-  std::vector<int> sealed_layers;     // [max_pages] layers sealed so far: 0 .. n_layers
-  std::vector<const std::byte*> hot;  // [max_pages] slab or null, as the kernels want it
+  int first_hot = 0;        // of pages [sink, first_hot) only kept tails have a hot copy
+  int n_sealable = 0;       // pages [sink, sink + n_sealable) have their sealed slab
+  std::vector<PrefixIndex::Page> pages;  // [max_pages] slabs held
+  std::vector<int> sealed_layers;        // [max_pages] layers sealed so far: 0 .. n_layers
+  std::vector<const std::byte*> hot;     // [max_pages] slab or null, as the kernels want it
   std::vector<const std::byte*> sealed;
+  std::array<KeptTail, 2> tails;  // of the prompt's last border, and where it left a known path
+  int n_tails = 0;
 };
 
 class PagedKvCache final : public KvCache {
@@ -106,16 +71,19 @@ class PagedKvCache final : public KvCache {
                        kCacheLine * kCacheLine),
         hot_slab_bytes_(hot_stride_ * geometry.n_layers * geometry.n_kv_heads),
         sealed_slab_bytes_(sealed_stride_ * geometry.n_layers * geometry.n_kv_heads),
-        sealed_per_chunk_(static_cast<int>(hot_slab_bytes_ / sealed_slab_bytes_)),
         max_pages_(static_cast<int>((options.max_model_len + kPageTokens - 1) / kPageTokens)),
-        pool_(hot_slab_bytes_, static_cast<int>(options.memory_bytes / hot_slab_bytes_)),
+        pool_(hot_slab_bytes_, int2_ ? sealed_slab_bytes_ : hot_slab_bytes_,
+              static_cast<int>(options.memory_bytes / hot_slab_bytes_)),
+        index_(pool_, {.sink_pages = sink_pages_,
+                       .window_pages = window_pages_,
+                       .seals = int2_,
+                       .tail_slabs = static_cast<int>(options.tail_bytes / hot_slab_bytes_)}),
         sequences_(options.max_sequences) {
     for (Sequence& s : sequences_) {
-      s.hot_chunk.assign(max_pages_, kNone);
+      s.pages.assign(max_pages_, {});
       s.sealed_layers.assign(max_pages_, 0);
       s.hot.assign(max_pages_, nullptr);
       s.sealed.assign(max_pages_, nullptr);
-      s.sealed_chunks.reserve(max_pages_ / sealed_per_chunk_ + 1);
     }
     attention_rows_.reserve(options.max_sequences);
     to_seal_.reserve(static_cast<std::size_t>(options.max_sequences) * max_pages_);
@@ -135,16 +103,79 @@ class PagedKvCache final : public KvCache {
   void close(KvSequence handle) override {
     Sequence& s = sequence(handle);
     for (int p = 0; p < s.n_pages; ++p) {
-      release_hot(s, p);
-      s.sealed[p] = nullptr;
+      drop(s, SlabKind::kHot, p);
+      drop(s, SlabKind::kSealed, p);
       s.sealed_layers[p] = 0;
     }
-    for (const int chunk : s.sealed_chunks) pool_.give(chunk);
-    stats_.sealed_pages -= s.n_sealable;
-    s.sealed_chunks.clear();
     s.open = false;
-    s.committed = 0;
-    s.n_pages = s.first_hot = s.n_sealable = 0;
+    s.committed = s.stored = 0;
+    s.n_pages = s.first_hot = s.n_sealable = s.n_tails = 0;
+    debug_validate();
+  }
+
+  void close_and_keep(KvSequence handle, const PageChain& chain) override {
+    Sequence& s = sequence(handle);
+    const auto border = static_cast<int>(std::min<std::int64_t>(
+        s.committed / kPageTokens, static_cast<std::int64_t>(chain.pages().size())));
+    std::array<PrefixIndex::Tail, std::tuple_size_v<decltype(s.tails)> + 1> tails;
+    std::size_t n_tails = 0;
+    for (int i = 0; i < s.n_tails; ++i) {
+      if (s.tails[i].reached) tails[n_tails++] = {s.tails[i].first, s.tails[i].border};
+    }
+    if (border == s.committed / kPageTokens) tails[n_tails++] = {tail_start(s, border), border};
+    // What is not sealed in all layers is no content.
+    for (int p = first_unsealed(s); p < s.n_pages; ++p) drop(s, SlabKind::kSealed, p);
+    index_.add(chain.pages().first(static_cast<std::size_t>(border)),
+               std::span(s.pages).first(static_cast<std::size_t>(border)),
+               std::span(tails).first(n_tails), chain.owner());
+    close(handle);
+  }
+
+  std::int64_t resume(KvSequence handle, const PageChain& chain, std::int64_t n_prompt,
+                      std::int64_t limit) override {
+    Sequence& s = sequence(handle);
+    check(s.n_pages == 0 && s.committed == 0, "only a fresh sequence resumes", s.n_pages);
+    const auto pages_of = [](std::int64_t tokens) {
+      return static_cast<int>(tokens / kPageTokens);
+    };
+    const auto path = index_.match(chain.pages().first(
+        std::min(chain.pages().size(), static_cast<std::size_t>(std::max(0, pages_of(limit))))));
+    int border = index_.resumable(path, static_cast<int>(path.size()));
+    const bool without_tail = options_.fault_resume_without_tail;
+    if (without_tail) border = last_sealed_border(path);
+    const auto taken = path.first(static_cast<std::size_t>(border));
+    s.n_pages = border;
+    s.committed = s.stored = static_cast<std::int64_t>(border) * kPageTokens;
+    s.first_hot = without_tail ? std::max(sink_pages_, border - window_pages_)
+                               : index_.first_hot(path, border);
+    for (int p = 0; p < border; ++p) {
+      const PrefixIndex::Page page = index_.page(taken[static_cast<std::size_t>(p)]);
+      if (p < sink_pages_ || p >= s.first_hot) {
+        if (page.hot != kNoSlab) hold(s, SlabKind::kHot, p, share(SlabKind::kHot, page.hot));
+      }
+      if (page.sealed == kNoSlab) continue;
+      hold(s, SlabKind::kSealed, p, share(SlabKind::kSealed, page.sealed));
+      s.sealed_layers[p] = geometry_.n_layers;
+    }
+    while (sink_pages_ + s.n_sealable < border &&
+           s.pages[sink_pages_ + s.n_sealable].sealed != kNoSlab)
+      ++s.n_sealable;
+    index_.used(taken);
+    if (without_tail) make_up_tail(s, border);
+    // The prompt's last border, and the end of what was known where that is further than its tails.
+    if (int2_ && options_.tail_bytes > 0) {
+      for (const int wanted :
+           {pages_of(std::min(n_prompt, limit)), static_cast<int>(path.size())}) {
+        const bool twice = s.n_tails > 0 && s.tails[0].border == wanted;
+        if (wanted > border && !twice) s.tails[s.n_tails++] = {.border = wanted};
+      }
+    }
+    debug_validate();
+    return s.committed;
+  }
+
+  void forget(std::uint64_t owner) override {
+    index_.forget(owner);
     debug_validate();
   }
 
@@ -157,19 +188,17 @@ class PagedKvCache final : public KvCache {
     // allocates.
     const int sealable =
         int2_ ? std::max(s.n_sealable, pages - 1 - window_pages_ - sink_pages_) : 0;
-    const int sealed_chunks = (sealable + sealed_per_chunk_ - 1) / sealed_per_chunk_;
-    const int new_sealed = sealed_chunks - static_cast<int>(s.sealed_chunks.size());
-    if (pages - s.n_pages + new_sealed > pool_.n_free()) return false;
-    for (int i = 0; i < new_sealed; ++i) s.sealed_chunks.push_back(pool_.take());
-    for (; s.n_sealable < sealable; ++s.n_sealable, ++stats_.sealed_pages) {
-      s.sealed[sink_pages_ + s.n_sealable] =
-          pool_.at(s.sealed_chunks[s.n_sealable / sealed_per_chunk_]) +
-          s.n_sealable % sealed_per_chunk_ * sealed_slab_bytes_;
+    int new_sealed = 0;
+    for (int i = s.n_sealable; i < sealable; ++i)
+      new_sealed += s.pages[sink_pages_ + i].sealed == kNoSlab;
+    if (!make_room(pages - s.n_pages, new_sealed)) return false;
+    for (; s.n_sealable < sealable; ++s.n_sealable) {
+      const int p = sink_pages_ + s.n_sealable;
+      if (s.pages[p].sealed == kNoSlab)
+        hold(s, SlabKind::kSealed, p, pool_.take(SlabKind::kSealed));
     }
-    for (; s.n_pages < pages; ++s.n_pages, ++stats_.hot_pages) {
-      s.hot_chunk[s.n_pages] = pool_.take();
-      s.hot[s.n_pages] = pool_.at(s.hot_chunk[s.n_pages]);
-    }
+    for (; s.n_pages < pages; ++s.n_pages)
+      hold(s, SlabKind::kHot, s.n_pages, pool_.take(SlabKind::kHot));
     debug_validate();
     return true;
   }
@@ -181,13 +210,20 @@ class PagedKvCache final : public KvCache {
           "commit past what is reserved", length, s.n_pages);
     s.committed = length;
     if (!int2_) return;
+    // Before anything is released: every page that the last rows read is still here in 16 bits.
+    for (int i = 0; i < s.n_tails; ++i) {
+      KeptTail& tail = s.tails[i];
+      if (tail.reached || length / kPageTokens < tail.border) continue;
+      tail.first = tail_start(s, tail.border);
+      tail.reached = true;
+    }
     // Every row to come is at `length` or later: it reads page p as INT2 if p < length / 64 -
     // window.
     const std::int64_t read_as_int2 = length / kPageTokens - window_pages_;
     for (s.first_hot = std::max(s.first_hot, sink_pages_);
          s.first_hot < read_as_int2 && s.sealed_layers[s.first_hot] == geometry_.n_layers;
          ++s.first_hot) {
-      release_hot(s, s.first_hot);
+      if (!in_kept_tail(s, s.first_hot)) drop(s, SlabKind::kHot, s.first_hot);
     }
     debug_validate();
   }
@@ -205,10 +241,13 @@ class PagedKvCache final : public KvCache {
       for (int i = 0; i < r.n_rows; ++i) {
         const std::int64_t position = r.first_position + i;
         const int page = static_cast<int>(position / kPageTokens);
-        check(page < s.n_pages && s.hot_chunk[page] != kNone,
+        check(page < s.n_pages && s.hot[page] != nullptr,
               "a row is stored where nothing is reserved", position);
         check(s.sealed_layers[page] <= layer, "a row is stored into a sealed page", position);
-        std::byte* slab = pool_.at(s.hot_chunk[page]) + hot_stride_ * layer * geometry_.n_kv_heads;
+        check(pool_.refs(SlabKind::kHot, s.pages[page].hot) == 1,
+              "a row is stored into a shared page", position);
+        std::byte* slab = pool_.at(SlabKind::kHot, s.pages[page].hot) +
+                          hot_stride_ * layer * geometry_.n_kv_heads;
         for (int h = 0; h < geometry_.n_kv_heads; ++h) {
           kernels::store_kv(slab + hot_stride_ * h, d, static_cast<int>(position % kPageTokens),
                             k + (r.first_row + i) * k_stride + static_cast<std::size_t>(h) * d,
@@ -272,7 +311,7 @@ class PagedKvCache final : public KvCache {
       // needs on top (its pages are hot until it is committed) comes off the capacity too.
       const std::int64_t hot =
           sink_pages_ + window_pages_ + 2 + (options_.max_rows + kPageTokens - 1) / kPageTokens;
-      pages = chunks <= hot ? chunks : hot + (chunks - hot) * sealed_per_chunk_;
+      pages = chunks <= hot ? chunks : hot + (chunks - hot) * pool_.per_chunk(SlabKind::kSealed);
     }
     return std::min<std::int64_t>(pages * kPageTokens, options_.max_model_len);
   }
@@ -280,7 +319,34 @@ class PagedKvCache final : public KvCache {
   KvStats stats() const override {
     KvStats stats = stats_;
     stats.pool_bytes = pool_.chunk_bytes() * pool_.n_chunks();
-    stats.used_bytes = pool_.chunk_bytes() * (pool_.n_chunks() - pool_.n_free());
+    // A chunk is used if a sequence holds any of its slabs; what only the index holds is there for
+    // whoever needs it.
+    std::vector<bool> used(static_cast<std::size_t>(pool_.n_chunks()), false);
+    std::int64_t n_used = 0;
+    const auto mark = [&](SlabKind kind, Slab slab) {
+      if (slab == kNoSlab) return;
+      const auto chunk = static_cast<std::size_t>(pool_.chunk_of(kind, slab));
+      n_used += !used[chunk];
+      used[chunk] = true;
+    };
+    for (const Sequence& s : sequences_) {
+      for (int p = 0; p < s.n_pages; ++p) {
+        mark(SlabKind::kHot, s.pages[p].hot);
+        mark(SlabKind::kSealed, s.pages[p].sealed);
+      }
+    }
+    const auto bytes = [&](std::int64_t chunks) {
+      return pool_.chunk_bytes() * static_cast<std::size_t>(chunks);
+    };
+    stats.used_bytes = bytes(n_used);
+    stats.cached_bytes = bytes(pool_.n_chunks() - pool_.n_free() - n_used);
+    stats.hot_pages = pool_.in_use(SlabKind::kHot);
+    stats.sealed_pages = pool_.in_use(SlabKind::kSealed);
+    stats.cached_pages = index_.n_pages();
+    stats.tails = index_.n_tails();
+    stats.tail_bytes = bytes(index_.tail_slabs());
+    stats.evicted_pages_total = index_.evicted_pages();
+    stats.evicted_tails_total = index_.evicted_tails();
     stats.bytes_per_token_bf16 = static_cast<double>(hot_slab_bytes_) / kPageTokens;
     stats.bytes_per_token_sealed = static_cast<double>(sealed_slab_bytes_) / kPageTokens;
     return stats;
@@ -288,42 +354,39 @@ class PagedKvCache final : public KvCache {
 
   const KvOptions& options() const override { return options_; }
 
-  // The whole structure: every chunk is free or held exactly once, and every page has the copies
-  // that its place requires. Empty if it holds.
+  // The whole structure: every slab has as many references as holders, and every page has the
+  // copies that its place requires. Empty if it holds.
   std::string validate() const override {
-    std::vector<int> holders(pool_.n_chunks(), 0);
-    for (const int chunk : pool_.free_chunks()) ++holders[chunk];
-    std::int64_t hot_pages = 0, sealed_pages = 0;
+    std::array<std::vector<int>, 2> holders;
+    for (const SlabKind kind : {SlabKind::kHot, SlabKind::kSealed})
+      holders[static_cast<std::size_t>(kind)].assign(pool_.n_slabs(kind), 0);
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
       const Sequence& s = sequences_[i];
-      if (!s.open && (s.n_pages != 0 || !s.sealed_chunks.empty()))
-        return fmt::format("closed sequence {} holds pages", i);
+      if (!s.open && s.n_pages != 0) return fmt::format("closed sequence {} holds pages", i);
       for (int p = 0; p < max_pages_; ++p) {
-        const bool hot = s.hot_chunk[p] != kNone;
-        if (hot) ++holders[s.hot_chunk[p]], ++hot_pages;
-        if (s.sealed[p] != nullptr) ++sealed_pages;
-        const std::byte* slab = hot ? pool_.at(s.hot_chunk[p]) : nullptr;
-        if (s.hot[p] != slab) return fmt::format("sequence {} page {}: stale hot pointer", i, p);
-        const bool wants_hot = p < s.n_pages && (p < sink_pages_ || p >= s.first_hot);
+        const PrefixIndex::Page page = s.pages[p];
+        const bool hot = page.hot != kNoSlab;
+        if (hot) ++holders[0][page.hot];
+        if (page.sealed != kNoSlab) ++holders[1][page.sealed];
+        if (s.hot[p] != (hot ? pool_.at(SlabKind::kHot, page.hot) : nullptr) ||
+            s.sealed[p] !=
+                (page.sealed != kNoSlab ? pool_.at(SlabKind::kSealed, page.sealed) : nullptr))
+          return fmt::format("sequence {} page {}: stale pointer", i, p);
+        const bool wants_hot =
+            p < s.n_pages && (p < sink_pages_ || p >= s.first_hot || in_kept_tail(s, p));
         if (hot != wants_hot)
           return fmt::format("sequence {} page {}: hot copy {}, wanted {}", i, p, hot, wants_hot);
         if (p < s.n_pages && !hot && s.sealed_layers[p] != geometry_.n_layers) {
           return fmt::format("sequence {} page {}: neither hot nor sealed", i, p);
         }
-        if (s.sealed_layers[p] > 0 && (p + 1) * kPageTokens > s.n_pages * kPageTokens) {
+        if (s.sealed_layers[p] > 0 && p >= s.n_pages) {
           return fmt::format("sequence {} page {}: sealed past its end", i, p);
         }
       }
-      for (const int chunk : s.sealed_chunks) ++holders[chunk];
     }
-    for (std::size_t c = 0; c < holders.size(); ++c) {
-      if (holders[c] != 1) return fmt::format("chunk {} has {} holders", c, holders[c]);
-    }
-    if (hot_pages != stats_.hot_pages || sealed_pages != stats_.sealed_pages) {
-      return fmt::format("{} hot and {} sealed pages, counted {} and {}", hot_pages, sealed_pages,
-                         stats_.hot_pages, stats_.sealed_pages);
-    }
-    return {};
+    if (std::string error = index_.validate(holders); !error.empty()) return error;
+    const char* error = pool_.validate(holders);
+    return error == nullptr ? std::string() : error;
   }
 
   std::span<const std::byte> sealed_bytes(KvSequence handle, int page, int layer,
@@ -352,12 +415,95 @@ class PagedKvCache final : public KvCache {
     return sequences_[handle];
   }
 
-  void release_hot(Sequence& s, int page) {
-    if (s.hot_chunk[page] == kNone) return;
-    pool_.give(s.hot_chunk[page]);
-    s.hot_chunk[page] = kNone;
-    s.hot[page] = nullptr;
-    --stats_.hot_pages;
+  Slab share(SlabKind kind, Slab slab) {
+    pool_.share(kind, slab);
+    return slab;
+  }
+  void hold(Sequence& s, SlabKind kind, int page, Slab slab) {
+    (kind == SlabKind::kHot ? s.pages[page].hot : s.pages[page].sealed) = slab;
+    (kind == SlabKind::kHot ? s.hot : s.sealed)[page] = pool_.at(kind, slab);
+  }
+  void drop(Sequence& s, SlabKind kind, int page) {
+    Slab& slab = kind == SlabKind::kHot ? s.pages[page].hot : s.pages[page].sealed;
+    if (slab == kNoSlab) return;
+    pool_.drop(kind, slab);
+    slab = kNoSlab;
+    (kind == SlabKind::kHot ? s.hot : s.sealed)[page] = nullptr;
+  }
+
+  // Room for so many slabs more: what is free, then what can be gathered, then what only the index
+  // holds, then what running sequences keep back for it.
+  bool make_room(int hot, int sealed) {
+    while (!pool_.fits(hot, sealed)) {
+      if (!gather() && !index_.evict() && !drop_kept_tail()) return false;
+    }
+    return true;
+  }
+  bool gather() {
+    return pool_.compact([&](SlabKind kind, Slab from, Slab to) {
+      for (Sequence& s : sequences_) {
+        for (int p = 0; p < s.n_pages; ++p) {
+          if ((kind == SlabKind::kHot ? s.pages[p].hot : s.pages[p].sealed) == from)
+            hold(s, kind, p, to);
+        }
+      }
+      index_.moved(kind, from, to);
+    });
+  }
+  bool drop_kept_tail() {
+    for (Sequence& s : sequences_) {
+      if (s.n_tails == 0) continue;
+      const KeptTail tail = s.tails[--s.n_tails];
+      for (int p = tail.first; tail.reached && p < std::min(tail.border, s.first_hot); ++p) {
+        if (!in_kept_tail(s, p)) drop(s, SlabKind::kHot, p);
+      }
+      return true;
+    }
+    return false;
+  }
+
+  int first_unsealed(const Sequence& s) const {
+    int p = std::max(sink_pages_, s.first_hot);
+    while (p < s.n_pages && s.sealed_layers[p] == geometry_.n_layers) ++p;
+    return p;
+  }
+  // The tail of a border is the window before it and what was not sealed yet.
+  int tail_start(const Sequence& s, int border) const {
+    return std::max(sink_pages_, std::min(border - window_pages_, first_unsealed(s)));
+  }
+  static bool in_kept_tail(const Sequence& s, int page) {
+    return std::any_of(s.tails.begin(), s.tails.begin() + s.n_tails, [&](const KeptTail& t) {
+      return t.reached && t.first <= page && page < t.border;
+    });
+  }
+
+  // Negative control (KvOptions::fault_resume_without_tail): as if sealed pages were enough.
+  int last_sealed_border(std::span<const PrefixIndex::NodeId> path) const {
+    int border = sink_pages_;
+    while (border < static_cast<int>(path.size()) &&
+           index_.page(path[static_cast<std::size_t>(border)]).sealed != kNoSlab)
+      ++border;
+    return std::min(border, static_cast<int>(path.size()));
+  }
+  void make_up_tail(Sequence& s, int border) {
+    const int d = geometry_.head_dim;
+    std::vector<float> k(static_cast<std::size_t>(kPageTokens) * d), v(k.size());
+    for (int p = s.first_hot; p < border; ++p) {
+      if (s.hot[p] != nullptr) continue;
+      check(make_room(1, 0), "no room for the fault", p);
+      hold(s, SlabKind::kHot, p, pool_.take(SlabKind::kHot));
+      for (int i = 0; i < geometry_.n_layers * geometry_.n_kv_heads; ++i) {
+        kernels::dequantize_sealed_page(
+            s.sealed[p] + sealed_stride_ * i,
+            calibration_->layer(i / geometry_.n_kv_heads)[i % geometry_.n_kv_heads], d, k.data(),
+            v.data());
+        for (int slot = 0; slot < kPageTokens; ++slot) {
+          kernels::store_kv(const_cast<std::byte*>(s.hot[p]) + hot_stride_ * i, d, slot,
+                            &k[static_cast<std::size_t>(slot) * d],
+                            &v[static_cast<std::size_t>(slot) * d]);
+        }
+      }
+    }
   }
 
   // Seals in this layer what these rows read as INT2. The last row's page decides for all of them:
@@ -378,6 +524,8 @@ class PagedKvCache final : public KvCache {
               "a page with tokens that are not final would be sealed", p, final_length);
         ++s.sealed_layers[p];
         if (layer + 1 == geometry_.n_layers) ++stats_.sealed_pages_total;
+        check(pool_.refs(SlabKind::kSealed, s.pages[p].sealed) == 1,
+              "a shared page would be sealed again", p);
         to_seal_.push_back({s.hot[p], const_cast<std::byte*>(s.sealed[p])});
         if (options_.fault_seal_drafted) {
           const auto& copy = drafted_copies_.at({r.sequence, int(p), layer});
@@ -418,8 +566,9 @@ class PagedKvCache final : public KvCache {
   const bool int2_;
   const int sink_pages_, window_pages_;
   const std::size_t hot_stride_, sealed_stride_, hot_slab_bytes_, sealed_slab_bytes_;
-  const int sealed_per_chunk_, max_pages_;
-  Pool pool_;
+  const int max_pages_;
+  PagePool pool_;
+  PrefixIndex index_;
   std::vector<Sequence> sequences_;
   KvStats stats_;
   std::vector<kernels::AttentionRows> attention_rows_;

@@ -1,4 +1,5 @@
-// The KV cache of one model: every sequence's pages, from one pool. Owned and called by the engine
+// The KV cache of one model: every sequence's pages and those kept of ended ones (prefix_index.h),
+// from one pool (page_pool.h). Owned and called by the engine
 // thread (attend() fans out over the kernel pool). A page is 64 tokens of all layers and KV heads:
 // a hot slab (16-bit) and, once sealed, an INT2 slab. Invariants: a page is sealed only from
 // committed tokens, when a row first needs its codes, at a border fixed by absolute position; a
@@ -17,6 +18,7 @@
 #include "foretoken/kernels/thread_pool.h"
 #include "foretoken/protocol/result.h"
 #include "runtime/kv/calibration.h"
+#include "runtime/kv/page_hash.h"
 
 namespace foretoken {
 
@@ -41,9 +43,15 @@ struct KvOptions {
   int max_sequences = 8;
   int max_rows = 512;  // of one forward pass
   std::int64_t max_model_len = 0;
-  // Negative control of law 2, for its test: a page is sealed as it was when its last slot was first written,
-  // which may have been by a drafted token that was rejected afterwards.
+  // Of the pool, at most so much for tails of the prefix index (prefix_index.h) that nobody else
+  // needs; in a mode that seals nothing there are none.
+  std::size_t tail_bytes = 0;
+  // Negative control of law 2, for its test: a page is sealed as it was when its last slot was
+  // first written, which may have been by a drafted token that was rejected afterwards.
   bool fault_seal_drafted = false;
+  // Negative control of law 1: resume where pages are held only sealed, the window's 16-bit copies
+  // made from their codes.
+  bool fault_resume_without_tail = false;
 };
 
 using KvSequence = int;  // a handle from open()
@@ -58,8 +66,14 @@ struct KvRows {
 };
 
 struct KvStats {
-  std::size_t pool_bytes = 0, used_bytes = 0;
-  std::int64_t hot_pages = 0, sealed_pages = 0;
+  std::size_t pool_bytes = 0;
+  std::size_t used_bytes = 0;    // by sequences, what they share with the index included
+  std::size_t cached_bytes = 0;  // by the index alone: free for whoever needs it
+  std::int64_t hot_pages = 0, sealed_pages = 0;  // slabs held, by whomever
+  // The prefix index: its pages, its tails and what they take of their budget.
+  std::int64_t cached_pages = 0, tails = 0;
+  std::size_t tail_bytes = 0;
+  std::int64_t evicted_pages_total = 0, evicted_tails_total = 0;
   std::int64_t sealed_pages_total = 0;  // ever
   std::int64_t int2_page_reads_total =
       0;  // (row group, page) pairs attended to as INT2, layer 0, head 0
@@ -75,8 +89,18 @@ class KvCache {
 
   virtual std::optional<KvSequence> open() = 0;  // nullopt: max_sequences are open
   virtual void close(KvSequence sequence) = 0;   // frees its pages at once
-  // Makes room for positions below `length`. False: the pool is full; nothing changed. Some room is
-  // always kept so that an admitted sequence's pages can be sealed.
+  // A whole request's end: its committed pages enter the prefix index under the names in `chain`.
+  virtual void close_and_keep(KvSequence sequence, const PageChain& chain) = 0;
+  // Takes over what the prefix index holds of a fresh sequence's beginning, up to the last page
+  // border at or below `limit` whose tail is held, and returns that position (0: nothing): it is
+  // committed, rows go on from there. Remembers to keep the tails of this prompt's last border and
+  // of the border where it leaves what is known.
+  virtual std::int64_t resume(KvSequence sequence, const PageChain& chain, std::int64_t n_prompt,
+                              std::int64_t limit) = 0;
+  virtual void forget(std::uint64_t owner) = 0;  // that owner's pages leave the index
+  // Makes room for positions below `length`, if need be at the prefix index's cost. False: the pool
+  // is full; the sequence is as it was. Some room is always kept so that an admitted sequence's
+  // pages can be sealed.
   virtual bool reserve(KvSequence sequence, std::int64_t length) = 0;
   // Positions below `length` are final. Monotone; rows may not start past it (a prefill commits
   // each chunk). Releases hot copies nobody will read.
@@ -99,7 +123,7 @@ class KvCache {
   virtual KvStats stats() const = 0;
   virtual const KvOptions& options() const = 0;
 
-  // For tests: empty if every chunk of the pool is free or held exactly once and every page has the
+  // For tests: empty if every reference into the pool is accounted for and every page has the
   // copies it should have (debug builds check it after every call); and the bytes of a page, empty
   // if there are none.
   virtual std::string validate() const = 0;

@@ -1,0 +1,137 @@
+#include "runtime/kv/page_pool.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace foretoken {
+
+PagePool::PagePool(std::size_t hot_bytes, std::size_t sealed_bytes, int n_chunks)
+    : chunk_bytes_(hot_bytes), n_chunks_(n_chunks) {
+  kinds_[0].bytes = hot_bytes;
+  kinds_[1].bytes = sealed_bytes;
+  for (Kind& k : kinds_) {
+    k.per_chunk = static_cast<int>(chunk_bytes_ / k.bytes);
+    k.refs.assign(static_cast<std::size_t>(n_chunks) * static_cast<std::size_t>(k.per_chunk), 0);
+    k.partial.reserve(static_cast<std::size_t>(n_chunks));
+    k.place.assign(static_cast<std::size_t>(n_chunks), -1);
+  }
+  used_.assign(static_cast<std::size_t>(n_chunks), 0);
+  bytes_ = chunk_bytes_ * static_cast<std::size_t>(n_chunks);
+  void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return;
+  base_ = static_cast<std::byte*>(memory);
+  madvise(base_, bytes_, MADV_HUGEPAGE);
+  free_.reserve(static_cast<std::size_t>(n_chunks));
+  for (int i = n_chunks - 1; i >= 0; --i)
+    free_.push_back(i);  // low chunks first: touched memory stays small
+}
+
+PagePool::~PagePool() {
+  if (base_ != nullptr) munmap(base_, bytes_);
+}
+
+void PagePool::list(Kind& k, int chunk) {
+  k.place[static_cast<std::size_t>(chunk)] = static_cast<std::int32_t>(k.partial.size());
+  k.partial.push_back(chunk);
+}
+
+void PagePool::unlist(Kind& k, int chunk) {
+  std::int32_t& place = k.place[static_cast<std::size_t>(chunk)];
+  k.partial[static_cast<std::size_t>(place)] = k.partial.back();
+  k.place[static_cast<std::size_t>(k.partial.back())] = place;
+  k.partial.pop_back();
+  place = -1;
+}
+
+Slab PagePool::take_in(Kind& k, int chunk) {
+  Slab slab = chunk * k.per_chunk;
+  while (k.refs[static_cast<std::size_t>(slab)] != 0) ++slab;
+  k.refs[static_cast<std::size_t>(slab)] = 1;
+  ++k.in_use;
+  --k.holes;
+  if (++used_[static_cast<std::size_t>(chunk)] == k.per_chunk) unlist(k, chunk);
+  return slab;
+}
+
+Slab PagePool::take(SlabKind kind) {
+  Kind& k = of(kind);
+  if (k.partial.empty()) {
+    list(k, free_.back());
+    free_.pop_back();
+    k.holes += k.per_chunk;
+  }
+  return take_in(k, k.partial.back());
+}
+
+void PagePool::drop(SlabKind kind, Slab slab) {
+  Kind& k = of(kind);
+  if (--k.refs[static_cast<std::size_t>(slab)] > 0) return;
+  const int chunk = slab / k.per_chunk;
+  --k.in_use;
+  ++k.holes;
+  if (k.place[static_cast<std::size_t>(chunk)] < 0) list(k, chunk);
+  if (--used_[static_cast<std::size_t>(chunk)] > 0) return;
+  unlist(k, chunk);
+  k.holes -= k.per_chunk;
+  free_.push_back(chunk);
+}
+
+int PagePool::emptiest(SlabKind kind) const {
+  const Kind& k = of(kind);
+  return *std::ranges::min_element(
+      k.partial, {}, [&](int chunk) { return used_[static_cast<std::size_t>(chunk)]; });
+}
+
+Slab PagePool::move_elsewhere(SlabKind kind, Slab from) {
+  Kind& k = of(kind);
+  const int chunk = from / k.per_chunk;
+  const int target = k.partial.back() != chunk ? k.partial.back() : k.partial.front();
+  const Slab to = take_in(k, target);
+  std::memcpy(at(kind, to), at(kind, from), k.bytes);
+  std::int32_t& refs = k.refs[static_cast<std::size_t>(from)];
+  k.refs[static_cast<std::size_t>(to)] = refs;
+  refs = 1;
+  drop(kind, from);
+  return to;
+}
+
+const char* PagePool::validate(const std::array<std::vector<int>, 2>& holders) const {
+  std::vector<int> users(static_cast<std::size_t>(n_chunks_), 0);
+  std::vector<int> kind_of(static_cast<std::size_t>(n_chunks_), -1);
+  for (int kind = 0; kind < 2; ++kind) {
+    const Kind& k = kinds_[static_cast<std::size_t>(kind)];
+    std::int64_t in_use = 0;
+    for (std::size_t slab = 0; slab < k.refs.size(); ++slab) {
+      if (k.refs[slab] != holders[static_cast<std::size_t>(kind)][slab])
+        return kind == 0 ? "a hot slab's references are miscounted"
+                         : "a sealed slab's references are miscounted";
+      if (k.refs[slab] == 0) continue;
+      ++in_use;
+      const std::size_t chunk = slab / static_cast<std::size_t>(k.per_chunk);
+      ++users[chunk];
+      if (kind_of[chunk] >= 0 && kind_of[chunk] != kind) return "a chunk holds slabs of both kinds";
+      kind_of[chunk] = kind;
+    }
+    if (in_use != k.in_use) return "slabs in use are miscounted";
+    std::int64_t holes = 0;
+    for (const int chunk : k.partial) {
+      holes += k.per_chunk - used_[static_cast<std::size_t>(chunk)];
+      if (users[static_cast<std::size_t>(chunk)] == 0) return "a listed chunk is empty";
+    }
+    if (holes != k.holes) return "holes are miscounted";
+  }
+  std::size_t used_chunks = 0;
+  for (std::size_t chunk = 0; chunk < users.size(); ++chunk) {
+    if (users[chunk] != used_[chunk]) return "a chunk's slabs are miscounted";
+    used_chunks += users[chunk] > 0;
+  }
+  for (const int chunk : free_) {
+    if (users[static_cast<std::size_t>(chunk)] != 0) return "a free chunk is in use";
+  }
+  return free_.size() + used_chunks == users.size() ? nullptr : "a chunk is lost";
+}
+
+}  // namespace foretoken
