@@ -32,6 +32,11 @@ void ServeFlags::add_to(Flags& flags) {
                "of the draft model: " + kv_mode_names());
   flags.option("kv-cache-memory", kv_cache_memory_,
                "bytes of the KV pool (64M, 2G), 0: enough for max-num-seqs");
+  flags.toggle("prefix-cache", engine.prefix_cache,
+               "keep the KV pages of finished requests for those that begin alike");
+  flags.option(
+      "prefix-tail-memory", prefix_tail_memory_,
+      "of the KV pool, at most so many bytes of 16-bit pages kept to resume from, 0: half");
   flags.option("kv-sink", engine.kv_sink, "first tokens kept in 16 bits, a multiple of 64");
   flags.option("kv-window", engine.kv_window,
                "last tokens kept in 16 bits, a multiple of 64, at least 64");
@@ -63,7 +68,8 @@ void ServeFlags::add_to(Flags& flags) {
       .option("canary-fraction", canary_fraction,
               "share of requests that a new speculator version drafts for until it is proven")
       ->check(CLI::Range(0.01, 1.0));
-  flags.toggle("share-across-keys", engine.share_across_keys, "API keys share one traffic store");
+  flags.toggle("share-across-keys", engine.share_across_keys,
+               "API keys share one traffic store and one prefix cache");
   flags.option("threads", engine.threads, "kernel threads, 0: all cores")
       ->check(CLI::Range(0, 1024));
   flags.option("device", device, "cpu");
@@ -161,6 +167,9 @@ Status ServeFlags::finish() {
   auto memory = parse_bytes(kv_cache_memory_);
   if (!memory) return wrong("kv-cache-memory", kv_cache_memory_, "a size like 512M");
   engine.kv_cache_memory = *memory;
+  auto tails = parse_bytes(prefix_tail_memory_);
+  if (!tails) return wrong("prefix-tail-memory", prefix_tail_memory_, "a size like 512M");
+  engine.prefix_tail_memory = *tails;
   auto traces = parse_bytes(trace_dir_max_bytes_);
   if (!traces || *traces < (std::size_t{1} << 20))
     return wrong("trace-dir-max-bytes", trace_dir_max_bytes_, "a size from 1M on");

@@ -38,7 +38,7 @@ struct ServeFlags {
  private:
   std::string kv_cache_dtype_ = "int2", draft_kv_cache_dtype_ = "int2", spec_type_ = "auto",
               spec_sampling_ = "invariant";
-  std::string kv_cache_memory_ = "0", max_body_ = "8M", trace_dir_max_bytes_ = "1G";
+  std::string kv_cache_memory_ = "0", prefix_tail_memory_ = "0", max_body_ = "8M", trace_dir_max_bytes_ = "1G";
 };
 
 }  // namespace foretoken

@@ -4,32 +4,45 @@
 #include "runtime/engine/core.h"
 
 namespace foretoken {
+namespace {
+
+// Taps are of consecutive positions: where a prefix hit leaves some out, they begin after it.
+// (Those of a generated token are there: only a prompt that was preempted before its end can have a
+// gap.)
+void skip_taps(RequestTrace& trace, std::int64_t position) {
+  if (position <= trace.tap_first + trace.tap_positions()) return;
+  trace.tap_values.clear();
+  trace.tap_scales.clear();
+  trace.tap_first = std::int32_t(position);
+}
+
+}  // namespace
 
 void EngineCore::enqueue(std::unique_ptr<Sequence> sequence) {
   waiting_.push_back(std::move(sequence));
 }
 
-void EngineCore::cancel(RequestId id) {
+void EngineCore::end(RequestId id, FinishReason reason) {
   for (auto& s : running_) {
-    if (s->request.id == id) s->cancelled = true;
+    if (s->request.id == id) s->ends = reason;
   }
   for (auto& s : waiting_) {
-    if (s->request.id == id) s->cancelled = true;
+    if (s->request.id == id) s->ends = reason;
   }
 }
 
 void EngineCore::abort_all() {
-  for (auto& s : running_) s->cancelled = true;
-  for (auto& s : waiting_) s->cancelled = true;
+  for (auto& s : running_) s->ends = FinishReason::kAborted;
+  for (auto& s : waiting_) s->ends = FinishReason::kAborted;
   admit();
 }
 
 void EngineCore::admit() {
   for (auto& s : running_) {
-    if (s->cancelled) finish(*s, FinishReason::kAborted, {});
+    if (s->ends) finish(*s, *s->ends, {});
   }
   for (auto& s : waiting_) {
-    if (s->cancelled) finish(*s, FinishReason::kAborted, {});
+    if (s->ends) finish(*s, *s->ends, {});
   }
   remove_finished();
   while (!waiting_.empty()) {
@@ -39,8 +52,12 @@ void EngineCore::admit() {
     // A first chunk must fit without taking pages from anybody; the rest may preempt later.
     const auto kv = kv_->open();
     if (!kv) return;
-    const std::int64_t first =
-        std::min<std::int64_t>(std::int64_t(s.tokens.size()) + 1, options_.max_batch_rows);
+    // At least one row is computed, whatever is known: it has the logits, or the features from
+    // which the head drafts.
+    s.computed = 0;
+    if (!s.chain.empty()) s.computed = kv_->resume(*kv, s.chain, s.n_prompt, s.prefill_end() - 1);
+    const std::int64_t first = std::min<std::int64_t>(std::int64_t(s.tokens.size()) + 1,
+                                                      s.computed + options_.max_batch_rows);
     if (!kv_->reserve(*kv, first) && !running_.empty()) {
       kv_->close(*kv);
       return;
@@ -48,8 +65,11 @@ void EngineCore::admit() {
     s.kv = *kv;
     s.slot = int(slot - slot_used_.begin());
     *slot = true;
-    s.computed = 0;
+    if (s.trace) skip_taps(*s.trace, s.computed);
     if (!s.preempted) {
+      s.timings.cached_n = s.computed;
+      stats_.prefix_cache_queries += s.n_prompt;
+      stats_.prefix_cache_hits += s.computed;
       s.admitted = std::chrono::steady_clock::now();
       s.timings.queue_ms =
           std::chrono::duration<double, std::milli>(s.admitted - s.submitted).count();
@@ -65,7 +85,7 @@ void EngineCore::admit() {
 
 void EngineCore::preempt(Sequence& s) {
   kv_->close(s.kv);
-  portfolio_->close(context_of(s), false);
+  portfolio_->close(context_of(s), false, false);
   slot_used_[std::size_t(s.slot)] = false;
   s.kv = s.slot = -1;
   s.computed = 0;

@@ -76,7 +76,7 @@ void EngineCore::commit_one(RoundEntry& e) {
   outcome.emitted = e.emitted;
   outcome.accepted = e.accepted;
   if (!e.decode) {
-    s.timings.prompt_n = s.n_prompt;
+    s.timings.prompt_n = s.n_prompt - s.timings.cached_n;
     s.timings.prompt_ms = ms_since(s.admitted, now);
     s.decode_started = now;
     stats_.prompt_tokens += s.n_prompt;
@@ -177,8 +177,16 @@ void EngineCore::commit_one(RoundEntry& e) {
 void EngineCore::finish(Sequence& s, FinishReason reason, EngineEvent&& last) {
   const bool whole = reason == FinishReason::kStop || reason == FinishReason::kLength;
   if (s.slot >= 0) {
-    kv_->close(s.kv);
-    portfolio_->close(context_of(s), whole && s.request.trace);
+    const bool keeps = whole && s.keeps_pages && !s.chain.empty();
+    if (keeps) {
+      s.chain.extend(s.tokens);
+      kv_->close_and_keep(s.kv, s.chain);
+    } else {
+      kv_->close(s.kv);
+    }
+    DraftContext context = context_of(s);
+    if (!keeps) context.chain = nullptr;
+    portfolio_->close(context, whole, whole && s.request.trace);
     slot_used_[std::size_t(s.slot)] = false;
     s.slot = s.kv = -1;
   }

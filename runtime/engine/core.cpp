@@ -1,6 +1,7 @@
 #include "runtime/engine/core.h"
 
 #include <algorithm>
+#include <cstring>
 #include <thread>
 
 #include <fmt/format.h>
@@ -20,6 +21,13 @@ std::size_t default_kv_memory(const KvGeometry& g, std::int64_t max_model_len, i
       std::size_t(g.n_layers) * std::size_t(g.n_kv_heads) * std::size_t(g.head_dim) * 4;
   const std::size_t all = per_token * std::size_t(max_model_len) * std::size_t(max_num_seqs);
   return std::min(all, std::max(std::size_t(1) << 30, per_token * std::size_t(max_model_len)));
+}
+
+std::uint64_t owner_of(const std::string& key_id) {
+  const PageHash hash = hash_bytes(key_id);
+  std::uint64_t owner;
+  std::memcpy(&owner, hash.data(), sizeof owner);
+  return owner;
 }
 
 }  // namespace
@@ -73,7 +81,17 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   kv_options.max_sequences = o.max_num_seqs;
   kv_options.max_rows = o.max_batch_rows;
   kv_options.max_model_len = o.max_model_len;
+  if (o.prefix_tail_memory == 0) o.prefix_tail_memory = o.kv_cache_memory / 2;
+  if (o.prefix_cache) kv_options.tail_bytes = o.prefix_tail_memory;
   kv_options.fault_seal_drafted = o.fault == EngineFault::kSealDrafted;
+  kv_options.fault_resume_without_tail = o.fault == EngineFault::kResumeWithoutTail;
+  const auto add_to_root = [&root = self->page_root_](const Model& m, KvMode mode) {
+    root.append(reinterpret_cast<const char*>(m.fingerprint().data()), m.fingerprint().size());
+    root += kv_mode_name(mode);
+  };
+  add_to_root(*model, o.kv_cache_dtype);
+  if (draft_model) add_to_root(*draft_model, o.draft_kv_cache_dtype);
+  self->page_root_ += fmt::format(" sink {} window {} ", o.kv_sink, o.kv_window);
   auto kv = KvCache::create(model->kv_geometry(), kv_options, std::move(calibration));
   if (!kv) return kv.error();
   self->kv_ = std::move(*kv);
@@ -89,9 +107,10 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
     ModelSpeculatorOptions draft_options;
     draft_options.kv = kv_options;
     draft_options.kv.mode = o.draft_kv_cache_dtype;
-    draft_options.kv.fault_seal_drafted = false;
+    draft_options.kv.fault_seal_drafted = draft_options.kv.fault_resume_without_tail = false;
     draft_options.kv.memory_bytes =
         default_kv_memory(draft_model->kv_geometry(), o.max_model_len, o.max_num_seqs);
+    if (o.prefix_cache) draft_options.kv.tail_bytes = draft_options.kv.memory_bytes / 2;
     draft_options.max_draft = o.spec_draft_n_max;
     draft_options.draft_vocab =
         (o.spec_draft_vocab + kernels::kPackRows - 1) / kernels::kPackRows * kernels::kPackRows;
@@ -151,9 +170,33 @@ DraftContext EngineCore::context_of(const Sequence& sequence) const {
   context.sampling = &sequence.request.sampling;
   context.store = sequence.store;
   context.stop_tokens = sequence.request.stop_tokens;
+  if (!sequence.chain.empty()) context.chain = &sequence.chain;
+  context.n_prompt = sequence.n_prompt;
   context.learned = sequence.learned;
   context.rejection = options_.spec_sampling == SpecSampling::kRejection;
   return context;
+}
+
+// Requests that opted out of traces share pages with their own kind of the same key alone, whatever
+// --share-across-keys says: what others are traced with is never theirs.
+PageChain EngineCore::chain_of(const EngineRequest& request) const {
+  if (!options_.prefix_cache) return {};
+  std::string root = page_root_;
+  if (!request.trace)
+    root += "untraced " + request.key_id;
+  else if (!options_.share_across_keys)
+    root += "key " + request.key_id;
+  PageChain chain(hash_bytes(root), owner_of(request.key_id),
+                  std::int64_t(request.prompt.size()) + request.max_tokens);
+  chain.extend(request.prompt);
+  return chain;
+}
+
+void EngineCore::forget_traffic(const std::string& key_id) {
+  portfolio_->forget(key_id, owner_of(key_id));
+  kv_->forget(owner_of(key_id));
+  for (auto& s : running_) s->keeps_pages &= s->request.key_id != key_id;
+  for (auto& s : waiting_) s->keeps_pages &= s->request.key_id != key_id;
 }
 
 // Sticky: the same requests as long as the canary is the same, whatever else is swapped.

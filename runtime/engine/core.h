@@ -83,13 +83,17 @@ class EngineCore {
   std::int64_t capacity_tokens() const { return kv_->capacity_tokens(); }
 
   void enqueue(std::unique_ptr<Sequence> sequence);
-  void cancel(RequestId id);
+  // Ends within one round: whole, or aborted.
+  void end(RequestId id, FinishReason reason);
   // What a swap replaces goes to `retired`: its destruction is not the engine thread's.
   void set_learned(LearnedChoice choice,
                    std::vector<std::shared_ptr<const LearnedWeights>>& retired);
   std::vector<SavedTraffic> save_traffic() const;
   std::vector<Error> restore_traffic(const std::vector<SavedTraffic>& saved);
-  void forget_traffic(const std::string& key_id) { portfolio_->sources().stores().forget(key_id); }
+  void forget_traffic(const std::string& key_id);
+  // The names of a request's pages begin with what they depend on and who may share them. Any
+  // thread.
+  PageChain chain_of(const EngineRequest& request) const;
   bool plain_now() const { return windows_->plain_now(); }
   // How long the engine's thread was kept from its next round by a swap.
   void swap_took(double ms);
@@ -129,6 +133,7 @@ class EngineCore {
   TraceSink trace_sink_;
   std::unique_ptr<kernels::ThreadPool> pool_;
   std::unique_ptr<KvCache> kv_;
+  std::string page_root_;  // models, KV modes, sink and window
   std::unique_ptr<ForwardWorkspace> workspace_;
   std::unique_ptr<Sampler> sampler_;
   std::unique_ptr<Portfolio> portfolio_;

@@ -101,6 +101,7 @@ class ThreadedEngine final : public Engine {
       trace->tap_values.reserve(positions * kHeadTaps * std::size_t(trace->tap_width));
       sequence->trace = std::move(trace);
     }
+    sequence->chain = core_->chain_of(request);
     sequence->request = std::move(request);
     {
       std::lock_guard lock(mutex_);
@@ -118,13 +119,8 @@ class ThreadedEngine final : public Engine {
     return Ok{};
   }
 
-  void cancel(RequestId id) override {
-    {
-      std::lock_guard lock(mutex_);
-      cancels_.push_back(id);
-    }
-    wake_.notify_one();
-  }
+  void cancel(RequestId id) override { end(id, FinishReason::kAborted); }
+  void stop(RequestId id) override { end(id, FinishReason::kStop); }
 
   void drain() override {
     std::lock_guard lock(mutex_);
@@ -197,6 +193,14 @@ class ThreadedEngine final : public Engine {
                 std::memory_order_relaxed);
   }
 
+  void end(RequestId id, FinishReason reason) {
+    {
+      std::lock_guard lock(mutex_);
+      ends_.emplace_back(id, reason);
+    }
+    wake_.notify_one();
+  }
+
   // Runs `task` between two rounds and waits for it. One caller at a time.
   void on_engine_thread(const std::function<void(EngineCore&)>& task) {
     std::lock_guard one(task_mutex_);
@@ -221,13 +225,13 @@ class ThreadedEngine final : public Engine {
 
   void run() {
     std::vector<std::unique_ptr<Sequence>> arrived;
-    std::vector<RequestId> cancels;
+    std::vector<std::pair<RequestId, FinishReason>> ends;
     std::vector<std::shared_ptr<const LearnedWeights>> retired;
     for (;;) {
       LearnedChoice swap;
       {
         std::unique_lock lock(mutex_);
-        if (!core_->has_work() && inbox_.empty() && cancels_.empty() && !swap_.served && !task_ &&
+        if (!core_->has_work() && inbox_.empty() && ends_.empty() && !swap_.served && !task_ &&
             !stop_) {
           idle_ = true;
           lock.unlock();
@@ -235,7 +239,7 @@ class ThreadedEngine final : public Engine {
           lock.lock();
           // Wakes once a second to show it is alive (readiness).
           wake_.wait_for(lock, std::chrono::seconds(1), [&] {
-            return !inbox_.empty() || !cancels_.empty() || swap_.served || task_ || stop_;
+            return !inbox_.empty() || !ends_.empty() || swap_.served || task_ || stop_;
           });
         }
         if (const auto* task = task_) {
@@ -247,16 +251,16 @@ class ThreadedEngine final : public Engine {
         }
         if (stop_) break;
         arrived.swap(inbox_);
-        cancels.swap(cancels_);
+        ends.swap(ends_);
         std::swap(swap, swap_);
         waiting_ = core_->n_waiting() + std::int64_t(arrived.size());
         idle_ = arrived.empty() && !core_->has_work();
       }
       beat();
       for (auto& s : arrived) core_->enqueue(std::move(s));
-      for (const RequestId id : cancels) core_->cancel(id);
+      for (const auto& [id, reason] : ends) core_->end(id, reason);
       arrived.clear();
-      cancels.clear();
+      ends.clear();
       if (swap.served) {
         const auto begin = std::chrono::steady_clock::now();
         core_->set_learned(std::move(swap), retired);
@@ -299,7 +303,7 @@ class ThreadedEngine final : public Engine {
   mutable std::mutex mutex_;  // guards everything down to idle_
   std::condition_variable wake_;
   std::vector<std::unique_ptr<Sequence>> inbox_;
-  std::vector<RequestId> cancels_;
+  std::vector<std::pair<RequestId, FinishReason>> ends_;
   LearnedChoice swap_;                                          // served null: none waits
   std::vector<std::shared_ptr<const LearnedWeights>> retired_;  // for a caller to destroy
   const std::function<void(EngineCore&)>* task_ = nullptr;

@@ -24,7 +24,13 @@ enum class SpecType { kNone, kNgram, kModel, kHead, kAuto };
 enum class SpecSampling { kInvariant, kRejection };
 
 // Negative controls: each breaks law 1 in one way that its test must catch. Never set by a flag.
-enum class EngineFault { kNone, kAcceptFirstDraft, kBatchDependentKernel, kSealDrafted };
+enum class EngineFault {
+  kNone,
+  kAcceptFirstDraft,
+  kBatchDependentKernel,
+  kSealDrafted,
+  kResumeWithoutTail
+};
 
 struct EngineOptions {
   int threads = 0;  // 0: all cores
@@ -36,6 +42,10 @@ struct EngineOptions {
   KvMode kv_cache_dtype = KvMode::kInt2;
   KvMode draft_kv_cache_dtype = KvMode::kInt2;
   int kv_sink = 64, kv_window = 256;
+  bool prefix_cache = true;
+  // Of the pool, at most so much for 16-bit copies that only resuming needs. 0: half of it. A kept
+  // prefix of 2,000 tokens is about as many bytes of sealed pages as its one tail.
+  std::size_t prefix_tail_memory = 0;
   SpecType spec_type = SpecType::kAuto;
   SpecSampling spec_sampling = SpecSampling::kInvariant;
   int spec_draft_n_max = 8;
@@ -51,7 +61,7 @@ struct EngineOptions {
   // the served ones with the fusion table perturbed).
   int swap_every_rounds = 0;
   std::vector<std::shared_ptr<const LearnedWeights>> swap_cycle;
-  bool share_across_keys = false;
+  bool share_across_keys = false;  // traffic stores and kept pages
   EngineFault fault = EngineFault::kNone;
 };
 
@@ -79,6 +89,8 @@ class Engine {
   // lengths in the message), kUnavailable (queue full or draining). The sink sees no event then.
   virtual Status submit(EngineRequest request) = 0;
   virtual void cancel(RequestId id) = 0;  // its pages are free within one round; idempotent
+  // As cancel(), but its client has all it wanted (a stop string): a whole request, kept and traced.
+  virtual void stop(RequestId id) { cancel(id); }
   virtual void drain() = 0;               // refuse new requests; open ones finish
   virtual bool idle() const = 0;          // nothing running, nothing waiting
 
@@ -93,7 +105,8 @@ class Engine {
   // The traffic stores, as they are between two rounds: save_traffic and restore_traffic wait for
   // the engine's thread, which a store keeps for tens of ms: before the first request, after the
   // last. restore_traffic: the errors of what does not fit, one a store; the others are restored.
-  // forget_traffic: empties a key's store, at once.
+  // forget_traffic: empties a key's store, at once, and drops the pages kept of its requests;
+  // those under way leave none.
   virtual std::vector<SavedTraffic> save_traffic() { return {}; }
   virtual std::vector<Error> restore_traffic(std::vector<SavedTraffic>) { return {}; }
   virtual void forget_traffic(const std::string&) {}

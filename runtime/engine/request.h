@@ -24,8 +24,9 @@ struct TokenLogprob {
 
 // Measured by the engine, monotonic clock. predicted_* cover the decode rounds (not prefill).
 struct RequestTimings {
-  std::int64_t prompt_n = 0, predicted_n = 0, draft_n = 0, draft_n_accepted = 0, rounds = 0,
-               drafting_rounds = 0;
+  std::int64_t cached_n = 0;  // the prompt's tokens that were found in the prefix cache
+  std::int64_t prompt_n = 0;  // the others: they were computed
+  std::int64_t predicted_n = 0, draft_n = 0, draft_n_accepted = 0, rounds = 0, drafting_rounds = 0;
   double queue_ms = 0, prompt_ms = 0, predicted_ms = 0;
   std::uint64_t speculator_version = 0;
 };
@@ -55,7 +56,7 @@ struct EngineRequest {
   bool speculation = true;           // "foretoken": {"speculation": false}
   bool trace = true;   // "foretoken": {"trace": false}: neither logged nor in the store
   std::string domain;  // metadata.domain, or the key's label
-  std::string key_id;  // whose traffic store; "" = shared
+  std::string key_id;  // whose traffic store and prefix cache; "" = shared
   EventSink sink;
 };
 

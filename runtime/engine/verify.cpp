@@ -27,11 +27,9 @@ void EngineCore::verify() {
   // recomputes everything but its last token, which then decodes as if nothing had happened.
   for (std::size_t i = 0; i < running_.size(); ++i) {
     Sequence& s = *running_[i];
-    const std::int64_t target =
-        s.n_generated() > 0 ? std::int64_t(s.tokens.size()) - 1 : s.n_prompt;
     if (s.decoding()) continue;
     const std::int64_t room = options_.max_batch_rows - std::int64_t(r.tokens.size());
-    const std::int64_t n = std::min(room, target - s.computed);
+    const std::int64_t n = std::min(room, s.prefill_end() - s.computed);
     if (n <= 0) break;
     // Only sequences younger than this one may lose their pages, and none of those has rows yet...
     // unless it decodes: then this one waits for the next round instead.

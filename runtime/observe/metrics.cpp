@@ -63,6 +63,15 @@ void engine_families(Families& f, const EngineStats& s) {
           s.kv.bytes_per_token_sealed);
   f.counter("kv_sealed_pages_total", "KV pages sealed", s.kv.sealed_pages_total);
   f.counter("prompt_tokens_total", "Prompt tokens read", s.prompt_tokens);
+  f.counter("prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache",
+            s.prefix_cache_queries);
+  f.counter("prefix_cache_hits_total", "Prompt tokens found in the prefix cache",
+            s.prefix_cache_hits);
+  f.gauge("prefix_cache_pages", "Pages the prefix cache keeps",
+          static_cast<double>(s.kv.cached_pages));
+  f.gauge("prefix_cache_tail_bytes", "16-bit copies kept to resume from",
+          static_cast<double>(s.kv.tail_bytes));
+  f.counter("prefix_cache_evicted_pages_total", "Pages that made room", s.kv.evicted_pages_total);
   f.counter("generation_tokens_total", "Tokens generated", s.generated_tokens);
   f.counter("num_preemptions_total", "Requests put back into the queue", s.preemptions);
   f.counter("num_aborted_requests_total", "Requests cancelled", s.requests_aborted);

@@ -56,6 +56,8 @@ struct EngineStats {
   std::int64_t requests_running = 0, requests_waiting = 0;
   std::int64_t requests_finished = 0, requests_aborted = 0, requests_rejected = 0, preemptions = 0;
   std::int64_t prompt_tokens = 0, generated_tokens = 0;
+  // Prompt tokens of admitted requests, and those of them that the prefix cache had.
+  std::int64_t prefix_cache_queries = 0, prefix_cache_hits = 0;
   double decode_tokens_per_s_last_minute = 0;
   std::int64_t engine_rounds = 0, control_rounds = 0;
   AcceptanceStats acceptance;  // all

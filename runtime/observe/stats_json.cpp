@@ -83,10 +83,16 @@ json::object kv_json(const KvStats& kv) {
           {"occupancy",
            kv.pool_bytes ? static_cast<double>(kv.used_bytes) / static_cast<double>(kv.pool_bytes)
                          : 0.0},
+          {"cached_bytes", kv.cached_bytes},
           {"hot_pages", kv.hot_pages},
           {"sealed_pages", kv.sealed_pages},
           {"sealed_pages_total", kv.sealed_pages_total},
           {"int2_page_reads_total", kv.int2_page_reads_total},
+          {"cached_pages", kv.cached_pages},
+          {"tails", kv.tails},
+          {"tail_bytes", kv.tail_bytes},
+          {"evicted_pages_total", kv.evicted_pages_total},
+          {"evicted_tails_total", kv.evicted_tails_total},
           {"bytes_per_token_bf16", kv.bytes_per_token_bf16},
           {"bytes_per_token_sealed", kv.bytes_per_token_sealed}};
 }
@@ -151,6 +157,8 @@ json::object stats_json(const EngineStats& s, const LinkStats& link, const Stats
       {"tokens", json::object{{"prompt", s.prompt_tokens},
                               {"generated", s.generated_tokens},
                               {"decode_per_s_last_minute", s.decode_tokens_per_s_last_minute}}},
+      {"prefix_cache", json::object{{"queried_tokens", s.prefix_cache_queries},
+                                    {"hit_tokens", s.prefix_cache_hits}}},
       {"speedup",
        json::object{
            {"overall", interval_json(s.speedup)},

@@ -190,7 +190,7 @@ void CompletionJob::on_event(std::size_t index, EngineEvent event) {
   emit(index, std::move(output));
   if (done_) return;
   if (choice.text.matched_stop()) {
-    if (!event.finish) backend_->engine->cancel(choice.id);
+    if (!event.finish) backend_->engine->stop(choice.id);
     end_choice(index, "stop", json::value(*choice.text.matched_stop()));
   } else if (event.finish == FinishReason::kStop) {
     // As vLLM: null for the model's own end of generation, the id for one of stop_token_ids.
@@ -344,8 +344,13 @@ AnswerTotals CompletionJob::totals() const {
   for (const auto& prompt : admitted_.prompts)
     sums.prompt_tokens += static_cast<std::int64_t>(prompt.size());
   RequestTimings& t = sums.timings;
+  std::vector<std::int64_t> cached_of(admitted_.prompts.size(), 0);
   for (const Choice& choice : choices_) {
     sums.completion_tokens += choice.text.n_tokens();
+    // A prompt is counted once, however many choices it has.
+    std::int64_t& cached = cached_of[static_cast<std::size_t>(choice.prompt)];
+    cached = std::max(cached, choice.timings.cached_n);
+    t.cached_n += choice.timings.cached_n;
     t.prompt_n += choice.timings.prompt_n;
     t.predicted_n += choice.timings.predicted_n;
     t.draft_n += choice.timings.draft_n;
@@ -357,6 +362,7 @@ AnswerTotals CompletionJob::totals() const {
     t.predicted_ms = std::max(t.predicted_ms, choice.timings.predicted_ms);
     t.speculator_version = std::max(t.speculator_version, choice.timings.speculator_version);
   }
+  for (const std::int64_t cached : cached_of) sums.cached_tokens += cached;
   return sums;
 }
 

@@ -31,12 +31,14 @@ double per_token(std::int64_t n, double ms) { return n > 0 ? ms / static_cast<do
 json::object usage_json(const AnswerTotals& totals) {
   return {{"prompt_tokens", totals.prompt_tokens},
           {"completion_tokens", totals.completion_tokens},
-          {"total_tokens", totals.prompt_tokens + totals.completion_tokens}};
+          {"total_tokens", totals.prompt_tokens + totals.completion_tokens},
+          {"prompt_tokens_details", json::object{{"cached_tokens", totals.cached_tokens}}}};
 }
 
 json::object timings_json(const AnswerTotals& totals) {
   const RequestTimings& t = totals.timings;
-  return {{"prompt_n", t.prompt_n},
+  return {{"cache_n", t.cached_n},
+          {"prompt_n", t.prompt_n},
           {"prompt_ms", t.prompt_ms},
           {"prompt_per_token_ms", per_token(t.prompt_n, t.prompt_ms)},
           {"prompt_per_second", per_second(t.prompt_n, t.prompt_ms)},

@@ -21,6 +21,7 @@ struct AnswerIdentity {
 // Sums over a request's choices, once the last has ended.
 struct AnswerTotals {
   std::int64_t prompt_tokens = 0, completion_tokens = 0;
+  std::int64_t cached_tokens = 0;  // of prompt_tokens
   RequestTimings timings;  // counts summed; prompt_ms and predicted_ms of the longest choice
   std::uint64_t seed = 0;
 };

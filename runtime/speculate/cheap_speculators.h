@@ -12,7 +12,7 @@ class CheapSpeculator : public Speculator {
  public:
   explicit CheapSpeculator(DraftSources& sources) : sources_(sources) {}
   void open(const DraftContext&) override {}
-  void close(int, bool) override {}
+  void close(const DraftContext&, bool) override {}
   void observe(const DraftOutcome&) override {}
 
  protected:

@@ -51,11 +51,21 @@ void ModelSpeculator::open(const DraftContext& context) {
     vocabulary_->see(context.stop_tokens);
     vocabulary_->see(context.tokens);
   }
+  if (slot.kv >= 0 && context.chain) {
+    slot.fed = kv_->resume(slot.kv, *context.chain, context.n_prompt,
+                           std::int64_t(context.tokens.size()) - 1);
+  }
 }
 
-void ModelSpeculator::close(int slot, bool) {
-  if (slots_[std::size_t(slot)].kv >= 0) kv_->close(slots_[std::size_t(slot)].kv);
-  slots_[std::size_t(slot)] = {};
+void ModelSpeculator::close(const DraftContext& context, bool whole) {
+  Slot& slot = slots_[std::size_t(context.slot)];
+  if (slot.kv >= 0) {
+    if (whole && context.chain)
+      kv_->close_and_keep(slot.kv, *context.chain);
+    else
+      kv_->close(slot.kv);
+  }
+  slot = {};
 }
 
 void ModelSpeculator::run(std::span<const KvRows> groups, int n_rows, bool want_logits) {

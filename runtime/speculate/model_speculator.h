@@ -31,7 +31,8 @@ class ModelSpeculator final : public Speculator {
       const ModelSpeculatorOptions& options, kernels::ThreadPool& pool);
   SpeculatorKind kind() const override { return SpeculatorKind::kModel; }
   void open(const DraftContext& context) override;
-  void close(int slot, bool aborted) override;
+  void close(const DraftContext& context, bool whole) override;
+  void forget(std::uint64_t owner) { kv_->forget(owner); }
   void propose(std::span<DraftJob> jobs) override;
   void observe(const DraftOutcome& outcome) override;
   KvStats kv_stats() const { return kv_->stats(); }

@@ -52,10 +52,15 @@ void Portfolio::open(const DraftContext& context) {
   if (model_) model_->open(context);
 }
 
-void Portfolio::close(const DraftContext& context, bool add_to_store) {
+void Portfolio::close(const DraftContext& context, bool whole, bool add_to_store) {
   sources_.close(context.slot, add_to_store);
   sources_.stores().release(context.store);
-  if (model_) model_->close(context.slot, !add_to_store);
+  if (model_) model_->close(context, whole);
+}
+
+void Portfolio::forget(const std::string& key_id, std::uint64_t owner) {
+  sources_.stores().forget(key_id);
+  if (model_) model_->forget(owner);
 }
 
 void Portfolio::draft(std::span<DraftJob> jobs, bool control, int prefill_rows,

@@ -39,8 +39,9 @@ class Portfolio {
 
   int acquire_store(const std::string& key_id) { return sources_.stores().acquire(key_id); }
   void open(const DraftContext& context);
-  // add_to_store: a whole finished request (not aborted, traces on) enters the traffic store.
-  void close(const DraftContext& context, bool add_to_store);
+  // whole: finished, not aborted. add_to_store: it enters the traffic store (whole, traces on).
+  void close(const DraftContext& context, bool whole, bool add_to_store);
+  void forget(const std::string& key_id, std::uint64_t owner);  // what is kept of a key's traffic
 
   // Fills the jobs' drafts; max_tokens are upper bounds, lengths are chosen for the round as a
   // whole. With `control` nothing is drafted. prefill_rows: of the same round; max_extra_rows:

@@ -14,6 +14,7 @@
 
 namespace foretoken {
 
+class PageChain;
 struct LearnedWeights;
 
 // As the request asked; defaults are "off".
@@ -39,6 +40,8 @@ struct DraftContext {
   // always names some; null means as shipped.
   const LearnedWeights* learned = nullptr;
   std::span<const TokenId> stop_tokens;  // end of generation: a draft ends with one of these
+  const PageChain* chain = nullptr;      // names of its pages, for a cache of the speculator's own
+  std::int64_t n_prompt = 0;
 };
 
 struct Draft {
@@ -103,8 +106,9 @@ class Speculator {
   virtual SpeculatorKind kind() const = 0;
   virtual void open(const DraftContext& context) = 0;  // a sequence starts (its prompt is known) or
                                                        // returns after preemption
-  virtual void close(int slot, bool aborted) = 0;      // it ended
-  virtual void propose(std::span<DraftJob> jobs) = 0;  // fills every job's draft
+  // It ended; whole: by itself, so that what was computed of it may serve others.
+  virtual void close(const DraftContext& context, bool whole) = 0;
+  virtual void propose(std::span<DraftJob> jobs) = 0;     // fills every job's draft
   virtual void observe(const DraftOutcome& outcome) = 0;  // after commit
 };
 

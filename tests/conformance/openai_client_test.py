@@ -43,7 +43,7 @@ class OpenAIClient(unittest.TestCase):
         self.assertLessEqual(answer.usage.completion_tokens, 24)
         self.assertGreater(answer.usage.prompt_tokens, 10)
         timings = answer.model_extra["timings"]
-        self.assertEqual(timings["prompt_n"], answer.usage.prompt_tokens)
+        self.assertEqual(timings["cache_n"] + timings["prompt_n"], answer.usage.prompt_tokens)
         self.assertGreater(timings["predicted_ms"], 0)
         self.assertIn("seed", answer.model_extra["foretoken"])
 

@@ -16,6 +16,7 @@ HarnessResult run_engine(const HarnessModels& models, const EngineOptions& optio
   HarnessResult result;
   result.outputs.resize(requests.size());
   result.finish.resize(requests.size(), FinishReason::kError);
+  result.cached.resize(requests.size(), 0);
   std::mutex mutex;
   std::condition_variable changed;
   std::size_t done = 0;
@@ -42,9 +43,12 @@ HarnessResult run_engine(const HarnessModels& models, const EngineOptions& optio
     r.max_tokens = requests[i].max_tokens;
     r.speculation = requests[i].speculation;
     r.stop_tokens = requests[i].stop_tokens;
+    r.key_id = requests[i].key_id;
+    r.trace = requests[i].trace;
     r.sink = [&, i](EngineEvent&& event) {
       std::lock_guard lock(mutex);
       result.outputs[i].insert(result.outputs[i].end(), event.tokens.begin(), event.tokens.end());
+      result.cached[i] = event.timings.cached_n;
       if (event.finish) {
         result.finish[i] = *event.finish;
         ++done;

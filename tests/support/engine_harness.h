@@ -19,11 +19,14 @@ struct HarnessRequest {
   int max_tokens = 64;
   bool speculation = true;
   std::vector<TokenId> stop_tokens;
+  std::string key_id;
+  bool trace = true;
 };
 
 struct HarnessResult {
   std::vector<std::vector<TokenId>> outputs;  // as emitted, one a request
   std::vector<FinishReason> finish;
+  std::vector<std::int64_t> cached;  // prompt tokens found in the prefix cache, one a request
   std::vector<std::unique_ptr<RequestTrace>> traces;
   EngineStats stats;
 };

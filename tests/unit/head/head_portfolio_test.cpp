@@ -218,7 +218,7 @@ TEST_F(HeadPortfolio, WithoutFeaturesOfTheRightPositionOthersDraft) {
   portfolio.draft(std::span(&job, 1), true, 0, 100);  // a control round
   EXPECT_TRUE(job.draft.tokens.empty());
   EXPECT_EQ(portfolio.head_steps(), 0);
-  portfolio.close(job.context, false);
+  portfolio.close(job.context, false, false);
   portfolio.acquire_store("");
   portfolio.open(job.context);  // the slot's next sequence does not read the last one's
   EXPECT_EQ(kinds(), fusion);

@@ -322,6 +322,80 @@ TEST_F(Law1, PreemptionChangesNothing) {
     EXPECT_EQ(got.outputs[i], reference(KvMode::kBf16, 0.0f)[i]) << i;
 }
 
+// Prefix hits: resumed at a border, with the window's pages read in 16 bits that others have sealed
+// since, an answer is what it is when everything is computed. FORETOKEN_TEST_FULL=1: at every
+// border.
+class Law1Prefix : public Law1 {
+ protected:
+  // To each border a prompt that leaves its tail there and one that resumes from it and goes its
+  // own way; between them the whole prompt, which seals what the tails hold.
+  static std::vector<HarnessRequest> at_borders(float temperature,
+                                                const std::vector<std::size_t>& borders) {
+    const std::vector<TokenId>&all = prompts_[0], &other = prompts_[1];
+    HarnessRequest r;
+    r.sampling.temperature = temperature;
+    r.sampling.seed = 77;
+    std::vector<HarnessRequest> requests;
+    for (const std::size_t border : borders) {
+      r.prompt.assign(all.begin(), all.begin() + std::ptrdiff_t(border) + 1);
+      r.max_tokens = 1;
+      requests.push_back(r);
+    }
+    r.prompt = all;
+    requests.push_back(r);
+    for (const std::size_t border : borders) {
+      r.prompt.assign(all.begin(), all.begin() + std::ptrdiff_t(border));
+      r.prompt.insert(r.prompt.end(), other.begin() + 40, other.begin() + 80);
+      r.max_tokens = 50;
+      requests.push_back(r);
+    }
+    return requests;
+  }
+};
+
+TEST_F(Law1Prefix, HitsChangeNothing) {
+  std::vector<std::size_t> borders{256, 384, 448};
+  if (full_tests()) {
+    borders.clear();
+    for (std::size_t b = 64; b + 1 < prompts_[0].size(); b += 64) borders.push_back(b);
+  }
+  for (const KvMode mode :
+       full_tests() ? std::vector{KvMode::kInt2, KvMode::kBf16} : std::vector{KvMode::kInt2}) {
+    for (const float temperature : full_tests() ? std::vector{0.0f, 0.8f} : std::vector{0.8f}) {
+      const auto requests = at_borders(temperature, borders);
+      EngineOptions o = base();
+      o.kv_cache_dtype = mode;
+      o.spec_type = SpecType::kNone;
+      o.prefix_cache = false;
+      const auto wanted = run_engine(*models_, o, requests, 1).outputs;
+      HarnessModels m = *models_;
+      m.learned = learned_[0];
+      o.prefix_cache = true;
+      o.spec_type = SpecType::kAuto;
+      o.spec_draft_n_fixed = 4;
+      const HarnessResult got = run_engine(m, o, requests, 1);
+      EXPECT_EQ(got.outputs, wanted) << int(mode) << " T " << temperature;
+      for (std::size_t i = 0; i < borders.size(); ++i)
+        EXPECT_EQ(got.cached[borders.size() + 1 + i], std::int64_t(borders[i]));
+      EXPECT_GT(got.stats.acceptance.accepted, 0);
+    }
+  }
+}
+TEST_F(Law1Prefix, AHitWithoutItsTailIsCaught) {
+  const auto requests = at_borders(0.8f, {448});
+  EngineOptions o = base();
+  o.spec_type = SpecType::kNone;
+  o.prefix_cache = false;
+  const auto wanted = run_engine(*models_, o, {requests[1], requests[2]}, 1).outputs;
+  o.prefix_cache = true;
+  // Only the whole prompt came before: sealed pages are known, the tail is not.
+  EXPECT_EQ(run_engine(*models_, o, {requests[1], requests[2]}, 1).outputs, wanted);
+  o.fault = EngineFault::kResumeWithoutTail;
+  const HarnessResult got = run_engine(*models_, o, {requests[1], requests[2]}, 1);
+  EXPECT_GT(got.cached[1], 0);
+  EXPECT_NE(got.outputs, wanted);
+}
+
 // Negative controls: each breaks law 1 on purpose and must be seen by the comparison above.
 TEST_F(Law1, AWrongAcceptanceRuleIsCaught) {
   EngineOptions o = base();

@@ -70,6 +70,8 @@ struct RequestTrace {
   std::vector<RoundTrace> rounds;
   // Hidden states of the taps, fp16 with one fp32 scale a (position, tap), of the positions
   // tap_first, tap_first + 1, ...: the end of the prompt and every generated position that has KV.
+  // After a prefix hit they begin at the page border it resumed from: always at or before the
+  // prompt's last position, from which the first draft is made.
   // Empty when not captured.
   std::int32_t n_taps = 0, tap_width = 0, tap_first = 0;
   std::vector<std::uint16_t> tap_values; // [n_positions, n_taps, tap_width]
