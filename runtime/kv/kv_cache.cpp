@@ -72,12 +72,11 @@ class PagedKvCache final : public KvCache {
         hot_slab_bytes_(hot_stride_ * geometry.n_layers * geometry.n_kv_heads),
         sealed_slab_bytes_(sealed_stride_ * geometry.n_layers * geometry.n_kv_heads),
         max_pages_(static_cast<int>((options.max_model_len + kPageTokens - 1) / kPageTokens)),
-        pool_(hot_slab_bytes_, int2_ ? sealed_slab_bytes_ : hot_slab_bytes_,
-              static_cast<int>(options.memory_bytes / hot_slab_bytes_)),
+        pool_(hot_slab_bytes_, int2_ ? sealed_slab_bytes_ : hot_slab_bytes_, options.memory_bytes),
         index_(pool_, {.sink_pages = sink_pages_,
                        .window_pages = window_pages_,
                        .seals = int2_,
-                       .tail_slabs = static_cast<int>(options.tail_bytes / hot_slab_bytes_)}),
+                       .tail_slabs = static_cast<int>(options.tail_bytes / pool_.chunk_bytes())}),
         sequences_(options.max_sequences) {
     for (Sequence& s : sequences_) {
       s.pages.assign(max_pages_, {});
@@ -90,6 +89,7 @@ class PagedKvCache final : public KvCache {
   }
 
   bool ok() const { return pool_.ok(); }
+  std::size_t chunk_bytes() const { return pool_.chunk_bytes(); }
 
   std::optional<KvSequence> open() override {
     for (int i = 0; i < static_cast<int>(sequences_.size()); ++i) {
@@ -642,13 +642,11 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const KvGeometry& geometry,
   if (calibration == nullptr) calibration = std::make_shared<const KvCalibration>(geometry);
   if (!calibration->covers(options.mode))
     return bad(fmt::format("{} needs a calibration", kv_mode_name(options.mode)));
-  const std::size_t slab =
-      kernels::hot_page_bytes(geometry.head_dim) * geometry.n_layers * geometry.n_kv_heads;
-  if (options.memory_bytes < slab) {
-    return bad(
-        fmt::format("memory_bytes {} is less than one page of {}", options.memory_bytes, slab));
-  }
   auto cache = std::make_unique<PagedKvCache>(geometry, options, std::move(calibration));
+  if (options.memory_bytes < cache->chunk_bytes()) {
+    return bad(fmt::format("memory_bytes {} is less than one page of {}", options.memory_bytes,
+                           cache->chunk_bytes()));
+  }
   if (!cache->ok()) {
     return Error{ErrorCode::kOutOfRange,
                  fmt::format("kv cache: cannot map {} bytes", options.memory_bytes)};

@@ -7,12 +7,20 @@
 
 namespace foretoken {
 
-PagePool::PagePool(std::size_t hot_bytes, std::size_t sealed_bytes, int n_chunks)
-    : chunk_bytes_(hot_bytes), n_chunks_(n_chunks) {
+std::size_t PagePool::chunk_bytes(std::size_t hot_bytes, std::size_t sealed_bytes) {
+  const std::size_t one_more = (hot_bytes + sealed_bytes - 1) / sealed_bytes * sealed_bytes;
+  return one_more <= hot_bytes + hot_bytes / 10 ? one_more : hot_bytes;
+}
+
+PagePool::PagePool(std::size_t hot_bytes, std::size_t sealed_bytes, std::size_t pool_bytes)
+    : chunk_bytes_(chunk_bytes(hot_bytes, sealed_bytes)),
+      n_chunks_(static_cast<int>(pool_bytes / chunk_bytes_)) {
+  const int n_chunks = n_chunks_;
   kinds_[0].bytes = hot_bytes;
   kinds_[1].bytes = sealed_bytes;
+  kinds_[0].per_chunk = 1;
+  kinds_[1].per_chunk = static_cast<int>(chunk_bytes_ / sealed_bytes);
   for (Kind& k : kinds_) {
-    k.per_chunk = static_cast<int>(chunk_bytes_ / k.bytes);
     k.refs.assign(static_cast<std::size_t>(n_chunks) * static_cast<std::size_t>(k.per_chunk), 0);
     k.partial.reserve(static_cast<std::size_t>(n_chunks));
     k.place.assign(static_cast<std::size_t>(n_chunks), -1);

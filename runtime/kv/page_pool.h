@@ -19,12 +19,15 @@ inline constexpr Slab kNoSlab = -1;
 
 class PagePool {
  public:
-  // A chunk is as large as one hot slab and holds as many sealed ones as fit: 7 at head_dim 128 in
-  // INT2, where 7.1 would; 6 at 64.
-  PagePool(std::size_t hot_bytes, std::size_t sealed_bytes, int n_chunks);
+  PagePool(std::size_t hot_bytes, std::size_t sealed_bytes, std::size_t pool_bytes);
   ~PagePool();
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
+
+  // A chunk holds one hot slab or several sealed ones: 7 of INT2 at head_dim 128, where 7.1 would
+  // fit, and at 64. Most pages of a long context are sealed, so it is a little larger than a hot
+  // slab (by a tenth at most) where one more sealed slab fits then.
+  static std::size_t chunk_bytes(std::size_t hot_bytes, std::size_t sealed_bytes);
 
   bool ok() const { return base_ != nullptr; }
   int n_chunks() const { return n_chunks_; }

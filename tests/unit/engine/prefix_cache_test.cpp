@@ -229,7 +229,7 @@ class RunningEngine : public EnginePrefix {
   void start(const EngineOptions& o) {
     auto engine =
         Engine::create(models_.model, models_.calibration, models_.draft, models_.draft_calibration,
-                       o, [](std::unique_ptr<RequestTrace>) {});
+                       o, [this](std::unique_ptr<RequestTrace>) { ++traces_; });
     ASSERT_TRUE(engine) << engine.error().message;
     engine_ = std::move(*engine);
   }
@@ -275,6 +275,7 @@ class RunningEngine : public EnginePrefix {
   std::map<std::uint64_t, int> tokens_;
   std::map<std::uint64_t, FinishReason> finished_;
   std::map<std::uint64_t, std::int64_t> cached_;
+  std::atomic<int> traces_{0};
   std::unique_ptr<Engine> engine_;
 };
 
@@ -291,6 +292,19 @@ TEST_F(RunningEngine, AnAbortedRequestIsNotKept) {
   EXPECT_EQ(stats.draft_kv.cached_pages, 0);
   EXPECT_EQ(cached_after(request(text(1, 300), 0, 3)), 0);
   EXPECT_EQ(cached_after(request(text(1, 300), 0, 3)), 256);
+}
+
+// A stop string ended it: its client has all it wanted, so it is whole.
+TEST_F(RunningEngine, AStoppedRequestIsKeptAndTraced) {
+  start(options());
+  const RequestId id = submit(request(text(1, 300), 0, 700));
+  wait_for(id, 20);
+  engine_->stop(id);
+  wait_for(id, 1 << 30);
+  EXPECT_EQ(finished_[id.value], FinishReason::kStop);
+  EXPECT_EQ(cached_after(request(text(1, 300), 0, 3)), 256);
+  EXPECT_EQ(idle_stats().requests_aborted, 0);
+  EXPECT_EQ(traces_, 2);
 }
 
 TEST_F(RunningEngine, ForgottenPagesAreGoneAndThoseUnderWayAreNotKept) {
@@ -363,7 +377,7 @@ TEST_F(RunningEngine, ARequestAsLargeAsThePoolRunsAndALargerOneIsRefusedWithBoth
     o.spec_draft_n_max = 4;
     const auto g = models_.model->kv_geometry();
     o.kv_cache_memory = std::size_t(g.n_layers) * std::size_t(g.n_kv_heads) *
-                        std::size_t(g.head_dim) * 4 * 64 * (mode == KvMode::kBf16 ? 9 : 11);
+                        std::size_t(g.head_dim) * 4 * 64 * (mode == KvMode::kBf16 ? 9 : 10);
     start(o);
     std::string refusal;
     int largest = 1024;

@@ -335,7 +335,7 @@ TEST(PrefixCacheInt2, CachedPagesMakeRoom) {
 }
 
 TEST(PagePool, GathersWhatIsScattered) {
-  PagePool pool(1000, 300, 4);  // three sealed slabs a chunk
+  PagePool pool(1000, 300, 4000);  // three sealed slabs a chunk
   ASSERT_TRUE(pool.ok());
   std::vector<Slab> slabs;
   for (int i = 0; i < 12; ++i) {
