@@ -495,8 +495,8 @@ class PagedKvCache final : public KvCache {
       for (int i = 0; i < geometry_.n_layers * geometry_.n_kv_heads; ++i) {
         kernels::dequantize_sealed_page(
             s.sealed[p] + sealed_stride_ * i,
-            calibration_->layer(i / geometry_.n_kv_heads)[i % geometry_.n_kv_heads], d, k.data(),
-            v.data());
+            calibration_->layer(options_.mode, i / geometry_.n_kv_heads)[i % geometry_.n_kv_heads],
+            d, k.data(), v.data());
         for (int slot = 0; slot < kPageTokens; ++slot) {
           kernels::store_kv(const_cast<std::byte*>(s.hot[p]) + hot_stride_ * i, d, slot,
                             &k[static_cast<std::size_t>(slot) * d],
@@ -539,7 +539,8 @@ class PagedKvCache final : public KvCache {
     pool.tasks(static_cast<int>(to_seal_.size()) * heads, [&](int task, int) {
       const SealTask& page = to_seal_[task / heads];
       const std::size_t index = static_cast<std::size_t>(layer) * heads + task % heads;
-      kernels::seal_page(page.hot + hot_stride_ * index, calibration_->layer(options_.mode, layer)[task % heads],
+      kernels::seal_page(page.hot + hot_stride_ * index,
+                         calibration_->layer(options_.mode, layer)[task % heads],
                          geometry_.head_dim, page.sealed + sealed_stride_ * index);
     });
   }
