@@ -119,7 +119,7 @@ void CostsOfLog::add(const RequestTrace& trace) {
     const auto steps = std::count(round.kinds.begin(), round.kinds.end(), SpeculatorKind::kHead);
     if (steps > 0 && round.draft_ms > 0 && std::isfinite(round.draft_ms) &&
         head_step_ms_.size() < kMost)
-      head_step_ms_.push_back(round.draft_ms / static_cast<float>(steps + 1));
+      head_step_ms_.push_back(round.draft_ms / (static_cast<float>(steps) + 0.25f));
   }
 }
 
@@ -159,7 +159,7 @@ std::optional<RoundCosts> CostsOfLog::fit() const {
     round_ms.push_back(std::max(ms, 0.5f * known.front().second));
   }
   const float step = head_step_ms_.size() < kEnough ? 0.0f : median(head_step_ms_);
-  return RoundCosts::measured(round_ms, step, step);
+  return RoundCosts::measured(round_ms, step / 4, step);
 }
 
 BundleComparison::BundleComparison(const EvaluationOptions& options, const SequentialOptions& test,

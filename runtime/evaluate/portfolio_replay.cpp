@@ -43,7 +43,7 @@ struct PortfolioReplay::Impl {
   const RecurrentHead* head = nullptr;
   kernels::ThreadPool pool{1};
   std::unique_ptr<HeadWorkspace> workspace;
-  std::vector<float> features;
+  std::vector<float> features;  // [kChains, kHeadTaps, H]
 
   // Calibration, learned as the walks go, as DraftSources and Portfolio do live. A position is
   // scored once, by the walk that first passes it.
@@ -70,6 +70,7 @@ struct PortfolioReplay::Impl {
     candidates.resize(n);
     for (std::size_t i = 0; i < n; ++i) candidates[i] = list_of(t.generated[i]);
     form = traffic_form[sampled ? 1 : 0];
+    chains.n = 0;
   }
   std::int64_t end() const { return trace->n_prompt + std::int64_t(candidates.size()); }
   TokenId token(std::int64_t position) const { return trace->tokens[std::size_t(position)]; }
@@ -123,27 +124,65 @@ struct PortfolioReplay::Impl {
     }
   }
 
-  // Starts the head for a round whose first token is at `start`. False: no head, or the features of
-  // start - 2 were not logged.
+  // The head's drafts from kChains starts in a row, computed together: what it says at a start and
+  // depth is a function of the log alone as long as the tokens before are right, a row's result
+  // does not depend on its neighbours, and the weights are read once for all. Depth by depth, as
+  // far as some round of the walk asks.
+  struct Chains {
+    std::int64_t first = 0;                          // the first start
+    int n = 0;                                       // starts; 0: none
+    std::vector<std::vector<float>> logits, states;  // of each depth: [n, V], [n, H]
+  };
+  static constexpr int kChains = 16;
+
+  // Begins a round whose first token is at `start`. False: no head, or the features of start - 2
+  // were not logged.
   bool begin_head(std::int64_t start) {
+    round_start = start;
+    if (chains.n > 0 && start >= chains.first && start < chains.first + chains.n) return true;
     if (!head || trace->n_taps != kHeadTaps || trace->tap_width != head->hidden()) return false;
     const std::int64_t row = start - 2 - trace->tap_first;
-    if (row < 0 || row >= trace->tap_positions()) return false;
     const auto width = std::size_t(kHeadTaps * head->hidden());
-    if (trace->tap_values.size() < (std::size_t(row) + 1) * width) return false;
+    const auto logged =
+        std::min(trace->tap_positions(), std::int64_t(trace->tap_values.size() / width));
+    if (row < 0 || row >= logged) return false;
     for (std::int64_t at = start - 1; at < end(); ++at) {
       if (token(at) < 0 || token(at) >= n_vocab) return false;  // a trace of another model
     }
-    decode_features(trace->tap_values.data() + std::size_t(row) * width,
-                    trace->tap_scales.data() + row * kHeadTaps, head->hidden(), features.data());
-    head->begin(features.data(), 1, *workspace, pool);
+    chains.first = start;
+    chains.n = int(std::min<std::int64_t>({kChains, logged - row, end() - start}));
+    chains.logits.clear();
+    chains.states.clear();
+    for (int i = 0; i < chains.n; ++i) {
+      const auto at = std::size_t(row + i);
+      decode_features(trace->tap_values.data() + at * width,
+                      trace->tap_scales.data() + at * kHeadTaps, head->hidden(),
+                      features.data() + std::size_t(i) * width);
+    }
+    head->begin(features.data(), chains.n, *workspace, pool);
     return true;
   }
-  // The head reads the token before `position` and proposes the one at it.
+  // What the head proposes at a position of the round, having read the token before it. Once a
+  // position.
   Proposal head_step(std::int64_t position) {
-    const TokenId previous = token(position - 1);
-    head->step(std::span(&previous, 1), *workspace, pool);
-    return head->choose(0, list(position), sampling, position, true, *workspace);
+    const auto depth = std::size_t(position - round_start);
+    while (chains.logits.size() <= depth) {
+      std::array<TokenId, kChains> previous;
+      for (int i = 0; i < chains.n; ++i) {
+        // Past the end nothing is asked.
+        previous[std::size_t(i)] =
+            token(std::min(end() - 1, chains.first + i + std::int64_t(chains.logits.size()) - 1));
+      }
+      head->step(std::span(previous).first(std::size_t(chains.n)), *workspace, pool);
+      const auto n = std::ptrdiff_t(chains.n);
+      chains.logits.emplace_back(workspace->logits(0),
+                                 workspace->logits(0) + n * std::ssize(head->vocab()));
+      chains.states.emplace_back(workspace->state(0), workspace->state(0) + n * head->hidden());
+    }
+    const auto row = std::size_t(round_start - chains.first);
+    return head->choose(&chains.logits[depth][row * head->vocab().size()],
+                        &chains.states[depth][row * std::size_t(head->hidden())], list(position),
+                        sampling, position, true);
   }
   struct Pending {  // a position at which the head ran this round
     float raw, cheap;
@@ -192,6 +231,8 @@ struct PortfolioReplay::Impl {
   static constexpr double kRateMemory = 200, kRatePrior = 16;  // as the controller's
   double rate_tokens = 0, rate_ms = 0;
   std::vector<Pending> pending;
+  Chains chains;
+  std::int64_t round_start = 0;
   std::int64_t n_vocab = 0;  // of the target
 };
 
@@ -203,9 +244,10 @@ PortfolioReplay::PortfolioReplay(Kinds kinds, const LearnedWeights* learned)
   if (!learned || !kinds.head || !learned->head) return;
   impl_->head = learned->head.get();
   impl_->n_vocab = impl_->head->n_vocab();
-  impl_->features.resize(std::size_t(kHeadTaps * impl_->head->hidden()));
-  impl_->workspace = std::make_unique<HeadWorkspace>(1, impl_->head->hidden(), impl_->head->inner(),
-                                                     std::int64_t(impl_->head->vocab().size()));
+  impl_->features.resize(std::size_t(Impl::kChains * kHeadTaps * impl_->head->hidden()));
+  impl_->workspace =
+      std::make_unique<HeadWorkspace>(Impl::kChains, impl_->head->hidden(), impl_->head->inner(),
+                                      std::int64_t(impl_->head->vocab().size()));
 }
 
 PortfolioReplay::~PortfolioReplay() = default;

@@ -14,7 +14,8 @@ struct RoundCosts {
   float head_start_ms = 0, head_step_ms = 0;
 
   // Until something is measured: a round of r rows costs 1 + 0.06 (r - 1) of a plain one (0.05 to
-  // 0.09 on AVX-512 and AVX2 cores with 4-bit weights), a step of the head a twentieth.
+  // 0.09 on AVX-512 and AVX2 cores with 4-bit weights), a step of the head a twentieth, its start a
+  // quarter of that.
   static RoundCosts typical();
   // Damaged or absurd measurements (not positive, not finite) are replaced by typical ones.
   static RoundCosts measured(std::span<const float> round_ms, float head_start_ms,

@@ -32,9 +32,10 @@ class CostModel {
 
   // The recurrent head in one round: beginning its drafts, and `steps` positions of all of them.
   void observe_head(double begin_ms, int steps, double steps_ms);
-  // Before it was measured: a step costs this share of a round of one row.
+  // Before it was measured: a step costs this share of a round of one row, beginning a quarter of
+  // it (round_costs.cpp).
   void expect_head(double relative) { head_expected_ = relative; }
-  double relative_head_start() const { return head_start_.per(head_expected_); }
+  double relative_head_start() const { return head_start_.per(head_expected_ / 4); }
   double relative_head_step() const { return head_step_.per(head_expected_); }
   bool head_measured() const { return head_step_.steps > 0; }
 

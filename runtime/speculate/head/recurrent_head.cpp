@@ -163,9 +163,14 @@ void RecurrentHead::step(std::span<const TokenId> tokens, HeadWorkspace& ws,
 Proposal RecurrentHead::choose(int row, const CandidateList& candidates,
                                const SamplingParams& sampling, std::int64_t position, bool coupled,
                                HeadWorkspace& ws) const {
+  return choose(&ws.logits_[std::size_t(row) * vocab_.size()], ws.state(row), candidates, sampling,
+                position, coupled);
+}
+
+Proposal RecurrentHead::choose(float* logits, const float* r, const CandidateList& candidates,
+                               const SamplingParams& sampling, std::int64_t position,
+                               bool coupled) const {
   const auto n_vocab = std::int64_t(vocab_.size());
-  float* logits = &ws.logits_[std::size_t(row * n_vocab)];
-  const float* r = ws.state(row);
   // Tokens the vocabulary lacks: a slot each.
   std::array<TokenId, kMaxCandidates> extra_ids;
   std::array<float, kMaxCandidates> extra_logits;

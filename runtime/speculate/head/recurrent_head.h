@@ -91,6 +91,9 @@ class RecurrentHead {
   // softmax probability at the temperature. Changes the row's logits: once a step.
   Proposal choose(int row, const CandidateList& candidates, const SamplingParams& sampling,
                   std::int64_t position, bool coupled, HeadWorkspace& workspace) const;
+  // The same of one row's logits [V], which change, and its state [H].
+  Proposal choose(float* logits, const float* state, const CandidateList& candidates,
+                  const SamplingParams& sampling, std::int64_t position, bool coupled) const;
 
   // A whole chain for tests and oracles: features [kHeadTaps, H]; out: [tokens.size(), V] without
   // candidates; states, if not null: r, [tokens.size(), H].
