@@ -189,6 +189,8 @@ void write_tiny_model(const std::string& path, const TinyModelOptions& o) {
     tokens.push_back(utf8(printable ? b : 256 + extra++));
     types.push_back(1);
   }
+  tokens.push_back("ab");  // the one merge's
+  types.push_back(1);
   while (int(tokens.size()) < o.n_vocab - 2) {
     tokens.push_back("zz" + std::to_string(tokens.size()));
     types.push_back(1);

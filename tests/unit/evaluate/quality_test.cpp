@@ -26,10 +26,14 @@ constexpr std::string_view kLines =
 
 class QualityTest : public ::testing::Test {
  protected:
-  QualityTest() {
+  void SetUp() override {
     testing::write_tiny_model(folder_.file("tiny.gguf"), {});
-    model_ = *Model::load(folder_.file("tiny.gguf"), {});
-    tokenizer_ = *Tokenizer::from_gguf(model_->file());
+    auto model = Model::load(folder_.file("tiny.gguf"), {});
+    ASSERT_TRUE(model) << model.error().message;
+    model_ = *model;
+    auto tokenizer = Tokenizer::from_gguf(model_->file());
+    ASSERT_TRUE(tokenizer) << tokenizer.error().message;
+    tokenizer_ = std::move(*tokenizer);
   }
   KvQualityWindow random_window(std::size_t n, std::uint64_t seed) {
     std::mt19937_64 random(seed);
@@ -84,7 +88,8 @@ TEST_F(QualityTest, ShortWindowsAreRefusedByName) {
   const std::vector<KvQualityWindow> windows{random_window(513, 1)};
   const auto q = measure_kv_quality(*model_, windows, {}, {}, pool_, nullptr);
   ASSERT_FALSE(q);
-  EXPECT_THAT(q.error().message, ::testing::HasSubstr("random has 513 tokens, wanted at least 514"));
+  EXPECT_THAT(q.error().message,
+              ::testing::HasSubstr("random has 513 tokens, wanted at least 514"));
 }
 
 // Facts of a context, read back from its text.
@@ -141,10 +146,12 @@ TEST_F(QualityTest, NeedlesFollowFromTheirSeed) {
   const auto a = make_needle_context(*tokenizer_, kLines, 2048, {}, 7),
              b = make_needle_context(*tokenizer_, kLines, 2048, {}, 7),
              c = make_needle_context(*tokenizer_, kLines, 2048, {}, 8);
+  ASSERT_TRUE(a && b && c);
   EXPECT_EQ(a->tokens, b->tokens);
   EXPECT_NE(a->tokens, c->tokens);
-  EXPECT_THAT(make_needle_context(*tokenizer_, kLines, 700, {}, 7).error().message,
-              ::testing::HasSubstr("too short"));
+  const auto shorter = make_needle_context(*tokenizer_, kLines, 700, {}, 7);
+  ASSERT_FALSE(shorter);
+  EXPECT_THAT(shorter.error().message, ::testing::HasSubstr("too short"));
 }
 
 TEST_F(QualityTest, AnAnswerIsFoundWhereGreedyDecodingGivesItAfterAnyOtherQuestions) {
@@ -154,7 +161,9 @@ TEST_F(QualityTest, AnAnswerIsFoundWhereGreedyDecodingGivesItAfterAnyOtherQuesti
       {"int2", KvMode::kInt2, KvCalibration::data_free(model_->kv_geometry())}};
   // Greedy decoding by itself: context and prompt in a cache of their own, then three tokens.
   const std::vector<TokenId>& prompt = context->questions[0].prompt;
-  auto cache = std::move((*make_quality_caches(*model_, cases, {}, 2048, 64))[0]);
+  auto caches = make_quality_caches(*model_, cases, {}, 2048, 64);
+  ASSERT_TRUE(caches) << caches.error().message;
+  const auto cache = std::move((*caches)[0]);
   cache->open();
   auto workspace = model_->make_workspace(64, 1);
   std::vector<float> logits(static_cast<std::size_t>(model_->config().n_vocab));
