@@ -21,7 +21,7 @@ struct KvCalibrateOptions {
   int window_tokens = 2048;  // contexts begin anew after so many tokens
   std::int64_t max_offset =
       40000;  // positions are moved by random offsets up to here (and the model's context)
-  int offsets_per_chunk = 2;  // each chunk is observed at so many of them
+  int offsets_per_block = 2;  // each block of 256 tokens is observed at so many of them
   int max_tokens = 8192;      // of a longer text, windows from all over it
   std::uint64_t seed = 1;
 };

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/kv/calibration_transforms.h"
+#include "runtime/kv/calibrator.h"
 
 namespace foretoken {
 namespace {
@@ -20,22 +21,31 @@ using StridedRows = Eigen::Map<const FloatRows, 0, Eigen::OuterStride<>>;
 
 // Of the mean variance: keeps directions that the text never used from being scaled without bound.
 constexpr double kRidge = 1e-3;
-// Queries a window and head whose attention weights are computed in full, for the head's energy.
-constexpr int kEnergyRows = 16;
+// One query in so many is weighed.
+constexpr int kSampleStride = 16;
+// What a row counts that attention passes over, of the mean weight: text unlike this one may not.
+constexpr double kFloor = 0.1;
+// Where a window is long enough, only what a query reads sealed counts: past a sink of a page, and
+// before a recent window of four.
+constexpr int kSinkPages = 1, kWindowPages = 4, kLeastPages = 16;
 // Steps and errors of uniform quantisers of 4 and 16 levels on a unit Gaussian (Max 1960); no bits:
 // error 1.
 constexpr double kStep2 = 0.9957, kStep4 = 0.3352, kError2 = 0.1188, kError4 = 0.01154, kError0 = 1;
 constexpr int kSixteenths[] = {0, 1, 2, 3, 4, 6};  // candidates for n4, in d/16
 
 struct HeadMoments {
-  Matrix query, key, value;  // sums of outer products
-  Matrix weighted_value;     // the same of values, weighted as OSCAR does
+  Matrix query, key, value;  // weighted sums of outer products
   Vector value_sum;
-  double n_query = 0, n_key = 0, n_value = 0;
+  double query_weight = 0, key_weight = 0, value_weight = 0;
+  Matrix plain_query, oscar_value;  // as OSCAR weighs them: not, and by what queries see of a key
+  double n_query = 0;
 };
 
 void add_outer_products(const FloatRows& rows, Matrix& sum) {
   sum += (rows.transpose() * rows).cast<double>();
+}
+void add_outer_products(const FloatRows& rows, const Eigen::VectorXf& weights, Matrix& sum) {
+  sum += (rows.transpose() * weights.asDiagonal() * rows).cast<double>();
 }
 
 struct Roots {
@@ -142,52 +152,44 @@ Matrix oscar_rotation(const Matrix& moment) {
   return solver.eigenvectors().rowwise().reverse() * spread;
 }
 
-class Calibrator final : public KvCalibrator {
+// What attention makes of a window's rows in one layer and KV head.
+struct Weights {
+  std::vector<int> rows;               // of the window: the sampled queries
+  std::vector<Eigen::VectorXf> query;  // [group] of [rows]
+  Eigen::VectorXf key, value;          // [n_rows]
+};
+
+class Calibrator final : public MomentCalibrator {
  public:
   explicit Calibrator(const KvGeometry& geometry)
-      : geometry_(geometry), group_(geometry.n_heads / geometry.n_kv_heads) {
+      : geometry_(geometry),
+        group_(geometry.n_heads / geometry.n_kv_heads),
+        weights_(geometry.n_kv_heads) {
     const int d = geometry.head_dim;
     heads_.resize(static_cast<std::size_t>(geometry.n_layers) * geometry.n_kv_heads);
     for (HeadMoments& head : heads_) {
-      head.query = head.key = head.value = head.weighted_value = Matrix::Zero(d, d);
+      for (Matrix* m : {&head.query, &head.key, &head.value, &head.plain_query, &head.oscar_value})
+        *m = Matrix::Zero(d, d);
       head.value_sum = Vector::Zero(d);
     }
     energy_.assign(static_cast<std::size_t>(geometry.n_layers) * geometry.n_heads, 0.0);
     output_.resize(energy_.size());
+    output_half_.resize(energy_.size());
   }
 
   void observe(int layer, int n_rows, const float* q, const float* k, const float* v) override {
-    const int d = geometry_.head_dim;
-    for (int h = 0; h < geometry_.n_kv_heads; ++h) {
-      HeadMoments& head = heads_[static_cast<std::size_t>(layer) * geometry_.n_kv_heads + h];
-      const Eigen::OuterStride<> kv_stride(geometry_.n_kv_heads * d),
-          q_stride(geometry_.n_heads * d);
-      const FloatRows keys = StridedRows(k + h * d, n_rows, d, kv_stride);
-      const FloatRows values = StridedRows(v + h * d, n_rows, d, kv_stride);
-      for (int g = 0; g < group_; ++g) {
-        const FloatRows queries = StridedRows(q + (h * group_ + g) * d, n_rows, d, q_stride);
-        add_outer_products(queries, head.query);
-        energy_[static_cast<std::size_t>(layer) * geometry_.n_heads + h * group_ + g] +=
-            attention_energy(queries, keys);
-      }
-      head.n_query += static_cast<double>(n_rows) * group_;
-      // Whole pages only: the mean of a part is not a page's.
-      for (int t = 0; t + kPageTokens <= n_rows; t += kPageTokens) {
-        const FloatRows page = keys.middleRows(t, kPageTokens);
-        add_outer_products(page.rowwise() - page.colwise().mean(), head.key);
-        head.n_key += kPageTokens;
-      }
-      add_outer_products(values, head.value);
-      // OSCAR weights a value by what queries see of its key, k (E[q q^T]) k^T: by those seen so
-      // far, where its own code has all of the text in memory.
-      const Eigen::MatrixXf seen = (head.query / std::max(head.n_query, 1.0)).cast<float>();
-      const Eigen::VectorXf weights =
-          (keys * seen).cwiseProduct(keys).rowwise().sum().cwiseMax(0).cwiseSqrt();
-      const FloatRows weighted = weights.asDiagonal() * values;
-      add_outer_products(weighted, head.weighted_value);
-      head.value_sum += values.colwise().sum().transpose().cast<double>();
-      head.n_value += n_rows;
-    }
+    weigh(layer, n_rows, q, k, v, nullptr);
+    add_moments(layer, 0, n_rows, q, k, v, nullptr);
+  }
+
+  void weigh(int layer, int n_rows, const float* q, const float* k, const float* v,
+             kernels::ThreadPool* pool) override {
+    for_heads(pool, [&](int h) { weigh_head(layer, h, n_rows, q, k, v); });
+  }
+
+  void add_moments(int layer, int first, int n, const float* q, const float* k, const float* v,
+                   kernels::ThreadPool* pool) override {
+    for_heads(pool, [&](int h) { add_head(layer, h, first, n, q, k, v); });
   }
 
   void observe_output_matrix(int layer, const float* wo, std::int64_t hidden) override {
@@ -195,7 +197,9 @@ class Calibrator final : public KvCalibrator {
     for (int h = 0; h < geometry_.n_heads; ++h) {
       const FloatRows part = StridedRows(wo + static_cast<std::size_t>(h) * d, hidden, d,
                                          Eigen::OuterStride<>(geometry_.n_heads * d));
-      output_[static_cast<std::size_t>(layer) * geometry_.n_heads + h] = (part.transpose() * part);
+      const std::size_t i = static_cast<std::size_t>(layer) * geometry_.n_heads + h;
+      output_[i] = part.transpose() * part;
+      output_half_[i] = roots(output_[i].cast<double>()).half.cast<float>();
     }
   }
 
@@ -210,8 +214,8 @@ class Calibrator final : public KvCalibrator {
     for (int i = 0; i < classes->n_transforms(); ++i) {
       const HeadMoments& head = heads_[i];
       const int layer = i / geometry_.n_kv_heads, kv_head = i % geometry_.n_kv_heads;
-      const PairedBasis key = paired_basis(head.query / std::max(head.n_query, 1.0),
-                                           head.key / std::max(head.n_key, 1.0));
+      const PairedBasis key = paired_basis(head.query / positive(head.query_weight),
+                                           head.key / positive(head.key_weight));
       Matrix importance = Matrix::Zero(d, d);
       for (int g = 0; g < group_; ++g) {
         const std::size_t h =
@@ -219,12 +223,13 @@ class Calibrator final : public KvCalibrator {
         importance += energy_[h] * (output_[h].size() > 0 ? Matrix(output_[h].cast<double>())
                                                           : Matrix::Identity(d, d));
       }
-      const Vector mean = head.value_sum / std::max(head.n_value, 1.0);
+      const Vector mean = head.value_sum / positive(head.value_weight);
       const PairedBasis value = paired_basis(
-          importance, head.value / std::max(head.n_value, 1.0) - mean * mean.transpose());
+          importance, head.value / positive(head.value_weight) - mean * mean.transpose());
       write_paired(key, value, mean, *flat, i);
       write_paired(key, value, mean, *classes, i);
-      write_rotation(oscar_rotation(head.query), oscar_rotation(head.weighted_value), *rotation, i);
+      write_rotation(oscar_rotation(head.plain_query), oscar_rotation(head.oscar_value), *rotation,
+                     i);
       if (progress) progress(static_cast<double>(i + 1) / classes->n_transforms());
     }
     auto calibration = std::make_shared<KvCalibration>(geometry_);
@@ -235,21 +240,122 @@ class Calibrator final : public KvCalibrator {
   }
 
  private:
-  // Sum over sampled rows of the mean sum of squared causal attention weights.
-  double attention_energy(const FloatRows& queries, const FloatRows& keys) const {
-    const int n = static_cast<int>(queries.rows());
-    const float scale = 1 / std::sqrt(static_cast<float>(geometry_.head_dim));
-    double sum = 0;
-    for (int i = 1; i <= kEnergyRows; ++i) {
-      const int row = static_cast<int>(static_cast<std::int64_t>(n) * i / kEnergyRows) - 1;
-      if (row < 0) continue;
-      const Eigen::ArrayXf logits =
-          (keys.topRows(row + 1) * queries.row(row).transpose()).array() * scale;
-      const Eigen::ArrayXf weights = (logits - logits.maxCoeff()).exp();
-      const double mass = weights.sum();
-      sum += weights.square().sum() / (mass * mass);
+  static double positive(double weight) { return weight > 0 ? weight : 1.0; }
+
+  template <class F>
+  void for_heads(kernels::ThreadPool* pool, F&& work) {
+    if (pool != nullptr) {
+      pool->tasks(geometry_.n_kv_heads, [&](int h, int) { work(h); });
+    } else {
+      for (int h = 0; h < geometry_.n_kv_heads; ++h) work(h);
     }
-    return sum / kEnergyRows;
+  }
+
+  // An error e_j of a sealed key moves the logit of query i by q_i . e_j, and the head's output to
+  // first order by p_ij (q_i . e_j) (v_j - o_i): in the layer's output, squared,
+  //   w_ij (q_i . e_j)^2   with   w_ij = p_ij^2 |Wo (v_j - o_i)|^2.
+  // So a query counts by its sum of w over what it reads sealed, and a key by its sum over queries.
+  // An error of a value costs p_ij^2 |Wo e_j|^2.
+  void weigh_head(int layer, int h, int n_rows, const float* q, const float* k, const float* v) {
+    const int d = geometry_.head_dim, pages = n_rows / kPageTokens;
+    const bool whole = pages >= kLeastPages;
+    const int sink = whole ? kSinkPages * kPageTokens : 0;
+    const auto sealed_end = [&](int row) {
+      return whole ? (row / kPageTokens - kWindowPages) * kPageTokens : row + 1;
+    };
+    Weights& w = weights_[h];
+    w.rows.clear();
+    const int stride = whole ? kSampleStride : 1;
+    const int first = whole ? (kSinkPages + kWindowPages + 1) * kPageTokens : 0;
+    // Not the same ones in every layer.
+    for (int r = first + (layer * 5 + h * 3) % stride; r < n_rows; r += stride) w.rows.push_back(r);
+    const auto n = static_cast<int>(w.rows.size());
+    w.query.assign(group_, Eigen::VectorXf::Zero(n));
+    w.key = w.value = Eigen::VectorXf::Zero(n_rows);
+    const Eigen::OuterStride<> kv_stride(geometry_.n_kv_heads * d), q_stride(geometry_.n_heads * d);
+    const FloatRows keys = StridedRows(k + h * d, n_rows, d, kv_stride);
+    const FloatRows values = StridedRows(v + h * d, n_rows, d, kv_stride);
+    const float scale = 1 / std::sqrt(static_cast<float>(d));
+    for (int g = 0; g < group_; ++g) {
+      const int head = h * group_ + g;
+      const std::size_t i = static_cast<std::size_t>(layer) * geometry_.n_heads + head;
+      const StridedRows all(q + head * d, n_rows, d, q_stride);
+      FloatRows queries(n, d);
+      for (int s = 0; s < n; ++s) queries.row(s) = all.row(w.rows[s]);
+      FloatRows p = queries * keys.transpose() * scale;  // [sampled, n_rows]
+      for (int s = 0; s < n; ++s) {
+        auto seen = p.row(s).head(w.rows[s] + 1).array();
+        seen = (seen - seen.maxCoeff()).exp();
+        seen /= seen.sum();
+        p.row(s).tail(n_rows - w.rows[s] - 1).setZero();
+      }
+      const FloatRows u = output_half_[i].size() > 0 ? FloatRows(values * output_half_[i]) : values;
+      const FloatRows o = p * u, cross = o * u.transpose();
+      const Eigen::VectorXf u2 = u.rowwise().squaredNorm(), o2 = o.rowwise().squaredNorm();
+      const float trace = output_[i].size() > 0 ? output_[i].trace() : static_cast<float>(d);
+      double energy = 0;
+      for (int s = 0; s < n; ++s) {
+        const int length = sealed_end(w.rows[s]) - sink;
+        if (length <= 0) continue;
+        const Eigen::VectorXf p2 = p.row(s).segment(sink, length).cwiseAbs2();
+        const Eigen::VectorXf apart = (u2.segment(sink, length).array() + o2[s] -
+                                       2 * cross.row(s).segment(sink, length).transpose().array())
+                                          .cwiseMax(0);
+        const Eigen::VectorXf weight = p2.cwiseProduct(apart);
+        w.query[g][s] = weight.sum();
+        w.key.segment(sink, length) += weight;
+        w.value.segment(sink, length) += trace * p2;
+        energy += p2.sum();
+      }
+      energy_[i] += energy;
+    }
+    // Nothing is worth nothing.
+    const auto raise = [](Eigen::VectorXf& x) {
+      if (x.size() > 0) x.array() += static_cast<float>(kFloor) * x.mean() + 1e-20f;
+    };
+    for (Eigen::VectorXf& x : w.query) raise(x);
+    raise(w.key);
+    raise(w.value);
+
+    HeadMoments& moments = heads_[static_cast<std::size_t>(layer) * geometry_.n_kv_heads + h];
+    add_outer_products(values, w.value, moments.value);
+    moments.value_sum += (values.transpose() * w.value).cast<double>();
+    moments.value_weight += w.value.sum();
+  }
+
+  void add_head(int layer, int h, int first, int n, const float* q, const float* k,
+                const float* v) {
+    const int d = geometry_.head_dim;
+    HeadMoments& moments = heads_[static_cast<std::size_t>(layer) * geometry_.n_kv_heads + h];
+    const Weights& w = weights_[h];
+    const Eigen::OuterStride<> kv_stride(geometry_.n_kv_heads * d), q_stride(geometry_.n_heads * d);
+    const FloatRows keys = StridedRows(k + h * d, n, d, kv_stride);
+    const FloatRows values = StridedRows(v + h * d, n, d, kv_stride);
+    const auto begin = std::lower_bound(w.rows.begin(), w.rows.end(), first) - w.rows.begin(),
+               end = std::lower_bound(w.rows.begin(), w.rows.end(), first + n) - w.rows.begin();
+    for (int g = 0; g < group_ && begin < end; ++g) {
+      const StridedRows all(q + (h * group_ + g) * d, n, d, q_stride);
+      FloatRows queries(end - begin, d);
+      for (auto s = begin; s < end; ++s) queries.row(s - begin) = all.row(w.rows[s] - first);
+      const Eigen::VectorXf weights = w.query[g].segment(begin, end - begin);
+      add_outer_products(queries, weights, moments.query);
+      moments.query_weight += weights.sum();
+      add_outer_products(queries, moments.plain_query);
+      moments.n_query += static_cast<double>(end - begin);
+    }
+    // Whole pages only: the mean of a part is not a page's.
+    for (int t = 0; t + kPageTokens <= n; t += kPageTokens) {
+      const FloatRows page = keys.middleRows(t, kPageTokens);
+      const Eigen::VectorXf weights = w.key.segment(first + t, kPageTokens);
+      add_outer_products(page.rowwise() - page.colwise().mean(), weights, moments.key);
+      moments.key_weight += weights.sum();
+    }
+    // OSCAR weights a value by what queries see of its key, k (E[q q^T]) k^T: by those seen so
+    // far, where its own code has all of the text in memory.
+    const Eigen::MatrixXf seen =
+        (moments.plain_query / std::max(moments.n_query, 1.0)).cast<float>();
+    const Eigen::VectorXf weights = (keys * seen).cwiseProduct(keys).rowwise().sum().cwiseMax(0);
+    add_outer_products(values, weights, moments.oscar_value);
   }
 
   static void write_rotation(const Matrix& key, const Matrix& value, KvTransforms& transforms,
@@ -303,14 +409,18 @@ class Calibrator final : public KvCalibrator {
 
   const KvGeometry geometry_;
   const int group_;
-  std::vector<HeadMoments> heads_;       // [n_layers * n_kv_heads]
-  std::vector<double> energy_;           // [n_layers * n_heads]
-  std::vector<Eigen::MatrixXf> output_;  // Wo_h^T Wo_h, likewise
+  std::vector<HeadMoments> heads_;                     // [n_layers * n_kv_heads]
+  std::vector<double> energy_;                         // [n_layers * n_heads]
+  std::vector<Eigen::MatrixXf> output_, output_half_;  // Wo_h^T Wo_h and its root, likewise
+  std::vector<Weights> weights_;                       // [n_kv_heads] of the window last weighed
 };
 
 }  // namespace
 
 std::unique_ptr<KvCalibrator> KvCalibrator::create(const KvGeometry& geometry) {
+  return MomentCalibrator::create(geometry);
+}
+std::unique_ptr<MomentCalibrator> MomentCalibrator::create(const KvGeometry& geometry) {
   return std::make_unique<Calibrator>(geometry);
 }
 
