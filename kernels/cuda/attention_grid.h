@@ -81,7 +81,7 @@ struct AttentionGrid {
   float scale;
   std::size_t hot_offset, hot_stride, sealed_offset, sealed_stride;
   int int2, sink_pages, window_pages;
-  const Int2Transform* transforms;
+  const KvTransform* transforms;
   // Scratch.
   std::byte* queries;  // [n_tiles, n_kv_heads] QueryTile
   float* states;       // by sequence: [n_states, n_kv_heads, padded_rows, d]

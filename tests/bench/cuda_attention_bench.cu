@@ -51,12 +51,12 @@ class DeviceArray {
 // The transforms of a layer on the device.
 struct DeviceTransforms {
   std::vector<DeviceArray<float>> arrays;
-  std::vector<kernels::Int2Transform> views;
-  DeviceArray<kernels::Int2Transform> device{0};
+  std::vector<kernels::KvTransform> views;
+  DeviceArray<kernels::KvTransform> device{0};
   explicit DeviceTransforms(const CudaFixture& f) : views(f.transforms), device(upload(f)) {}
 
  private:
-  DeviceArray<kernels::Int2Transform> upload(const CudaFixture& f) {
+  DeviceArray<kernels::KvTransform> upload(const CudaFixture& f) {
     for (std::size_t h = 0; h < views.size(); ++h) {
       const auto put = [&](const std::vector<float>& x) -> const float* {
         arrays.emplace_back(x);
@@ -66,7 +66,7 @@ struct DeviceTransforms {
       views[h].v_decode = put(f.owned[h].v_decode);
       views[h].v_mean = put(f.owned[h].v_mean);
     }
-    return DeviceArray<kernels::Int2Transform>(views);
+    return DeviceArray<kernels::KvTransform>(views);
   }
 };
 

@@ -17,7 +17,7 @@ struct CudaFixture {
   CudaShape shape;
   std::mt19937_64 random;
   std::vector<OwnedTransform> owned;
-  std::vector<kernels::Int2Transform> transforms;
+  std::vector<kernels::KvTransform> transforms;
   std::vector<SyntheticSequence> sequences;
 
   CudaFixture(CudaShape s, const std::vector<int>& lengths, std::uint64_t seed)
