@@ -23,27 +23,37 @@ constexpr std::size_t kAlign = 64;
 
 std::size_t aligned(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-const AttentionKernels& kernels_of(Isa isa) {
+const AttentionKernels& kernels_of(Isa isa, KvMode mode) {
+  const std::ptrdiff_t index = &kv_format(mode) - kKvFormats;
   switch (isa) {
     case Isa::kScalar:
-      return kAttentionScalar;
+      return kAttentionScalar[index];
     case Isa::kAvx2:
-      return kAttentionAvx2;
+      return kAttentionAvx2[index];
     case Isa::kAvx512:
-      return kAttentionAvx512;
+      return kAttentionAvx512[index];
     default:
-      return kAttentionAvx512Vnni;  // with BF16 as well: see kernels/README.md
+      return kAttentionAvx512Vnni[index];  // with BF16 as well: see kernels/README.md
   }
+}
+
+// Most digits of a row of any mode: the scratch is sized without knowing it.
+constexpr int most_digits(int d) {
+  int most = d;
+  for (const KvFormat& format : kKvFormats)
+    most = std::max({most, k_digits(format, d), v_digits(format, d)});
+  return most;
 }
 
 std::size_t queries_bytes(int rows, int d) {
   return aligned(static_cast<std::size_t>(rows) * d * 4) +
-         aligned(static_cast<std::size_t>(rows) * d) +
-         2 * aligned(static_cast<std::size_t>(rows) * 4);
+         2 * aligned(static_cast<std::size_t>(rows) * most_digits(d)) +
+         3 * aligned(static_cast<std::size_t>(rows) * 4);
 }
 std::size_t state_bytes(int rows, int d) {
   return 3 * aligned(static_cast<std::size_t>(rows) * 4) +
-         2 * aligned(static_cast<std::size_t>(rows) * d * 4);
+         aligned(static_cast<std::size_t>(rows) * d * 4) +
+         aligned(static_cast<std::size_t>(rows) * most_digits(d) * 4);
 }
 std::size_t buffers_bytes(int rows) {
   return aligned(static_cast<std::size_t>(rows) * kLogitStride * 4) +
@@ -59,18 +69,20 @@ T* take(std::byte*& at, std::size_t count) {
 AttentionQueries take_queries(std::byte*& at, int rows, int d) {
   AttentionQueries q;
   q.plain = take<float>(at, static_cast<std::size_t>(rows) * d);
-  q.digits = take<std::int8_t>(at, static_cast<std::size_t>(rows) * d);
+  q.digits = take<std::int8_t>(at, static_cast<std::size_t>(rows) * most_digits(d));
+  q.low = take<std::int8_t>(at, static_cast<std::size_t>(rows) * most_digits(d));
   q.step = take<float>(at, rows);
   q.sum = take<std::int32_t>(at, rows);
+  q.total = take<float>(at, rows);
   return q;
 }
 AttentionState take_state(std::byte*& at, int rows, int d) {
   AttentionState s;
   s.maximum = take<float>(at, rows);
   s.mass = take<float>(at, rows);
-  s.int2_mass = take<float>(at, rows);
+  s.sealed_mass = take<float>(at, rows);
   s.o = take<float>(at, static_cast<std::size_t>(rows) * d);
-  s.o2 = take<float>(at, static_cast<std::size_t>(rows) * d);
+  s.o2 = take<float>(at, static_cast<std::size_t>(rows) * most_digits(d));
   return s;
 }
 AttentionBuffers take_buffers(std::byte*& at, int rows) {
@@ -129,8 +141,9 @@ std::size_t attention_scratch_bytes(int max_rows, int n_heads, int head_dim, int
   // sequence.
   const std::size_t units = static_cast<std::size_t>(max_rows) * n_heads;
   // Split: at most kMaxSplitStates rows of states and queries, each unit's arrays aligned.
-  const std::size_t row = static_cast<std::size_t>(head_dim) * 13 + 20;
-  const std::size_t split = kMaxSplitStates * (row + 9 * kAlign);
+  const std::size_t row = static_cast<std::size_t>(head_dim) * 8 +
+                          static_cast<std::size_t>(most_digits(head_dim)) * 6 + 24;
+  const std::size_t split = kMaxSplitStates * (row + 11 * kAlign);
   return aligned(units * sizeof(AttentionUnit)) + n_threads * worker + split + 16 * kAlign;
 }
 
@@ -144,7 +157,7 @@ void attention(const AttentionCall& call, std::byte* scratch, std::size_t scratc
                  call.n_kv_heads, d);
     std::abort();
   }
-  const AttentionKernels& kernels = kernels_of(active_isa());
+  const AttentionKernels& kernels = kernels_of(active_isa(), call.mode);
   const int threads = pool.size();
   std::byte* at = reinterpret_cast<std::byte*>(aligned(reinterpret_cast<std::uintptr_t>(scratch)));
 

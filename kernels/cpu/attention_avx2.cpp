@@ -63,22 +63,49 @@ struct Avx2 {
   static I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
   static I twice(I a) { return _mm256_add_epi32(a, a); }
   static I shift_left8(I a) { return _mm256_slli_epi32(a, 8); }
-  static I and3(I x) { return _mm256_and_si256(x, _mm256_set1_epi8(3)); }
-  static I shift_right2(I x) { return _mm256_srli_epi16(x, 2); }
+  template <int kBits>
+  static I low_bits(I x) {
+    if constexpr (kBits == 8) return x;
+    return _mm256_and_si256(x, _mm256_set1_epi8((1 << kBits) - 1));
+  }
+  template <int kBits>
+  static I shift_right(I x) {
+    return _mm256_srli_epi16(x, kBits);
+  }
   static I broadcast4(const std::int8_t* p) {
     std::int32_t x;
     std::memcpy(&x, p, 4);
     return _mm256_set1_epi32(x);
   }
-  // Two products of at most 3 * 128 fit 16 bits.
+  // Adds to each lane four products of a code and a signed byte.
+  template <int kBits>
   static I dot(I sum, I codes, I x) {
-    return _mm256_add_epi32(
-        sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)));
+    const I ones = _mm256_set1_epi16(1);
+    // Two products of at most 15 * 128 fit 16 bits; eight bits go in two halves.
+    if constexpr (kBits < 8)
+      return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
+    const I low = _mm256_madd_epi16(_mm256_maddubs_epi16(low_bits<4>(codes), x), ones);
+    const I high =
+        _mm256_madd_epi16(_mm256_maddubs_epi16(low_bits<4>(_mm256_srli_epi16(codes, 4)), x), ones);
+    return _mm256_add_epi32(_mm256_add_epi32(sum, low), _mm256_slli_epi32(high, 4));
   }
-  static std::int32_t split_weights(const float* w, float inverse, int most, std::int8_t* high,
-                                    std::int8_t* low) {
+  static void store_bytes(std::int8_t* p, I x) {  // each lane fits a byte
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+  }
+  static std::int32_t sum_int(I x) {
+    std::int32_t lanes[8];
+    store_int(lanes, x);
+    std::int32_t total = 0;
+    for (const std::int32_t lane : lanes) total += lane;
+    return total;
+  }
+  // w [n] times `inverse`, rounded, as 256 high + low; their sum.
+  static std::int32_t split(const float* w, int n, float inverse, int most, std::int8_t* high,
+                            std::int8_t* low) {
     I sum = _mm256_setzero_si256();
-    for (int t = 0; t < kPageTokens; t += 8) {
+    for (int t = 0; t < n; t += 8) {
       const I x =
           _mm256_min_epi32(_mm256_cvtps_epi32(mul(load(w + t), set(inverse))), set_int(most));
       const I h = _mm256_srai_epi32(_mm256_add_epi32(x, set_int(128)), 8);
@@ -86,23 +113,12 @@ struct Avx2 {
       store_bytes(high + t, h);
       store_bytes(low + t, _mm256_sub_epi32(x, _mm256_slli_epi32(h, 8)));
     }
-    std::int32_t lanes[8];
-    store_int(lanes, sum);
-    std::int32_t total = 0;
-    for (const std::int32_t lane : lanes) total += lane;
-    return total;
-  }
-
- private:
-  static void store_bytes(std::int8_t* p, I x) {
-    const __m128i words =
-        _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+    return sum_int(sum);
   }
 };
 
 }  // namespace
 
-const AttentionKernels kAttentionAvx2 = Attention<Avx2>::table();
+const AttentionTable kAttentionAvx2 = attention_table<Avx2>();
 
 }  // namespace foretoken::kernels

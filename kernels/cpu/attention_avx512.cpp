@@ -2,6 +2,6 @@
 
 namespace foretoken::kernels {
 
-const AttentionKernels kAttentionAvx512 = Attention<Avx512<false>>::table();
+const AttentionTable kAttentionAvx512 = attention_table<Avx512<false>>();
 
 }  // namespace foretoken::kernels

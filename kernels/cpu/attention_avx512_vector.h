@@ -64,34 +64,52 @@ struct Avx512 {
   static I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
   static I twice(I a) { return _mm512_add_epi32(a, a); }
   static I shift_left8(I a) { return _mm512_slli_epi32(a, 8); }
-  static I and3(I x) { return _mm512_and_si512(x, _mm512_set1_epi8(3)); }
-  static I shift_right2(I x) { return _mm512_srli_epi16(x, 2); }
+  template <int kBits>
+  static I low_bits(I x) {
+    if constexpr (kBits == 8) return x;
+    return _mm512_and_si512(x, _mm512_set1_epi8((1 << kBits) - 1));
+  }
+  template <int kBits>
+  static I shift_right(I x) {
+    return _mm512_srli_epi16(x, kBits);
+  }
   static I broadcast4(const std::int8_t* p) {
     std::int32_t x;
     std::memcpy(&x, p, 4);
     return _mm512_set1_epi32(x);
   }
+  // Adds to each lane four products of a code and a signed byte.
+  template <int kBits>
   static I dot(I sum, I codes, I x) {
 #ifdef __AVX512VNNI__
     if constexpr (kVnni) return _mm512_dpbusd_epi32(sum, codes, x);
 #endif
-    // Two products of at most 3 * 128 fit 16 bits.
-    return _mm512_add_epi32(
-        sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), _mm512_set1_epi16(1)));
+    const I ones = _mm512_set1_epi16(1);
+    // Two products of at most 15 * 128 fit 16 bits; eight bits go in two halves.
+    if constexpr (kBits < 8)
+      return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones));
+    const I low = _mm512_madd_epi16(_mm512_maddubs_epi16(low_bits<4>(codes), x), ones);
+    const I high =
+        _mm512_madd_epi16(_mm512_maddubs_epi16(low_bits<4>(_mm512_srli_epi16(codes, 4)), x), ones);
+    return _mm512_add_epi32(_mm512_add_epi32(sum, low), _mm512_slli_epi32(high, 4));
   }
-  static std::int32_t split_weights(const float* w, float inverse, int most, std::int8_t* high,
-                                    std::int8_t* low) {
+  static void store_bytes(std::int8_t* p, I x) {  // each lane fits a byte
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+  }
+  static std::int32_t sum_int(I x) { return _mm512_reduce_add_epi32(x); }
+  // w [n] times `inverse`, rounded, as 256 high + low; their sum.
+  static std::int32_t split(const float* w, int n, float inverse, int most, std::int8_t* high,
+                            std::int8_t* low) {
     I sum = _mm512_setzero_si512();
-    for (int t = 0; t < kPageTokens; t += 16) {
+    for (int t = 0; t < n; t += 16) {
       const I x =
           _mm512_min_epi32(_mm512_cvtps_epi32(mul(load(w + t), set(inverse))), set_int(most));
       const I h = _mm512_srai_epi32(_mm512_add_epi32(x, set_int(128)), 8);
       sum = _mm512_add_epi32(sum, x);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(high + t), _mm512_cvtepi32_epi8(h));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(low + t),
-                       _mm512_cvtepi32_epi8(_mm512_sub_epi32(x, _mm512_slli_epi32(h, 8))));
+      store_bytes(high + t, h);
+      store_bytes(low + t, _mm512_sub_epi32(x, _mm512_slli_epi32(h, 8)));
     }
-    return _mm512_reduce_add_epi32(sum);
+    return sum_int(sum);
   }
 };
 

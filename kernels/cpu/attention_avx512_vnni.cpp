@@ -2,6 +2,6 @@
 
 namespace foretoken::kernels {
 
-const AttentionKernels kAttentionAvx512Vnni = Attention<Avx512<true>>::table();
+const AttentionTable kAttentionAvx512Vnni = attention_table<Avx512<true>>();
 
 }  // namespace foretoken::kernels

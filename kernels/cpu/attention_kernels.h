@@ -2,8 +2,10 @@
 // Private.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 
 #include "foretoken/kernels/attention.h"
 
@@ -38,28 +40,33 @@ struct AttentionUnit {
     return sequence->first_position + first_row + n_rows - 1;
   }
   // Split rule (attention.h).
-  FORETOKEN_INLINE bool reads_int2(std::int64_t page) const {
-    return call->int2 && page >= call->sink_pages && page < query_page - call->window_pages;
+  FORETOKEN_INLINE bool reads_sealed(std::int64_t page) const {
+    return call->mode != KvMode::kBf16 && page >= call->sink_pages &&
+           page < query_page - call->window_pages;
   }
-  FORETOKEN_INLINE bool reads_any_int2() const {
-    return reads_int2(query_page - call->window_pages - 1);
+  FORETOKEN_INLINE bool reads_any_sealed() const {
+    return reads_sealed(query_page - call->window_pages - 1);
   }
 };
 
-// A unit's queries: [rows, d] times the softmax scale; in digits, int8, with step and sum.
+// A unit's queries: [rows, d] times the softmax scale; in digits, int8 or (wide) 256 digits + low,
+// with step and sum. Digits are filled where they are the same for every page (K by row).
 struct AttentionQueries {
   float* plain;         // [rows, d]
-  std::int8_t* digits;  // [rows, d]
+  std::int8_t* digits;  // [rows, k_digits of the mode]
+  std::int8_t* low;     // likewise
   float* step;          // [rows]
   std::int32_t* sum;    // [rows], of digits
+  float* total;         // [rows], sum of the transformed query, which a row's centre multiplies
 };
-// Softmax state of rows over some segments: out = (o + int2_mass * v_mean + (o2 v_decode)) / mass.
+// Softmax state of rows over some segments: out = (o + sealed_mass * v_mean + (o2 v_decode)) /
+// mass.
 struct AttentionState {
-  float* maximum;    // [rows]
-  float* mass;       // [rows] sum of exp(logit - maximum), all pages
-  float* int2_mass;  // [rows] of it, on INT2 pages
-  float* o;          // [rows, d] from 16-bit pages
-  float* o2;         // [rows, d] from INT2 pages, by digit
+  float* maximum;      // [rows]
+  float* mass;         // [rows] sum of exp(logit - maximum), all pages
+  float* sealed_mass;  // [rows] of it, on sealed pages
+  float* o;            // [rows, d] from 16-bit pages
+  float* o2;           // [rows, v_digits of the mode] from sealed pages, by digit
 };
 // One worker's buffers within a segment.
 struct AttentionBuffers {
@@ -76,7 +83,9 @@ struct AttentionKernels {
   void (*merge)(const AttentionUnit&, const AttentionState& into, const AttentionState& from);
   void (*finish)(const AttentionUnit&, const AttentionState&);
 };
-extern const AttentionKernels kAttentionScalar, kAttentionAvx2, kAttentionAvx512,
+// By place in kKvFormats; the first one's, bf16, are never asked for a sealed page.
+using AttentionTable = std::array<AttentionKernels, std::size(kKvFormats)>;
+extern const AttentionTable kAttentionScalar, kAttentionAvx2, kAttentionAvx512,
     kAttentionAvx512Vnni;
 
 }  // namespace foretoken::kernels

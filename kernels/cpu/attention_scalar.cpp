@@ -41,7 +41,7 @@ struct Scalar {
   static F load_half(const std::byte* p) {
     std::uint16_t h;
     std::memcpy(&h, p, 2);
-    return half_to_scale(h);
+    return half_to_centre(h);
   }
   static I set_int(std::int32_t x) { return x; }
   static void store_int(std::int32_t* p, I x) { *p = x; }
@@ -51,22 +51,32 @@ struct Scalar {
   static I add_int(I a, I b) { return a + b; }
   static I twice(I a) { return 2 * a; }
   static I shift_left8(I a) { return a * 256; }
-  static I and3(I x) { return x & 0x03030303; }
-  static I shift_right2(I x) { return static_cast<I>(static_cast<std::uint32_t>(x) >> 2); }
+  template <int kBits>
+  static I low_bits(I x) {
+    return static_cast<I>(static_cast<std::uint32_t>(x) & 0x01010101u * ((1 << kBits) - 1));
+  }
+  template <int kBits>
+  static I shift_right(I x) {
+    return static_cast<I>(static_cast<std::uint32_t>(x) >> kBits);
+  }
   static I broadcast4(const std::int8_t* p) {
     return load_int(reinterpret_cast<const std::byte*>(p));
   }
+  template <int kBits>
   static I dot(I sum, I codes, I x) {
     for (int b = 0; b < 4; ++b) {
-      sum += ((codes >> (8 * b)) & 3) *
+      sum += static_cast<std::uint8_t>(static_cast<std::uint32_t>(codes) >> (8 * b)) *
              static_cast<std::int8_t>(static_cast<std::uint32_t>(x) >> (8 * b));
     }
     return sum;
   }
-  static std::int32_t split_weights(const float* w, float inverse, int most, std::int8_t* high,
-                                    std::int8_t* low) {
+  static void store_bytes(std::int8_t* p, I x) { *p = static_cast<std::int8_t>(x); }
+  static std::int32_t sum_int(I x) { return x; }
+  // w [n] times `inverse`, rounded, as 256 high + low; their sum.
+  static std::int32_t split(const float* w, int n, float inverse, int most, std::int8_t* high,
+                            std::int8_t* low) {
     std::int32_t sum = 0;
-    for (int t = 0; t < kPageTokens; ++t) {
+    for (int t = 0; t < n; ++t) {
       int x = round_to_int(w[t] * inverse);
       x = x > most ? most : x;
       const int h = (x + 128) >> 8;
@@ -80,6 +90,6 @@ struct Scalar {
 
 }  // namespace
 
-const AttentionKernels kAttentionScalar = Attention<Scalar>::table();
+const AttentionTable kAttentionScalar = attention_table<Scalar>();
 
 }  // namespace foretoken::kernels

@@ -9,7 +9,10 @@
 namespace foretoken::kernels {
 
 std::size_t hot_page_bytes(int d) { return static_cast<std::size_t>(kPageTokens) * 2 * d * 2; }
-std::size_t sealed_page_bytes(int d) { return sealed_k_mean(d) + static_cast<std::size_t>(d) * 2; }
+std::size_t sealed_page_bytes(KvMode mode, int d) {
+  const KvFormat& format = kv_format(mode);
+  return format.bits > 0 ? SealedLayout(format, d).bytes : 0;
+}
 
 void store_kv(std::byte* hot, int d, int slot, const float* k, const float* v) {
   std::byte* k_at = hot + hot_k_offset(d, slot, 0);
@@ -41,50 +44,82 @@ void load_v(const std::byte* hot, int d, int slot, float* v) {
   }
 }
 
-void seal_page(const std::byte* hot, const KvTransform& transform, int d, std::byte* sealed) {
+void seal_page(const std::byte* hot, KvMode mode, const KvTransform& transform, int d,
+               std::byte* sealed) {
+  const KvFormat& format = kv_format(mode);
   switch (active_isa()) {
     case Isa::kScalar:
-      return seal_page_scalar(hot, transform, d, sealed);
+      return seal_page_scalar(hot, format, transform, d, sealed);
     case Isa::kAvx2:
-      return seal_page_avx2(hot, transform, d, sealed);
+      return seal_page_avx2(hot, format, transform, d, sealed);
     default:
-      return seal_page_avx512(hot, transform, d, sealed);
+      return seal_page_avx512(hot, format, transform, d, sealed);
   }
 }
 
-void dequantize_sealed_page(const std::byte* sealed, const KvTransform& transform, int d,
-                            float* k, float* v) {
-  const auto half = [&](std::size_t at) {
+void dequantize_sealed_page(const std::byte* sealed, KvMode mode, const KvTransform& transform,
+                            int d, float* k, float* v) {
+  const KvFormat& format = kv_format(mode);
+  const SealedLayout at(format, d);
+  const int bits = format.bits, codes = codes_per_lane(bits);
+  const double centre = 0.5 * ((1 << bits) - 1);
+  const auto half = [&](std::size_t offset) {
     std::uint16_t h;
-    std::memcpy(&h, sealed + at, 2);
+    std::memcpy(&h, sealed + offset, 2);
     return h;
   };
-  const auto code = [&](std::size_t base, int block, int lane, int group, int i) {
-    const auto byte =
-        std::to_integer<int>(sealed[base + (block * (d / 16) + group) * 64 + code_byte(lane, i)]);
-    return ((byte >> code_shift(i)) & 3) - 1.5;
+  const auto code = [&](std::size_t base, std::size_t group, int lane, int i) {
+    const auto byte = std::to_integer<int>(sealed[base + group * 64 + code_byte(lane, i)]);
+    return ((byte >> code_shift(bits, i)) & ((1 << bits) - 1)) - centre;
   };
-  std::vector<double> sum(d);
+  // A row from its digits: through the matrix [d, n_digits] (K) or [n_digits, d] (V), or as they
+  // are.
+  std::vector<double> digits(std::max(at.k_digits, at.v_digits)), sum(d);
   for (int t = 0; t < kPageTokens; ++t) {
-    std::fill(sum.begin(), sum.end(), 0.0);
-    for (int digit = 0; digit < d; ++digit) {
-      const double c = code(0, t / 16, t % 16, digit / 16, digit % 16);
-      for (int j = 0; j < d; ++j)
-        sum[j] += c * transform.k_query[static_cast<std::size_t>(j) * d + digit];
+    for (int i = 0; i < at.k_digits; ++i) {
+      digits[i] = code(0, static_cast<std::size_t>(t / 16) * (at.k_digits / codes) + i / codes,
+                       t % 16, i % codes);
+    }
+    if (format.k_group > 0) {
+      // Channels: the low digits, with the high ones where there are.
+      for (int i = d; i < at.k_digits; ++i) {
+        digits[std::to_integer<int>(sealed[at.boosted + i - d])] +=
+            static_cast<double>(1 << bits) * digits[i];
+      }
+      const std::size_t group = static_cast<std::size_t>(t / format.k_group) * d;
+      for (int c = 0; c < d; ++c) {
+        digits[c] = digits[c] * half_to_scale(half(at.k_scales + 2 * (group + c))) +
+                    half_to_centre(half(at.k_centres + 2 * (group + c)));
+      }
+    } else {
+      const double s = half_to_scale(half(at.k_scales + 2 * t));
+      const double z = format.affine ? half_to_centre(half(at.k_centres + 2 * t)) : 0;
+      for (int i = 0; i < at.k_digits; ++i) digits[i] = s * digits[i] + z;
     }
     for (int j = 0; j < d; ++j) {
-      k[t * d + j] = static_cast<float>(bf16_to_float(half(sealed_k_mean(d) + 2 * j)) +
-                                        half_to_scale(half(sealed_k_scales(d) + 2 * t)) * sum[j]);
+      double x = transform.k_query == nullptr ? digits[j] : 0;
+      for (int i = 0; i < at.k_digits && transform.k_query != nullptr; ++i)
+        x += digits[i] * transform.k_query[static_cast<std::size_t>(j) * at.k_digits + i];
+      if (!format.affine) x += bf16_to_float(half(at.k_mean + 2 * j));
+      k[t * d + j] = static_cast<float>(x);
     }
-    std::fill(sum.begin(), sum.end(), 0.0);
-    for (int digit = 0; digit < d; ++digit) {
-      const double c = code(sealed_v_codes(d), t / 16, digit % 16, digit / 16, t % 16);
-      for (int j = 0; j < d; ++j)
-        sum[j] += c * transform.v_decode[static_cast<std::size_t>(digit) * d + j];
+
+    for (int i = 0; i < at.v_digits; ++i) {
+      const std::size_t scale =
+          2 *
+          (static_cast<std::size_t>(format.v_group > 0 ? i / format.v_group : 0) * kPageTokens + t);
+      digits[i] =
+          half_to_scale(half(at.v_scales + scale)) *
+              code(at.v_codes, static_cast<std::size_t>(t / codes) * (at.v_digits / 16) + i / 16,
+                   i % 16, t % codes) +
+          (format.affine ? half_to_centre(half(at.v_centres + scale)) : 0);
     }
     for (int j = 0; j < d; ++j) {
-      v[t * d + j] = static_cast<float>(transform.v_mean[j] +
-                                        half_to_scale(half(sealed_v_scales(d) + 2 * t)) * sum[j]);
+      double x = transform.v_decode == nullptr ? digits[j] : 0;
+      for (int i = 0; i < at.v_digits && transform.v_decode != nullptr; ++i)
+        x += digits[i] * transform.v_decode[static_cast<std::size_t>(i) * d + j];
+      if (transform.v_mean != nullptr) x += transform.v_mean[j];
+      v[t * d + j] = static_cast<float>(x);
     }
   }
 }

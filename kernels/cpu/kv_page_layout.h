@@ -5,16 +5,25 @@
 // bf16
 //            (channels 2g, 2g+1). A vector of logits grows lane by lane, without horizontal sums.
 //         V: [64, d] bf16, row-major.
-// sealed  K codes, V codes: 4 blocks of 16 tokens; block: d/16 groups of 64 bytes; group: 16 lanes
-// x 4 bytes
-//            x 4 bit pairs. K: lane = token, byte b, pair j = digit 16 group + 4 j + b.
-//                           V: lane = digit, byte b, pair j = token 16 block + 4 j + b.
-//         then K scales fp16 [64], V scales fp16 [64], K mean bf16 [d].
+// sealed  K codes, V codes in groups of 64 bytes: 16 lanes x 4 bytes, `bits` bits a code, so 16, 8
+//         or 4 codes a lane; code i of a lane is in byte i & 3 at bit `bits` * (i / 4).
+//         K: 4 blocks of 16 tokens, each n_digits / (codes a lane) groups: lane = token,
+//            code = digit.
+//         V: blocks of (codes a lane) tokens, each n_digits / 16 groups: lane = digit,
+//            code = token.
+//         Then, as the format has them:
+//         - K scales fp16: by row [64], by channel [64 / k_group, d]; K centres likewise (affine)
+//         - V scales fp16 [channel groups, 64]; V centres likewise (affine)
+//         - K mean bf16 [d] (symmetric)
+//         - the channels of two digits, a byte each, ascending (by channel, boosted)
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+
+#include "foretoken/kernels/kv_format.h"
+#include "foretoken/kernels/kv_page.h"
 
 #ifdef __CUDACC__
 #define FORETOKEN_HOST_DEVICE __host__ __device__
@@ -26,6 +35,7 @@ namespace foretoken::kernels {
 namespace {
 
 constexpr int kBlockTokens = 16;
+constexpr int kMaxDigits = 2 * kMaxHeadDim;  // of a row
 
 [[maybe_unused]] FORETOKEN_HOST_DEVICE inline std::size_t hot_k_offset(int d, int slot,
                                                                        int channel) {
@@ -35,23 +45,36 @@ constexpr int kBlockTokens = 16;
 [[maybe_unused]] FORETOKEN_HOST_DEVICE inline std::size_t hot_v_offset(int d, int slot) {
   return static_cast<std::size_t>(64) * d * 2 + static_cast<std::size_t>(slot) * d * 2;
 }
-[[maybe_unused]] FORETOKEN_HOST_DEVICE inline std::size_t sealed_v_codes(int d) {
-  return static_cast<std::size_t>(16) * d;
-}
-[[maybe_unused]] FORETOKEN_HOST_DEVICE inline std::size_t sealed_k_scales(int d) {
-  return static_cast<std::size_t>(32) * d;
-}
-[[maybe_unused]] FORETOKEN_HOST_DEVICE inline std::size_t sealed_v_scales(int d) {
-  return sealed_k_scales(d) + 128;
-}
+// Offsets in a sealed page of a format.
+struct SealedLayout {
+  int k_digits, v_digits;
+  int k_groups;  // by channel: token groups of a page, else 0
+  int v_groups;  // channel groups of a V row: the last may be shorter
+  std::size_t v_codes, k_scales, k_centres, v_scales, v_centres, k_mean, boosted, bytes;
+
+  constexpr SealedLayout(const KvFormat& f, int d)
+      : k_digits(foretoken::kernels::k_digits(f, d)),
+        v_digits(foretoken::kernels::v_digits(f, d)),
+        k_groups(f.k_group > 0 ? 64 / f.k_group : 0),
+        v_groups(f.v_group > 0 ? (d + f.v_group - 1) / f.v_group : 1),
+        v_codes(static_cast<std::size_t>(8) * f.bits * k_digits),
+        k_scales(v_codes + static_cast<std::size_t>(8) * f.bits * v_digits),
+        k_centres(k_scales + 2 * static_cast<std::size_t>(k_groups > 0 ? k_groups * d : 64)),
+        v_scales(k_centres + (f.affine ? k_centres - k_scales : 0)),
+        v_centres(v_scales + static_cast<std::size_t>(128) * v_groups),
+        k_mean(v_centres + (f.affine ? v_centres - v_scales : 0)),
+        boosted(k_mean + (f.affine ? 0 : static_cast<std::size_t>(d) * 2)),
+        bytes(boosted + (k_groups > 0 ? static_cast<std::size_t>(k_digits - d) : 0)) {}
+};
+// Codes a lane of a 64-byte group; of code i, its byte within the group and its shift.
+constexpr int codes_per_lane(int bits) { return 32 / bits; }
+[[maybe_unused]] inline int code_byte(int lane, int i) { return lane * 4 + (i & 3); }
+[[maybe_unused]] inline int code_shift(int bits, int i) { return bits * (i >> 2); }
+// Where a page of int2 has the mean of K: what the CUDA kernels read.
 [[maybe_unused]] FORETOKEN_HOST_DEVICE inline std::size_t sealed_k_mean(int d) {
-  return sealed_k_scales(d) + 256;
+  return static_cast<std::size_t>(32) * d + 256;
 }
-// Byte of (lane, digit-or-token index i of 16) in a group; its bit pair is at shift 2 * (i / 4).
-[[maybe_unused]] FORETOKEN_HOST_DEVICE inline int code_byte(int lane, int i) {
-  return lane * 4 + (i & 3);
-}
-[[maybe_unused]] FORETOKEN_HOST_DEVICE inline int code_shift(int i) { return 2 * (i >> 2); }
+static_assert(SealedLayout(kv_format(KvMode::kInt2), 128).k_mean == 32 * 128 + 256);
 
 [[maybe_unused]] FORETOKEN_HOST_DEVICE inline float float_of(std::uint32_t bits) {
   float f;
@@ -100,14 +123,25 @@ constexpr int kBlockTokens = 16;
   return float_of((exponent + 112) << 23 | mantissa << 13);
 }
 
+// fp16 of any value, nearest, ties to even, saturating; NaN becomes 0.
+[[maybe_unused]] inline std::uint16_t centre_to_half(float f) {
+  const std::uint32_t sign = bits_of(f) >> 16 & 0x8000u;
+  return static_cast<std::uint16_t>(scale_to_half(sign != 0 ? -f : f) | sign);
+}
+[[maybe_unused]] inline float half_to_centre(std::uint16_t h) {  // of centre_to_half's values
+  const float x = half_to_scale(h & 0x7fffu);
+  return (h & 0x8000u) != 0 ? -x : x;
+}
+
 }  // namespace
 
 // One a translation unit and ISA; kv_page.cpp picks.
 struct KvTransform;
-void seal_page_scalar(const std::byte* hot, const KvTransform& transform, int d,
-                      std::byte* sealed);
-void seal_page_avx2(const std::byte* hot, const KvTransform& transform, int d, std::byte* sealed);
-void seal_page_avx512(const std::byte* hot, const KvTransform& transform, int d,
-                      std::byte* sealed);
+void seal_page_scalar(const std::byte* hot, const KvFormat& format, const KvTransform& transform,
+                      int d, std::byte* sealed);
+void seal_page_avx2(const std::byte* hot, const KvFormat& format, const KvTransform& transform,
+                    int d, std::byte* sealed);
+void seal_page_avx512(const std::byte* hot, const KvFormat& format, const KvTransform& transform,
+                      int d, std::byte* sealed);
 
 }  // namespace foretoken::kernels

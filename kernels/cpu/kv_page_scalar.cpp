@@ -2,9 +2,9 @@
 
 namespace foretoken::kernels {
 
-void seal_page_scalar(const std::byte* hot, const KvTransform& transform, int d,
-                      std::byte* sealed) {
-  seal_page_impl(hot, transform, d, sealed);
+void seal_page_scalar(const std::byte* hot, const KvFormat& format, const KvTransform& transform,
+                      int d, std::byte* sealed) {
+  seal_page_impl(hot, format, transform, d, sealed);
 }
 
 }  // namespace foretoken::kernels

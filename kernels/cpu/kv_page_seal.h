@@ -24,6 +24,8 @@ typedef float LanesUnaligned __attribute__((vector_size(kLanes * 4), aligned(4))
 // Max 1960): a channel's static step is this times its deviation, so a channel in units of its step
 // has deviation 1/this.
 constexpr float kStep2 = 0.9957f, kStep4 = 0.3352f;
+// Most scales of a page, in 64s: K by channel in groups of 16 tokens.
+constexpr int kMaxGroups = 4 * kMaxHeadDim / kPageTokens;
 // Rounds of (codes for the scale, least-squares scale for the codes). On Gaussian rows of 64 to 128
 // channels the third round changes fewer than one code in a thousand.
 constexpr int kScaleRounds = 3;
@@ -57,8 +59,8 @@ inline void encode(const float* x, const float* m, int d, float* y) {
 }
 
 // Codes of one row of channels: floor(x / s) + half the levels, clamped to the channel's levels.
-// `low` is -levels/2 by channel (-8, -2 or 0 for a channel without bits), `high` levels/2 - 1 (7,
-// 1, -1: its centred code is then -0 + 0.5 - 0.5 = 0). centred = floor(...) + 0.5.
+// `low` is -levels/2 by channel, `high` levels/2 - 1 (0 and 0 for a channel without bits).
+// centred = floor(...) + 0.5.
 inline void centred_codes(const float* x, const float* low, const float* high, float inverse_scale,
                           int d, float* centred) {
   for (int i = 0; i < d; ++i) {
@@ -69,17 +71,23 @@ inline void centred_codes(const float* x, const float* low, const float* high, f
   }
 }
 
-// One row: the least-squares scale (fp16) and the digits [d], 0..3. `weight` is 0 for channels
-// without bits.
-inline std::uint16_t quantise_row(const float* x, const float* weight, const float* low,
-                                  const float* high, float expected, int n4, int d, bool max_scale,
-                                  std::uint8_t* digits) {
+// How the channels of a symmetric row are coded: n4 of two digits, then those of one, then none.
+struct RowShape {
+  int bits, d, n4, n_coded;
+  bool max_scale;
+  float expected;  // of the weighted energy, in units of steps
+  float low[kMaxHeadDim], high[kMaxHeadDim], weight[kMaxHeadDim];
+};
+
+// One row: the scale (fp16) and the digits. `weight` is 0 for channels without bits.
+inline std::uint16_t quantise_row(const float* x, const RowShape& shape, std::uint8_t* digits) {
   float centred[kMaxHeadDim];
-  const int n_coded = d - n4;
+  const int d = shape.d, n4 = shape.n4;
+  const float* weight = shape.weight;
   float scale = 0;
-  if (max_scale) {
-    for (int i = 0; i < n_coded; ++i) {
-      const float reach = __builtin_fabsf(x[i]) / (high[i] + 0.5f);
+  if (shape.max_scale) {
+    for (int i = 0; i < shape.n_coded; ++i) {
+      const float reach = __builtin_fabsf(x[i]) / (shape.high[i] + 0.5f);
       scale = reach > scale ? reach : scale;
     }
   } else {
@@ -87,9 +95,9 @@ inline std::uint16_t quantise_row(const float* x, const float* weight, const flo
     for (int i = 0; i < d; i += 16) {
       for (int l = 0; l < 16; ++l) part[l] += weight[i + l] * (x[i + l] * x[i + l]);
     }
-    scale = __builtin_sqrtf(sum_lanes(part) / expected);
+    scale = __builtin_sqrtf(sum_lanes(part) / shape.expected);
     for (int round = 0; round < kScaleRounds && scale > 0; ++round) {
-      centred_codes(x, low, high, 1.0f / scale, d, centred);
+      centred_codes(x, shape.low, shape.high, 1.0f / scale, d, centred);
       alignas(64) float with_x[16] = {}, with_code[16] = {};
       for (int i = 0; i < d; i += 16) {
         for (int l = 0; l < 16; ++l) {
@@ -103,107 +111,281 @@ inline std::uint16_t quantise_row(const float* x, const float* weight, const flo
   }
   const std::uint16_t half = scale_to_half(scale);
   const float stored = half_to_scale(half);
-  centred_codes(x, low, high, stored > 0 ? 1.0f / stored : 0.0f, d, centred);
+  centred_codes(x, shape.low, shape.high, stored > 0 ? 1.0f / stored : 0.0f, d, centred);
+  const int levels = 1 << shape.bits;
+  const float to_low = 0.5f * static_cast<float>(levels * levels - 1),
+              to_digit = 0.5f * static_cast<float>(levels - 1);
   for (int i = 0; i < n4; ++i) {
-    const int code = static_cast<int>(centred[i] + 7.5f);
-    digits[i] = static_cast<std::uint8_t>(code >> 2);
-    digits[n4 + i] = static_cast<std::uint8_t>(code & 3);
+    const int code = static_cast<int>(centred[i] + to_low);
+    digits[i] = static_cast<std::uint8_t>(code >> shape.bits);
+    digits[n4 + i] = static_cast<std::uint8_t>(code & (levels - 1));
   }
-  for (int i = n4; i < n_coded; ++i) {
-    digits[n4 + i] = static_cast<std::uint8_t>(static_cast<int>(centred[i] + 1.5f));
-  }
+  for (int i = n4; i < shape.n_coded; ++i)
+    digits[n4 + i] = static_cast<std::uint8_t>(static_cast<int>(centred[i] + to_digit));
   return half;
 }
 
-inline void quantise_rows(const float* x, const float* channel_weight, int n4, int d,
-                          bool max_scale, std::uint16_t* scales, std::uint8_t* digits) {
-  float low[kMaxHeadDim], high[kMaxHeadDim], weight[kMaxHeadDim];
-  float expected = 0;
+// x [64, d] into digits [64, n_digits].
+inline void quantise_rows(const float* x, const float* channel_weight, int bits, int n4,
+                          int n_digits, int d, bool max_scale, std::uint16_t* scales,
+                          std::uint8_t* digits) {
+  RowShape shape;
+  shape.bits = bits, shape.d = d, shape.n4 = n4, shape.n_coded = n_digits - n4;
+  shape.max_scale = max_scale;
+  shape.expected = 0;
+  const auto half_levels = static_cast<float>(1 << (bits - 1)),
+             half_doubled = static_cast<float>(1 << (2 * bits - 1));
   for (int i = 0; i < d; ++i) {
-    const bool coded = i < d - n4;
-    low[i] = i < n4 ? -8.0f : coded ? -2.0f : 0.0f;
-    high[i] = i < n4 ? 7.0f : coded ? 1.0f : 0.0f;
-    weight[i] = coded ? channel_weight[i] : 0.0f;
-    const float step = i < n4 ? kStep4 : kStep2;
-    expected += weight[i] / (step * step);
+    const bool coded = i < shape.n_coded;
+    shape.low[i] = i < n4 ? -half_doubled : coded ? -half_levels : 0.0f;
+    shape.high[i] = i < n4 ? half_doubled - 1 : coded ? half_levels - 1 : 0.0f;
+    shape.weight[i] = coded ? channel_weight[i] : 0.0f;
+    const float step = i < n4 || bits > 2 ? kStep4 : kStep2;
+    shape.expected += shape.weight[i] / (step * step);
   }
   for (int t = 0; t < kPageTokens; ++t) {
-    scales[t] = expected > 0
-                    ? quantise_row(x + static_cast<std::size_t>(t) * d, weight, low, high, expected,
-                                   n4, d, max_scale, digits + static_cast<std::size_t>(t) * d)
-                    : 0;
+    scales[t] = shape.expected > 0 ? quantise_row(x + static_cast<std::size_t>(t) * d, shape,
+                                                  digits + static_cast<std::size_t>(t) * n_digits)
+                                   : 0;
   }
 }
 
-// digits [64, d] into groups of 64 bytes, each byte four digits of one lane (kv_page_layout.h).
-inline void pack_k(const std::uint8_t* digits, int d, std::byte* codes) {
-  for (int t = 0; t < kPageTokens; ++t, digits += d) {
-    for (int g = 0; g < d / 16; ++g) {
-      const std::uint8_t* x = digits + g * 16;
-      std::byte* at = codes + static_cast<std::size_t>(t / 16 * (d / 16) + g) * 64 + t % 16 * 4;
+// The magnitude at `index` in ascending order, by bisection on the bits (non-negative floats sort
+// as integers; a NaN comes last).
+inline float magnitude_at(const float* x, int n, int index) {
+  std::uint32_t found = 0;
+  for (int bit = 30; bit >= 0; --bit) {
+    const std::uint32_t tried = found | 1u << bit;
+    int below = 0;
+    for (int i = 0; i < n; ++i) below += (bits_of(x[i]) & 0x7fffffffu) < tried ? 1 : 0;
+    if (below <= index) found = tried;
+  }
+  return float_of(found);
+}
+
+struct AffineRow {
+  std::uint16_t scale, centre;  // fp16
+};
+// From the smallest and the largest value.
+inline AffineRow affine_of(float least, float most, int levels) {
+  const std::uint16_t centre = centre_to_half(0.5f * least + 0.5f * most);
+  return {scale_to_half((most - least) / static_cast<float>(levels - 1)), centre};
+}
+inline int affine_code(float x, float centre, float inverse_scale, int levels) {
+  const float half = static_cast<float>(levels / 2);
+  float f = __builtin_floorf((x - centre) * inverse_scale);
+  f = f > -half ? f : -half;
+  f = f < half - 1 ? f : half - 1;
+  return static_cast<int>(f + half);
+}
+
+// Channels of one row (or group of it): codes from the smallest to the largest value, after
+// clipping magnitudes at the quantile `keep`.
+inline AffineRow quantise_affine(const float* x, int n, int levels, float keep,
+                                 std::uint8_t* digits) {
+  float clipped[kMaxHeadDim];
+  const auto index = static_cast<int>(keep * static_cast<float>(n));
+  const float limit = index < n ? magnitude_at(x, n, index) : __builtin_inff();
+  float least = __builtin_inff(), most = -__builtin_inff();
+  for (int i = 0; i < n; ++i) {
+    float f = x[i] > -limit ? x[i] : -limit;
+    f = f < limit ? f : limit;
+    clipped[i] = f;
+    least = f < least ? f : least;
+    most = f > most ? f : most;
+  }
+  const AffineRow row = affine_of(least, most, levels);
+  const float scale = half_to_scale(row.scale), centre = half_to_centre(row.centre);
+  const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+  for (int i = 0; i < n; ++i)
+    digits[i] = static_cast<std::uint8_t>(affine_code(clipped[i], centre, inverse, levels));
+  return row;
+}
+
+// K by channel: scale and centre a channel and group of tokens. The n_boosted channels of the
+// largest mean magnitude (ties to the lower index) have a high digit too, after all the low ones
+// (Kitty). x [64, d], digits [64, d + n_boosted].
+inline void quantise_channels(const float* x, const KvFormat& format, int d, int n_boosted,
+                              std::uint16_t* scales, std::uint16_t* centres, std::byte* boosted,
+                              std::uint8_t* digits) {
+  float magnitude[kMaxHeadDim] = {};
+  for (int t = 0; t < kPageTokens; ++t) {
+    for (int c = 0; c < d; ++c) magnitude[c] += __builtin_fabsf(x[t * d + c]);
+  }
+  int high_digit[kMaxHeadDim];  // of a channel, or -1
+  int n_found = 0;
+  for (int c = 0; c < d; ++c) {
+    int larger = 0;
+    for (int i = 0; i < d; ++i) {
+      larger += magnitude[i] > magnitude[c] || (magnitude[i] == magnitude[c] && i < c) ? 1 : 0;
+    }
+    high_digit[c] = larger < n_boosted ? d + n_found : -1;
+    if (larger < n_boosted) boosted[n_found++] = static_cast<std::byte>(c);
+  }
+  const int n_digits = d + n_boosted, levels = 1 << format.bits;
+  for (int first = 0; first < kPageTokens; first += format.k_group, scales += d, centres += d) {
+    float least[kMaxHeadDim], most[kMaxHeadDim];
+    for (int c = 0; c < d; ++c) least[c] = most[c] = x[first * d + c];
+    for (int t = first; t < first + format.k_group; ++t) {
+      for (int c = 0; c < d; ++c) {
+        const float f = x[t * d + c];
+        least[c] = f < least[c] ? f : least[c];
+        most[c] = f > most[c] ? f : most[c];
+      }
+    }
+    for (int c = 0; c < d; ++c) {
+      const int channel_levels = high_digit[c] < 0 ? levels : levels * levels;
+      const AffineRow channel = affine_of(least[c], most[c], channel_levels);
+      scales[c] = channel.scale, centres[c] = channel.centre;
+      const float scale = half_to_scale(channel.scale), centre = half_to_centre(channel.centre);
+      const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+      for (int t = first; t < first + format.k_group; ++t) {
+        const int code = affine_code(x[t * d + c], centre, inverse, channel_levels);
+        digits[t * n_digits + c] = static_cast<std::uint8_t>(code & (levels - 1));
+        if (high_digit[c] >= 0)
+          digits[t * n_digits + high_digit[c]] = static_cast<std::uint8_t>(code >> format.bits);
+      }
+    }
+  }
+}
+
+// digits [64, n_digits] into groups of 64 bytes, each byte 8 / kBits digits of one lane
+// (kv_page_layout.h).
+template <int kBits>
+inline void pack_k(const std::uint8_t* digits, int n_digits, std::byte* codes) {
+  constexpr int kCodes = codes_per_lane(kBits);
+  for (int t = 0; t < kPageTokens; ++t, digits += n_digits) {
+    for (int g = 0; g < n_digits / kCodes; ++g) {
+      const std::uint8_t* x = digits + g * kCodes;
+      std::byte* at =
+          codes + static_cast<std::size_t>(t / 16 * (n_digits / kCodes) + g) * 64 + t % 16 * 4;
       for (int b = 0; b < 4; ++b) {
-        at[b] = static_cast<std::byte>(x[b] | x[4 + b] << 2 | x[8 + b] << 4 | x[12 + b] << 6);
+        int byte = 0;
+        for (int j = 0; j < kCodes / 4; ++j) byte |= x[4 * j + b] << kBits * j;
+        at[b] = static_cast<std::byte>(byte);
       }
     }
   }
 }
-inline void pack_v(const std::uint8_t* digits, int d, std::byte* codes) {
-  for (int block = 0; block < 4; ++block, digits += static_cast<std::size_t>(16) * d) {
+template <int kBits>
+inline void pack_v(const std::uint8_t* digits, int n_digits, std::byte* codes) {
+  constexpr int kCodes = codes_per_lane(kBits);
+  for (int block = 0; block < kPageTokens / kCodes; ++block) {
     for (int b = 0; b < 4; ++b) {
-      const std::uint8_t* x = digits + static_cast<std::size_t>(b) * d;
-      for (int i = 0; i < d; ++i) {
-        codes[static_cast<std::size_t>(block * (d / 16) + i / 16) * 64 + i % 16 * 4 + b] =
-            static_cast<std::byte>(x[i] | x[4 * d + i] << 2 | x[8 * d + i] << 4 |
-                                   x[12 * d + i] << 6);
+      const std::uint8_t* x = digits + static_cast<std::size_t>(b) * n_digits;
+      for (int i = 0; i < n_digits; ++i) {
+        int byte = 0;
+        for (int j = 0; j < kCodes / 4; ++j) byte |= x[4 * j * n_digits + i] << kBits * j;
+        codes[static_cast<std::size_t>(block * (n_digits / 16) + i / 16) * 64 + i % 16 * 4 + b] =
+            static_cast<std::byte>(byte);
       }
     }
+    digits += static_cast<std::size_t>(kCodes) * n_digits;
   }
+}
+inline void pack(const std::uint8_t* digits, int bits, int k_digits, int v_digits, std::byte* k,
+                 std::byte* v) {
+  const auto with = [&]<int kBits>() {
+    if (k != nullptr) pack_k<kBits>(digits, k_digits, k);
+    if (v != nullptr) pack_v<kBits>(digits, v_digits, v);
+  };
+  if (bits == 2) return with.template operator()<2>();
+  if (bits == 4) return with.template operator()<4>();
+  with.template operator()<8>();
 }
 
-inline void seal_page_impl(const std::byte* hot, const KvTransform& transform, int d,
-                           std::byte* sealed) {
+inline void seal_page_impl(const std::byte* hot, const KvFormat& format,
+                           const KvTransform& transform, int d, std::byte* sealed) {
   if (d <= 0 || d > kMaxHeadDim) __builtin_unreachable();  // kv_cache.h checks it
+  const SealedLayout at(format, d);
   alignas(64) float x[kPageTokens * kMaxHeadDim];
   alignas(64) float y[kPageTokens * kMaxHeadDim];
-  std::uint8_t digits[kPageTokens * kMaxHeadDim] = {};
-  std::uint16_t scales[kPageTokens];
-  // K: less the page's mean, as stored.
-  float mean[kMaxHeadDim] = {};
+  std::uint8_t digits[kPageTokens * kMaxDigits] = {};
+  std::uint16_t scales[kPageTokens * kMaxGroups], centres[kPageTokens * kMaxGroups];
+  const float* channels = x;
+  const auto transformed = [&](const float* matrix) {
+    if (matrix != nullptr) encode(x, matrix, d, y);
+    channels = matrix != nullptr ? y : x;
+  };
+  const int levels = 1 << format.bits;
+
   for (int t = 0; t < kPageTokens; ++t) {
     for (int c = 0; c < d; ++c) {
       std::uint16_t h;
       std::memcpy(&h, hot + hot_k_offset(d, t, c), 2);
       x[t * d + c] = bf16_to_float(h);
-      mean[c] += x[t * d + c];
     }
   }
-  for (int c = 0; c < d; ++c) {
-    const std::uint16_t h = transform.k_page_mean
-                                ? float_to_bf16_finite(mean[c] * (1.0f / kPageTokens))
-                                : std::uint16_t{0};
-    std::memcpy(sealed + sealed_k_mean(d) + 2 * c, &h, 2);
-    mean[c] = bf16_to_float(h);
+  if (!format.affine) {  // K less the page's mean, as stored
+    float mean[kMaxHeadDim] = {};
+    for (int t = 0; t < kPageTokens; ++t) {
+      for (int c = 0; c < d; ++c) mean[c] += x[t * d + c];
+    }
+    for (int c = 0; c < d; ++c) {
+      const std::uint16_t h = transform.k_page_mean
+                                  ? float_to_bf16_finite(mean[c] * (1.0f / kPageTokens))
+                                  : std::uint16_t{0};
+      std::memcpy(sealed + at.k_mean + 2 * c, &h, 2);
+      mean[c] = bf16_to_float(h);
+    }
+    for (int t = 0; t < kPageTokens; ++t) {
+      for (int c = 0; c < d; ++c) x[t * d + c] -= mean[c];
+    }
   }
-  for (int t = 0; t < kPageTokens; ++t) {
-    for (int c = 0; c < d; ++c) x[t * d + c] -= mean[c];
+  transformed(transform.k_encode);
+  int n_scales = kPageTokens;
+  if (format.k_group > 0) {
+    n_scales = at.k_groups * d;
+    quantise_channels(channels, format, d, at.k_digits - d, scales, centres, sealed + at.boosted,
+                      digits);
+  } else if (format.affine) {
+    for (int t = 0; t < kPageTokens; ++t) {
+      const AffineRow row =
+          quantise_affine(channels + static_cast<std::size_t>(t) * d, d, levels, format.k_keep,
+                          digits + static_cast<std::size_t>(t) * d);
+      scales[t] = row.scale, centres[t] = row.centre;
+    }
+  } else {
+    quantise_rows(channels, transform.k_weight, format.bits, transform.k_n4, at.k_digits, d,
+                  format.max_scale || transform.max_scale, scales, digits);
   }
-  encode(x, transform.k_encode, d, y);
-  quantise_rows(y, transform.k_weight, transform.k_n4, d, transform.max_scale, scales, digits);
-  std::memcpy(sealed + sealed_k_scales(d), scales, sizeof scales);
-  pack_k(digits, d, sealed);
+  std::memcpy(sealed + at.k_scales, scales, static_cast<std::size_t>(n_scales) * 2);
+  if (format.affine)
+    std::memcpy(sealed + at.k_centres, centres, static_cast<std::size_t>(n_scales) * 2);
+  pack(digits, format.bits, at.k_digits, at.v_digits, sealed, nullptr);
 
-  // V: less the constant mean.
   for (int t = 0; t < kPageTokens; ++t) {
     for (int c = 0; c < d; ++c) {
       std::uint16_t h;
       std::memcpy(&h, hot + hot_v_offset(d, t) + 2 * c, 2);
-      x[t * d + c] = bf16_to_float(h) - transform.v_mean[c];
+      x[t * d + c] = bf16_to_float(h);
     }
   }
-  encode(x, transform.v_encode, d, y);
-  quantise_rows(y, transform.v_weight, transform.v_n4, d, transform.max_scale, scales, digits);
-  std::memcpy(sealed + sealed_v_scales(d), scales, sizeof scales);
-  pack_v(digits, d, sealed + sealed_v_codes(d));
+  if (transform.v_mean != nullptr) {
+    for (int t = 0; t < kPageTokens; ++t) {
+      for (int c = 0; c < d; ++c) x[t * d + c] -= transform.v_mean[c];
+    }
+  }
+  transformed(transform.v_encode);
+  if (format.affine) {
+    const int group = format.v_group > 0 ? format.v_group : d;
+    for (int t = 0; t < kPageTokens; ++t) {
+      for (int g = 0; g < at.v_groups; ++g) {
+        const std::size_t first = static_cast<std::size_t>(t) * d + g * group;
+        const AffineRow row =
+            quantise_affine(channels + first, d - g * group < group ? d - g * group : group, levels,
+                            format.v_keep, digits + first);
+        scales[g * kPageTokens + t] = row.scale, centres[g * kPageTokens + t] = row.centre;
+      }
+    }
+  } else {
+    quantise_rows(channels, transform.v_weight, format.bits, transform.v_n4, at.v_digits, d,
+                  format.max_scale || transform.max_scale, scales, digits);
+  }
+  const auto n = static_cast<std::size_t>(at.v_groups) * kPageTokens * 2;
+  std::memcpy(sealed + at.v_scales, scales, n);
+  if (format.affine) std::memcpy(sealed + at.v_centres, centres, n);
+  pack(digits, format.bits, at.k_digits, at.v_digits, nullptr, sealed + at.v_codes);
 }
 
 }  // namespace

@@ -253,7 +253,8 @@ std::size_t attention_scratch_bytes(const AttentionCall& call) {
 cudaError_t attention(const AttentionCall& call, std::byte* scratch, std::size_t scratch_bytes,
                       cudaStream_t stream, int stages) {
   if ((call.head_dim != 64 && call.head_dim != 128) || call.n_kv_heads <= 0 ||
-      call.n_heads % call.n_kv_heads != 0)
+      call.n_heads % call.n_kv_heads != 0 ||
+      (call.mode != KvMode::kBf16 && call.mode != KvMode::kInt2))
     return cudaErrorInvalidValue;
   AttentionGrid grid;
   for (int first = 0; first < call.n_sequences; first += kMaxSequences) {

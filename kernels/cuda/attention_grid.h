@@ -107,7 +107,7 @@ std::size_t plan_grid(const AttentionCall& call, int first, int n, std::byte* sc
   grid.scale = call.scale;
   grid.hot_offset = call.hot_offset, grid.hot_stride = call.hot_stride;
   grid.sealed_offset = call.sealed_offset, grid.sealed_stride = call.sealed_stride;
-  grid.int2 = call.int2, grid.sink_pages = call.sink_pages;
+  grid.int2 = call.mode == KvMode::kInt2, grid.sink_pages = call.sink_pages;
   grid.window_pages = call.window_pages;
   grid.transforms = call.transforms;
   std::size_t states = 0, metas = 0;

@@ -103,18 +103,21 @@ std::shared_ptr<const KvTransforms> uniform(const KvGeometry& geometry, KvTransf
   return transforms;
 }
 
-// Sylvester's, in blocks of the largest power of two that divides d, at most 128 (SAW-INT4's own
-// choice): 64, 16 at d = 80, 32 at 96, 128, twice 128 at 256.
-std::shared_ptr<const KvTransforms> hadamard_k(const KvGeometry& geometry) {
-  auto transforms = std::make_shared<KvTransforms>(geometry, KvTransformKind::kHadamard, true);
+// Sylvester's matrix in blocks: of K, and of V where the kind has a transform of it. Blocks of the
+// largest power of two that divides d, at most 128 (SAW-INT4's own choice): 64, 16 at d = 80, 32 at
+// 96, 128, twice 128 at 256.
+std::shared_ptr<const KvTransforms> hadamard_blocks(const KvGeometry& geometry,
+                                                    KvTransformKind kind) {
+  auto transforms = std::make_shared<KvTransforms>(geometry, kind, true);
   const int d = geometry.head_dim, block = std::min(d & -d, 128);
+  const std::size_t n_matrices = KvTransforms::extents(kind, d).total() / d / d;
   float* at = transforms->floats(0);
   for (int i = 0; i < d; ++i) {
     for (int j = 0; j < d; ++j) {
       const double x = i / block != j / block
                            ? 0
                            : (__builtin_parity(i % block & j % block) ? -1 : 1) / std::sqrt(block);
-      at[i * d + j] = at[d * d + i * d + j] = static_cast<float>(x);
+      for (std::size_t m = 0; m < n_matrices; ++m) at[(m * d + i) * d + j] = static_cast<float>(x);
     }
   }
   return transforms;
@@ -126,7 +129,7 @@ std::size_t index_of(KvTransformKind kind) { return static_cast<std::size_t>(kin
 
 KvCalibration::KvCalibration(const KvGeometry& geometry) {
   add(std::make_shared<KvTransforms>(geometry, KvTransformKind::kIdentity, true));
-  add(hadamard_k(geometry));
+  add(hadamard_blocks(geometry, KvTransformKind::kHadamard));
 }
 
 void KvCalibration::add(std::shared_ptr<const KvTransforms> transforms) {
@@ -147,6 +150,7 @@ std::shared_ptr<const KvCalibration> KvCalibration::data_free(const KvGeometry& 
   auto calibration = std::make_shared<KvCalibration>(geometry);
   for (const auto kind : {KvTransformKind::kPaired, KvTransformKind::kPairedClasses})
     calibration->add(uniform(geometry, kind, true, true, false));
+  calibration->add(hadamard_blocks(geometry, KvTransformKind::kRotation));  // OSCAR's own fallback
   return calibration;
 }
 std::shared_ptr<const KvCalibration> KvCalibration::naive(const KvGeometry& geometry) {

@@ -67,8 +67,9 @@ class PagedKvCache final : public KvCache {
         sink_pages_(options.sink_tokens / kPageTokens),
         window_pages_(options.window_tokens / kPageTokens),
         hot_stride_(kernels::hot_page_bytes(geometry.head_dim)),
-        sealed_stride_((kernels::sealed_page_bytes(geometry.head_dim) + kCacheLine - 1) /
-                       kCacheLine * kCacheLine),
+        sealed_stride_(
+            (kernels::sealed_page_bytes(options.mode, geometry.head_dim) + kCacheLine - 1) /
+            kCacheLine * kCacheLine),
         hot_slab_bytes_(hot_stride_ * geometry.n_layers * geometry.n_kv_heads),
         sealed_slab_bytes_(sealed_stride_ * geometry.n_layers * geometry.n_kv_heads),
         max_pages_(static_cast<int>((options.max_model_len + kPageTokens - 1) / kPageTokens)),
@@ -296,7 +297,7 @@ class PagedKvCache final : public KvCache {
         .hot_stride = hot_stride_,
         .sealed_offset = sealed_stride_ * layer * geometry_.n_kv_heads,
         .sealed_stride = sealed_stride_,
-        .int2 = int2_,
+        .mode = options_.mode,
         .sink_pages = sink_pages_,
         .window_pages = window_pages_,
         .transforms = int2_ ? calibration_->layer(options_.mode, layer) : nullptr};
@@ -394,7 +395,7 @@ class PagedKvCache final : public KvCache {
     const Sequence& s = sequences_[handle];
     if (page >= max_pages_ || s.sealed_layers[page] <= layer) return {};
     return {s.sealed[page] + sealed_stride_ * (layer * geometry_.n_kv_heads + kv_head),
-            kernels::sealed_page_bytes(geometry_.head_dim)};
+            kernels::sealed_page_bytes(options_.mode, geometry_.head_dim)};
   }
   std::span<const std::byte> hot_bytes(KvSequence handle, int page, int layer,
                                        int kv_head) const override {
@@ -494,7 +495,7 @@ class PagedKvCache final : public KvCache {
       hold(s, SlabKind::kHot, p, pool_.take(SlabKind::kHot));
       for (int i = 0; i < geometry_.n_layers * geometry_.n_kv_heads; ++i) {
         kernels::dequantize_sealed_page(
-            s.sealed[p] + sealed_stride_ * i,
+            s.sealed[p] + sealed_stride_ * i, options_.mode,
             calibration_->layer(options_.mode, i / geometry_.n_kv_heads)[i % geometry_.n_kv_heads],
             d, k.data(), v.data());
         for (int slot = 0; slot < kPageTokens; ++slot) {
@@ -539,7 +540,7 @@ class PagedKvCache final : public KvCache {
     pool.tasks(static_cast<int>(to_seal_.size()) * heads, [&](int task, int) {
       const SealTask& page = to_seal_[task / heads];
       const std::size_t index = static_cast<std::size_t>(layer) * heads + task % heads;
-      kernels::seal_page(page.hot + hot_stride_ * index,
+      kernels::seal_page(page.hot + hot_stride_ * index, options_.mode,
                          calibration_->layer(options_.mode, layer)[task % heads],
                          geometry_.head_dim, page.sealed + sealed_stride_ * index);
     });

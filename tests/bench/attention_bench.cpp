@@ -1,11 +1,12 @@
 // Decode attention of one layer over the cache's pages: time a call, bytes of K and V read, and
 // rate, by mode, depth and rows. One sequence; every page its own memory, more of it in all than
 // the caches hold.
-//   attention_bench [threads]
+//   attention_bench [threads [mode...]]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 
 #include "tests/unit/kv/synthetic.h"
 
@@ -16,21 +17,21 @@ double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-void measure(int d, int n_heads, int n_kv_heads, int depth, int rows, bool int2,
+void measure(int d, int n_heads, int n_kv_heads, int depth, int rows, kernels::KvMode mode,
              kernels::ThreadPool& pool) {
   std::mt19937_64 random(1);
   std::vector<OwnedTransform> owned;
   std::vector<kernels::KvTransform> transforms;
-  for (int h = 0; h < n_kv_heads; ++h) owned.emplace_back(d, 2 * d / 16, d / 16, random);
+  for (int h = 0; h < n_kv_heads; ++h) owned.emplace_back(mode, d, 2 * d / 16, d / 16, random);
   for (const auto& o : owned) transforms.push_back(o.view);
   // Layers enough that a round trip through them (256 MiB of 16-bit pages) misses the last-level
   // cache's share.
   const int pages = depth / kPageTokens + 1;
   const std::size_t hot_bytes = kernels::hot_page_bytes(d) * n_kv_heads,
-                    sealed_bytes = kernels::sealed_page_bytes(d) * n_kv_heads;
+                    sealed_bytes = kernels::sealed_page_bytes(mode, d) * n_kv_heads;
   const int layers = static_cast<int>(
       std::clamp<std::size_t>((std::size_t{256} << 20) / (hot_bytes * pages), 1, 64));
-  SyntheticSequence one(kPageTokens, n_kv_heads, d, transforms, random);
+  SyntheticSequence one(kPageTokens, n_kv_heads, d, mode, transforms, random);
   std::vector<std::byte> hot(hot_bytes * pages * layers), sealed(sealed_bytes * pages * layers);
   std::vector<const std::byte*> hot_at(pages * layers), sealed_at(pages * layers);
   for (int p = 0; p < pages * layers; ++p) {
@@ -63,8 +64,8 @@ void measure(int d, int n_heads, int n_kv_heads, int depth, int rows, bool int2,
                                       .hot_offset = 0,
                                       .hot_stride = kernels::hot_page_bytes(d),
                                       .sealed_offset = 0,
-                                      .sealed_stride = kernels::sealed_page_bytes(d),
-                                      .int2 = int2,
+                                      .sealed_stride = kernels::sealed_page_bytes(mode, d),
+                                      .mode = mode,
                                       .sink_pages = 1,
                                       .window_pages = 4,
                                       .transforms = transforms.data()};
@@ -80,13 +81,14 @@ void measure(int d, int n_heads, int n_kv_heads, int depth, int rows, bool int2,
   }
   std::sort(times.begin(), times.end());
   const double median = times[times.size() / 2];
-  const int sealed_pages = int2 ? std::max(0, (depth - 1) / kPageTokens - 5) : 0;
+  const int sealed_pages =
+      mode != kernels::KvMode::kBf16 ? std::max(0, (depth - 1) / kPageTokens - 5) : 0;
   const double bytes =
       double(sealed_pages) * sealed_bytes + double((depth + 63) / 64 - sealed_pages) * hot_bytes;
   std::printf(
-      "d %3d  %2d/%d heads  depth %5d  rows %d  %s  %8.1f us  (10%% %.1f, 90%% %.1f)  %6.2f MB  "
+      "d %3d  %2d/%d heads  depth %5d  rows %d  %-10s  %8.1f us  (10%% %.1f, 90%% %.1f)  %6.2f MB  "
       "%5.1f GB/s\n",
-      d, n_heads, n_kv_heads, depth, rows, int2 ? "int2" : "bf16", median * 1e6,
+      d, n_heads, n_kv_heads, depth, rows, kernels::kv_format(mode).name, median * 1e6,
       times[times.size() / 10] * 1e6, times[times.size() * 9 / 10] * 1e6, bytes / 1e6,
       bytes / median / 1e9);
 }
@@ -105,8 +107,11 @@ int main(int argc, char** argv) {
   for (const auto& s : shapes) {
     for (const int depth : {512, 4096, 16384}) {
       for (const int rows : {1, 4, 8}) {
-        for (const bool int2 : {false, true})
-          foretoken::kv_test::measure(s.d, s.heads, s.kv_heads, depth, rows, int2, pool);
+        for (const foretoken::kernels::KvFormat& f : foretoken::kernels::kKvFormats) {
+          if (argc > 2 && std::find(argv + 2, argv + argc, std::string(f.name)) == argv + argc)
+            continue;
+          foretoken::kv_test::measure(s.d, s.heads, s.kv_heads, depth, rows, f.mode, pool);
+        }
       }
     }
   }

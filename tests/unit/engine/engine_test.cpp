@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -67,6 +69,42 @@ TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
       }
     }
   }
+}
+
+// The other KV modes, each as the target's and as the draft model's: the law is the same, the test
+// shorter.
+TEST_F(TinyEngine, EveryKvModeEmitsWhatItEmitsAlone) {
+  std::map<KvMode, std::vector<std::vector<TokenId>>> outputs;
+  for (std::size_t m = 0; m < kv_modes().size(); ++m) {
+    const KvMode mode = kv_modes()[m];
+    std::vector<HarnessRequest> requests;
+    for (int i = 0; i < 2; ++i) {
+      HarnessRequest r;
+      r.prompt = prompt(330 + 41 * i, i);
+      r.sampling.temperature = 0.8f;
+      r.sampling.seed = 7 + std::uint64_t(i);
+      r.max_tokens = 140;
+      requests.push_back(r);
+    }
+    EngineOptions o = options();
+    o.kv_cache_dtype = mode;
+    o.spec_type = SpecType::kNone;
+    outputs[mode] = run_engine(models_, o, requests, 1).outputs;
+    for (const SpecType spec : {SpecType::kModel, SpecType::kAuto}) {
+      o.spec_type = spec;
+      o.spec_draft_n_fixed = 5;
+      o.draft_kv_cache_dtype = kv_modes()[(m + 3) % kv_modes().size()];
+      o.max_batch_rows = spec == SpecType::kModel ? 64 : 256;
+      o.threads = spec == SpecType::kModel ? 2 : 1;
+      const auto got = run_engine(models_, o, requests);
+      EXPECT_EQ(got.outputs, outputs[mode]) << kv_mode_name(mode) << " spec " << int(spec);
+      EXPECT_EQ(got.stats.kv.int2_page_reads_total > 0, mode != KvMode::kBf16);
+      EXPECT_GT(got.stats.acceptance.drafted, 0);
+    }
+  }
+  // The modes are not one and the same: at two bits an untrained model's outputs differ.
+  EXPECT_NE(outputs[KvMode::kInt2], outputs[KvMode::kBf16]);
+  EXPECT_NE(outputs[KvMode::kInt2Kivi], outputs[KvMode::kInt2]);
 }
 
 // Both acceptance rules sample the target's distribution: the first two tokens against exact

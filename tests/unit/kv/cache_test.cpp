@@ -98,7 +98,7 @@ class KvCacheLaws : public testing::TestWithParam<KvMode> {};
 TEST_P(KvCacheLaws, DraftsChunksAndNeighboursChangeNothing) {
   constexpr int kLength = 700;
   const Reference want = reference(GetParam(), kLength, 1);
-  EXPECT_EQ(want.reads > 0, GetParam() == KvMode::kInt2);
+  EXPECT_EQ(want.reads > 0, GetParam() != KvMode::kBf16);
   for (const std::uint64_t seed : {1, 2, 3, 4}) {
     std::mt19937_64 random(seed);
     kernels::ThreadPool pool(1 + seed % 3);
@@ -134,8 +134,13 @@ TEST_P(KvCacheLaws, DraftsChunksAndNeighboursChangeNothing) {
     EXPECT_EQ(all_sealed(*cache, s), want.sealed) << seed;
   }
 }
-INSTANTIATE_TEST_SUITE_P(Modes, KvCacheLaws, testing::Values(KvMode::kBf16, KvMode::kInt2),
-                         [](const auto& info) { return std::string(kv_mode_name(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Modes, KvCacheLaws,
+                         testing::ValuesIn(kv_modes().begin(), kv_modes().end()),
+                         [](const auto& info) {
+                           std::string name(kv_mode_name(info.param));
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 // Negative control of law 2: had a drafted token been in a page when it was sealed, the bytes would
 // differ.
@@ -249,11 +254,14 @@ TEST(KvCache, PagesAreConservedUnderRandomUseAndAborts) {
   }
 }
 
-TEST(KvCache, Int2HoldsSeveralTimesTheTokens) {
+// Tokens that a pool of so many 16-bit pages holds, against bf16 in as many bytes; and what
+// capacity_tokens() says is what a sequence can fill.
+TEST(KvCache, CodedModesHoldSeveralTimesTheTokens) {
   const auto fill = [](KvMode mode) {
     kernels::ThreadPool pool(1);
     KvOptions options = options_for(mode, 20, 1);
     options.max_model_len = 16384;
+    options.max_rows = 64;
     auto cache = make(options);
     const KvSequence s = *cache->open();
     std::int64_t done = 0;
@@ -261,11 +269,36 @@ TEST(KvCache, Int2HoldsSeveralTimesTheTokens) {
       run(*cache, pool, s, done, 64, 1);
       cache->commit(s, done += 64);
     }
+    EXPECT_GE(done, cache->capacity_tokens()) << kv_mode_name(mode);
+    EXPECT_LE(cache->stats().used_bytes, options.memory_bytes);
     return done;
   };
-  const std::int64_t bf16 = fill(KvMode::kBf16), int2 = fill(KvMode::kInt2);
-  EXPECT_EQ(bf16, 20 * 64);
-  EXPECT_GT(int2, 4 * bf16);
+  EXPECT_EQ(fill(KvMode::kBf16), 20 * 64);
+  for (const auto& [mode, gain] : {std::pair{KvMode::kInt8, 1.3},
+                                   {KvMode::kInt4, 2.2},
+                                   {KvMode::kInt2, 3.8},
+                                   {KvMode::kInt2Kivi, 2.9},
+                                   {KvMode::kInt4Saw, 2.2}}) {
+    EXPECT_GT(static_cast<double>(fill(mode)), gain * 20 * 64) << kv_mode_name(mode);
+  }
+
+  // At head_dim 128, with the default sink and window, in the memory of 8192 tokens in bf16.
+  constexpr KvGeometry geometry{.n_layers = 4, .n_heads = 4, .n_kv_heads = 2, .head_dim = 128};
+  const auto capacity = [&](KvMode mode) {
+    const auto cache = KvCache::create(geometry,
+                                       {.mode = mode,
+                                        .memory_bytes = std::size_t{8192} * 512 * 8,
+                                        .max_sequences = 1,
+                                        .max_rows = 64,
+                                        .max_model_len = 1 << 20},
+                                       KvCalibration::data_free(geometry));
+    EXPECT_TRUE(cache);
+    return static_cast<double>((*cache)->capacity_tokens());
+  };
+  EXPECT_EQ(capacity(KvMode::kBf16), 8192);
+  EXPECT_GE(capacity(KvMode::kInt2), 5.5 * 8192);
+  EXPECT_GE(capacity(KvMode::kInt4), 3.3 * 8192);
+  EXPECT_GE(capacity(KvMode::kInt8), 1.8 * 8192);
 }
 
 TEST(KvCache, OptionsThatCannotWorkAreRefusedByName) {
@@ -285,7 +318,12 @@ TEST(KvCache, OptionsThatCannotWorkAreRefusedByName) {
   options = options_for(KvMode::kBf16, 4);
   options.memory_bytes = 100;
   EXPECT_THAT(error(options), testing::HasSubstr("memory_bytes 100"));
-  EXPECT_THAT(error(options_for(KvMode::kInt2, 4)), testing::HasSubstr("calibration"));
+  for (const KvMode mode : kv_modes()) {
+    EXPECT_THAT(error(options_for(mode, 4)),
+                kv_mode_needs_calibration(mode)
+                    ? testing::HasSubstr(std::string(kv_mode_name(mode)) + " needs a calibration")
+                    : testing::Eq(""));
+  }
   KvGeometry odd = kGeometry;
   odd.head_dim = 40;
   EXPECT_THAT(error(options_for(KvMode::kBf16, 4), odd), testing::HasSubstr("head_dim 40"));

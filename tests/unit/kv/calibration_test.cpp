@@ -5,6 +5,8 @@
 
 #include <filesystem>
 #include <fstream>
+#include <numeric>
+#include <tuple>
 
 #include "runtime/kv/calibration.h"
 #include "runtime/kv/kv_cache.h"
@@ -56,9 +58,11 @@ std::shared_ptr<const KvCalibration> calibrated(Source& source) {
 }
 
 // Root mean square error of q . k through a sealed page of fresh rows, relative to q . (k - mean).
-double logit_error(Source& source, const kernels::KvTransform& transform) {
+double logit_error(Source& source, const kernels::KvTransform& transform,
+                   KvMode mode = KvMode::kInt2) {
   const int d = kGeometry.head_dim;
-  std::vector<std::byte> hot(kernels::hot_page_bytes(d)), sealed(kernels::sealed_page_bytes(d));
+  std::vector<std::byte> hot(kernels::hot_page_bytes(d)),
+      sealed(kernels::sealed_page_bytes(mode, d));
   std::vector<float> row(d), v(d), keys(kPageTokens * d), decoded(kPageTokens * d),
       values(kPageTokens * d);
   double error = 0, norm = 0;
@@ -71,8 +75,9 @@ double logit_error(Source& source, const kernels::KvTransform& transform) {
       kernels::load_k(hot.data(), d, t, &keys[t * d]);
       for (int c = 0; c < d; ++c) mean[c] += keys[t * d + c] / kPageTokens;
     }
-    kernels::seal_page(hot.data(), transform, d, sealed.data());
-    kernels::dequantize_sealed_page(sealed.data(), transform, d, decoded.data(), values.data());
+    kernels::seal_page(hot.data(), mode, transform, d, sealed.data());
+    kernels::dequantize_sealed_page(sealed.data(), mode, transform, d, decoded.data(),
+                                    values.data());
     for (int n = 0; n < 16; ++n) {
       source.row(source.q_basis, 4, false, row.data());
       for (int t = 0; t < kPageTokens; ++t) {
@@ -93,41 +98,113 @@ TEST(KvCalibration, PairedBeatsTheControlsByFar) {
   const auto paired = calibrated(source);
   const double ours = logit_error(source, paired->layer(KvMode::kInt2, 1)[1]);
   EXPECT_LT(ours, 0.3);
-  EXPECT_GT(logit_error(source, KvCalibration::hadamard(kGeometry)->layer(KvMode::kInt2, 1)[1]), 10 * ours);
-  EXPECT_GT(logit_error(source, KvCalibration::naive(kGeometry)->layer(KvMode::kInt2, 1)[1]), 10 * ours);
-  EXPECT_GT(logit_error(source, KvCalibration::data_free(kGeometry)->layer(KvMode::kInt2, 1)[1]), 1.5 * ours);
+  EXPECT_GT(logit_error(source, KvCalibration::hadamard(kGeometry)->layer(KvMode::kInt2, 1)[1]),
+            10 * ours);
+  EXPECT_GT(logit_error(source, KvCalibration::naive(kGeometry)->layer(KvMode::kInt2, 1)[1]),
+            10 * ours);
+  EXPECT_GT(logit_error(source, KvCalibration::data_free(kGeometry)->layer(KvMode::kInt2, 1)[1]),
+            1.5 * ours);
 }
 
 TEST(KvCalibration, EncodingAndDecodingAreInverse) {
   Source source;
   const auto paired = calibrated(source);
   const int d = kGeometry.head_dim;
+  for (const KvMode mode : {KvMode::kInt2, KvMode::kInt4}) {
+    const int k_n = kernels::k_digits(kernels::kv_format(mode), d),
+              v_n = kernels::v_digits(kernels::kv_format(mode), d);
+    for (int h = 0; h < 2; ++h) {
+      const kernels::KvTransform& t = paired->layer(mode, 0)[h];
+      const int k_coded = k_n - t.k_n4, v_coded = v_n - t.v_n4;
+      double trace = 0;
+      for (int i = 0; i < d; ++i) {
+        for (int j = 0; j < d; ++j) {
+          double k = 0, v = 0;
+          for (int c = 0; c < k_coded; ++c)
+            k += double(t.k_encode[i * d + c]) * t.k_query[j * k_n + t.k_n4 + c];
+          for (int c = 0; c < v_coded; ++c)
+            v += double(t.v_encode[i * d + c]) * t.v_decode[(t.v_n4 + c) * d + j];
+          // Without dropped channels the product is the identity; with them, a projection: its
+          // trace tells.
+          if (k_coded == d) EXPECT_NEAR(k, i == j, 1e-3);
+          if (v_coded == d) EXPECT_NEAR(v, i == j, 1e-3);
+          if (i == j) trace += k;
+        }
+      }
+      EXPECT_NEAR(trace, k_coded, 1e-2);
+    }
+  }
+}
+
+// OSCAR's rotations are orthogonal, and K's lays every direction of the queries' moment over all
+// channels alike: in the rotated basis each channel has the mean energy.
+TEST(KvCalibration, RotationsAreOrthogonalAndSpread) {
+  Source source;
+  const auto made = calibrated(source);
+  const int d = kGeometry.head_dim;
   for (int h = 0; h < 2; ++h) {
-    const kernels::KvTransform& t = paired->layer(KvMode::kInt2, 0)[h];
-    for (int i = 0; i < d; ++i) {
-      for (int j = 0; j < d; ++j) {
-        double k = 0, v = 0;
-        for (int c = 0; c < d; ++c) {
-          if (c < d - t.k_n4) k += double(t.k_encode[i * d + c]) * t.k_query[j * d + t.k_n4 + c];
-          if (c < d - t.v_n4) v += double(t.v_encode[i * d + c]) * t.v_decode[(t.v_n4 + c) * d + j];
-        }
-        // Without dropped channels the product is the identity; with them, a projection: its trace
-        // tells.
-        if (t.k_n4 == 0) {
-          EXPECT_NEAR(k, i == j, 1e-3);
-        }
-        if (t.v_n4 == 0) {
-          EXPECT_NEAR(v, i == j, 1e-3);
+    const kernels::KvTransform& t = made->layer(KvMode::kInt2Oscar, 1)[h];
+    for (const auto& [encode, decode, transposed] :
+         {std::tuple{t.k_encode, t.k_query, false}, {t.v_encode, t.v_decode, true}}) {
+      for (int i = 0; i < d; ++i) {
+        for (int j = 0; j < d; ++j) {
+          double x = 0;
+          for (int c = 0; c < d; ++c)
+            x += double(encode[i * d + c]) * (transposed ? decode[c * d + j] : decode[j * d + c]);
+          ASSERT_NEAR(x, i == j, 1e-5);
         }
       }
     }
-    double trace = 0;
-    for (int i = 0; i < d; ++i) {
-      for (int c = 0; c < d - t.k_n4; ++c)
-        trace += double(t.k_encode[i * d + c]) * t.k_query[i * d + t.k_n4 + c];
+    EXPECT_NE(0, std::memcmp(t.k_encode, t.v_encode, d * d * 4));
+    std::vector<double> energy(d, 0.0);
+    std::vector<float> q(d);
+    for (int n = 0; n < 4000; ++n) {
+      source.row(source.q_basis, 4, false, q.data());
+      for (int c = 0; c < d; ++c) {
+        double x = 0;
+        for (int i = 0; i < d; ++i) x += double(q[i]) * t.k_encode[i * d + c];
+        energy[c] += x * x / 4000;
+      }
     }
-    EXPECT_NEAR(trace, d - t.k_n4, 1e-2);
+    const double mean = std::accumulate(energy.begin(), energy.end(), 0.0) / d;
+    for (int c = 0; c < d; ++c) EXPECT_NEAR(energy[c] / mean, 1, 0.35) << c;
   }
+}
+
+TEST(KvCalibration, TheHadamardIsOrthogonalInBlocksAtEveryHeadDimension) {
+  for (const auto& [d, block] : {std::pair{64, 64}, {80, 16}, {96, 32}, {128, 128}, {256, 128}}) {
+    const KvCalibration calibration({.n_layers = 1, .n_heads = 1, .n_kv_heads = 1, .head_dim = d});
+    const kernels::KvTransform& t = *calibration.layer(KvMode::kInt4Saw, 0);
+    for (int i = 0; i < d; ++i) {
+      for (int j = 0; j < d; ++j) {
+        double x = 0;
+        for (int c = 0; c < d; ++c) x += double(t.k_encode[i * d + c]) * t.k_query[j * d + c];
+        ASSERT_NEAR(x, i == j, 1e-5) << d;
+        ASSERT_NEAR(std::abs(t.k_encode[i * d + j]),
+                    i / block == j / block ? 1 / std::sqrt(double(block)) : 0, 1e-6)
+            << d;
+      }
+    }
+    EXPECT_EQ(t.v_encode, nullptr);
+  }
+}
+
+// More bits, less error; and the rotation of OSCAR cannot do what pairing does for these keys.
+TEST(KvCalibration, ModesRankAsTheirBitsDo) {
+  Source source;
+  const auto made = calibrated(source);
+  const auto error = [&](KvMode mode) {
+    return logit_error(source, made->layer(mode, 1)[1], mode);
+  };
+  const double int8 = error(KvMode::kInt8), int4 = error(KvMode::kInt4),
+               int2 = error(KvMode::kInt2);
+  EXPECT_LT(int8, 0.012);
+  EXPECT_LT(int4, 0.12);
+  EXPECT_LT(int8, int4 / 6);
+  EXPECT_LT(int4, int2 / 1.5);
+  EXPECT_GT(error(KvMode::kInt2Oscar), 5 * int2);
+  EXPECT_GT(error(KvMode::kInt4Saw), 5 * int4);
+  EXPECT_LT(error(KvMode::kInt2Kitty), error(KvMode::kInt2Oscar));
 }
 
 class KvCalibrationFile : public testing::Test {
@@ -161,21 +238,38 @@ TEST_F(KvCalibrationFile, ComesBackBitForBit) {
   const auto loaded = KvCalibration::load(path_, kGeometry, fingerprint_);
   ASSERT_TRUE(loaded) << loaded.error().message;
   const int d = kGeometry.head_dim;
-  for (int l = 0; l < 2; ++l) {
-    for (int h = 0; h < 2; ++h) {
-      const auto &a = made->layer(KvMode::kInt2, l)[h], &b = (*loaded)->layer(KvMode::kInt2, l)[h];
-      EXPECT_EQ(a.k_n4, b.k_n4);
-      EXPECT_EQ(a.v_n4, b.v_n4);
-      for (const auto& [x, y] : {std::pair{a.k_encode, b.k_encode},
-                                 {a.k_query, b.k_query},
-                                 {a.v_encode, b.v_encode},
-                                 {a.v_decode, b.v_decode}}) {
-        EXPECT_EQ(0, std::memcmp(x, y, d * d * 4));
+  for (const KvMode mode : kv_modes()) {
+    ASSERT_TRUE((*loaded)->covers(mode)) << kv_mode_name(mode);
+    const kernels::KvFormat& format = kernels::kv_format(mode);
+    for (int l = 0; l < 2; ++l) {
+      for (int h = 0; h < 2; ++h) {
+        const auto &a = made->layer(mode, l)[h], &b = (*loaded)->layer(mode, l)[h];
+        EXPECT_EQ(a.k_n4, b.k_n4);
+        EXPECT_EQ(a.v_n4, b.v_n4);
+        for (const auto& [x, y, n] : {std::tuple{a.k_encode, b.k_encode, d * d},
+                                      {a.k_query, b.k_query, d * kernels::k_digits(format, d)},
+                                      {a.v_encode, b.v_encode, d * d},
+                                      {a.v_decode, b.v_decode, d * kernels::v_digits(format, d)},
+                                      {a.v_mean, b.v_mean, d},
+                                      {a.k_weight, b.k_weight, d}}) {
+          ASSERT_EQ(x == nullptr, y == nullptr);
+          if (x != nullptr) EXPECT_EQ(0, std::memcmp(x, y, n * 4));
+        }
       }
-      EXPECT_EQ(0, std::memcmp(a.v_mean, b.v_mean, d * 4));
-      EXPECT_EQ(0, std::memcmp(a.k_weight, b.k_weight, d * 4));
     }
   }
+  // What another mode needs is left out on demand.
+  const auto one = KvCalibration::load(path_, kGeometry, fingerprint_, KvMode::kInt2Oscar);
+  ASSERT_TRUE(one) << one.error().message;
+  for (const KvMode mode : kv_modes()) {
+    EXPECT_EQ((*one)->covers(mode), mode == KvMode::kInt2Oscar || !kv_mode_needs_calibration(mode))
+        << kv_mode_name(mode);
+  }
+  ASSERT_TRUE(KvCalibration(kGeometry).save(path_, fingerprint_));
+  EXPECT_TRUE(KvCalibration::load(path_, kGeometry, fingerprint_, KvMode::kInt4Saw));
+  const auto none = KvCalibration::load(path_, kGeometry, fingerprint_, KvMode::kInt4);
+  ASSERT_FALSE(none);
+  EXPECT_THAT(none.error().message, testing::HasSubstr("has no transforms for int4"));
 }
 
 TEST_F(KvCalibrationFile, EveryKindOfDamageIsAClearError) {

@@ -23,9 +23,11 @@ struct CudaFixture {
   CudaFixture(CudaShape s, const std::vector<int>& lengths, std::uint64_t seed)
       : shape(s), random(seed) {
     for (int h = 0; h < s.n_kv_heads; ++h)
-      owned.emplace_back(s.d, (h % 2 ? 4 : 0) * s.d / 16, (h % 3 ? 1 : 2) * s.d / 16, random);
+      owned.emplace_back(kernels::KvMode::kInt2, s.d, (h % 2 ? 4 : 0) * s.d / 16,
+                         (h % 3 ? 1 : 2) * s.d / 16, random);
     for (const OwnedTransform& t : owned) transforms.push_back(t.view);
-    for (const int n : lengths) sequences.emplace_back(n, s.n_kv_heads, s.d, transforms, random);
+    for (const int n : lengths)
+      sequences.emplace_back(n, s.n_kv_heads, s.d, kernels::KvMode::kInt2, transforms, random);
   }
   std::vector<float> queries(int n) {
     return normal(static_cast<std::size_t>(n) * shape.n_heads * shape.d, random);
@@ -105,8 +107,8 @@ inline kernels::AttentionCall cuda_call(const CudaFixture& f, const CudaMode& mo
           .hot_offset = 0,
           .hot_stride = kernels::hot_page_bytes(d),
           .sealed_offset = 0,
-          .sealed_stride = kernels::sealed_page_bytes(d),
-          .int2 = mode.int2,
+          .sealed_stride = kernels::sealed_page_bytes(kernels::KvMode::kInt2, d),
+          .mode = mode.int2 ? kernels::KvMode::kInt2 : kernels::KvMode::kBf16,
           .sink_pages = mode.sink_pages,
           .window_pages = mode.window_pages,
           .transforms = f.transforms.data()};

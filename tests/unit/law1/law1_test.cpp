@@ -5,6 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <map>
 
 #include "foretoken/kernels/isa.h"
@@ -303,6 +306,65 @@ TEST_F(Law1, OutputIsAFunctionOfTheRequestAlone) {
   EXPECT_TRUE(head_accepted && head_rejected) << "the head did not draft: nothing is proved of it";
   EXPECT_GE(seals_while_decoding, 3);
   EXPECT_TRUE(sealed_inside_a_verify_block);
+}
+
+// Every KV mode over many prompts, with --full alone: 200 prompts of 500 tokens and more, 256 new
+// tokens each, eight at a time with a draft model of another mode, against one at a time without
+// speculation. FORETOKEN_TEST_LAW1_PROMPTS: fewer prompts; FORETOKEN_TEST_LAW1_MODES: these modes.
+TEST_F(Law1, EveryKvModeOverManyPrompts) {
+  if (!full_tests()) GTEST_SKIP() << "with FORETOKEN_TEST_FULL alone";
+  const char* wanted_prompts = std::getenv("FORETOKEN_TEST_LAW1_PROMPTS");
+  const int n_prompts = wanted_prompts != nullptr ? std::atoi(wanted_prompts) : 200;
+  const char* wanted_modes = std::getenv("FORETOKEN_TEST_LAW1_MODES");
+  auto tokenizer = Tokenizer::from_gguf(models_->model->file());
+  ASSERT_TRUE(tokenizer);
+  std::string text;
+  for (const char* file : {"tests/integration/quality_prose.txt", "runtime/kv/kv_cache.cpp",
+                           "README.md", "runtime/README.md", "runtime/engine/core.cpp"}) {
+    std::ifstream in(std::string(FORETOKEN_SOURCE_DIR) + "/" + file, std::ios::binary);
+    text.append(std::istreambuf_iterator<char>(in), {});
+  }
+  const auto tokens = (*tokenizer)->encode(text, false);
+  ASSERT_TRUE(tokens);
+  std::vector<HarnessRequest> all;
+  for (int i = 0; i < n_prompts; ++i) {
+    const std::size_t length = 500 + 13 * (i % 11);
+    const std::size_t first = (tokens->size() - length) / n_prompts * i;
+    HarnessRequest r;
+    r.prompt.assign(tokens->begin() + static_cast<std::ptrdiff_t>(first),
+                    tokens->begin() + static_cast<std::ptrdiff_t>(first + length));
+    r.sampling.temperature = i % 2 ? 0.8f : 0.0f;
+    r.sampling.seed = 1234 + std::uint64_t(i);
+    r.max_tokens = 256;
+    all.push_back(r);
+  }
+  for (std::size_t m = 0; m < kv_modes().size(); ++m) {
+    const KvMode mode = kv_modes()[m];
+    if (wanted_modes != nullptr &&
+        (" " + std::string(wanted_modes) + " ").find(" " + std::string(kv_mode_name(mode)) + " ") ==
+            std::string::npos)
+      continue;
+    EngineOptions o = base();
+    o.kv_cache_dtype = mode;
+    o.spec_type = SpecType::kNone;
+    const auto wanted = run_engine(*models_, o, all, 1).outputs;
+    HarnessModels with_draft = *models_;
+    with_draft.draft = shallow_draft_;
+    with_draft.draft_calibration = models_->calibration;
+    o.spec_type = SpecType::kAuto;
+    o.spec_draft_n_fixed = 4;
+    o.draft_kv_cache_dtype = kv_modes()[(m + 3) % kv_modes().size()];
+    const HarnessResult got = run_engine(with_draft, o, all, 8);
+    int equal = 0;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      EXPECT_EQ(got.outputs[i], wanted[i]) << kv_mode_name(mode) << " request " << i;
+      equal += got.outputs[i] == wanted[i] ? 1 : 0;
+    }
+    EXPECT_GT(got.stats.acceptance.accepted, 0);
+    EXPECT_EQ(got.stats.kv.int2_page_reads_total > 0, mode != KvMode::kBf16);
+    std::printf("%s: %d of %d requests equal\n", std::string(kv_mode_name(mode)).c_str(), equal,
+                n_prompts);
+  }
 }
 
 // Preemption: a pool too small for all, and the outputs stay the same.

@@ -1,8 +1,8 @@
-// Causal paged attention over hot (16-bit) and sealed (INT2) pages of one KV head.
+// Causal paged attention over hot (16-bit) and sealed (coded) pages of one KV head.
 // An online softmax inside segments of 512 tokens fixed by absolute position, merged in order: the same
 // arithmetic for prefill, decode and verify, for any number of rows and any thread count (law 1).
-// A row at position t reads page p as INT2 when p < floor(t/64) - window_pages and p >= sink_pages (and the
-// mode is int2), otherwise from its 16-bit copy. Packed codes are read directly: no dequantised page is
+// A row at position t reads page p by its codes when p < floor(t/64) - window_pages and p >= sink_pages (and
+// the mode is not bf16), otherwise from its 16-bit copy. Packed codes are read directly: no dequantised page is
 // ever written to memory; unpacked codes are shared by all rows and all query heads of the group.
 #pragma once
 
@@ -20,7 +20,7 @@ struct AttentionRows {
   const float* q;                     // [n_rows, n_heads, head_dim], rotary applied, row stride q_stride
   float* out;                         // [n_rows, n_heads, head_dim], row stride out_stride
   const std::byte* const* hot;        // [n_pages] slab of each page's 16-bit copy, null where there is none
-  const std::byte* const* sealed;     // [n_pages] slab of each page's INT2 codes, null where there are none
+  const std::byte* const* sealed;     // [n_pages] slab of each page's codes, null where there are none
 };
 
 struct AttentionCall {
@@ -31,7 +31,7 @@ struct AttentionCall {
   float scale;                        // 1 / sqrt(head_dim)
   // byte offset of (this layer, KV head h) inside a slab: offset + h * stride
   std::size_t hot_offset, hot_stride, sealed_offset, sealed_stride;
-  bool int2;                          // false: every page is read from its 16-bit copy
+  KvMode mode;                        // of the sealed pages; bf16: every page is read from its 16-bit copy
   int sink_pages, window_pages;
   const KvTransform* transforms;    // [n_kv_heads] of this layer, or null
 };

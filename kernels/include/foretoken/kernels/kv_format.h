@@ -14,6 +14,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 
 namespace foretoken::kernels {
 
@@ -47,17 +48,58 @@ struct KvFormat {
       false;        // symmetric: the largest channel on the outermost code, else least squares
   int k_group = 0;  // tokens that share a K channel's scale and centre; 0: K by row
   int v_group = 0;  // channels that share a V row's scale and centre; 0: all
-  int boosted_quarters = 0;      // by channel: so many quarters of the channels have two digits
-  int k_extra_sixteenths = 0;    // of head_dim: digits that a row of K has more, and one of V less
+  int boosted_quarters = 0;    // by channel: so many quarters of the channels have two digits
+  int k_extra_sixteenths = 0;  // of head_dim: digits that a row of K has more, and one of V less
+  // The query against these codes is rounded to 15 bits, at twice the products, or else to 7: an
+  // error of .4 % of its largest channel, far below that of 2-bit keys whose spectrum the paired
+  // transform has levelled, but not below that of more bits or of what a bias dominates.
+  bool wide_query = true;
   float k_keep = 1, v_keep = 1;  // affine rows are clipped to this quantile of their magnitudes
 };
 
 inline constexpr KvFormat kKvFormats[] = {
     {.mode = KvMode::kBf16, .name = "bf16"},
+    {.mode = KvMode::kInt8,
+     .name = "int8",
+     .bits = 8,
+     .transform = KvTransformKind::kPaired,
+     // 256 levels reach further than any row of 256 channels does: nothing is gained by clipping.
+     .max_scale = true},
+    {.mode = KvMode::kInt4, .name = "int4", .bits = 4, .transform = KvTransformKind::kPaired},
     {.mode = KvMode::kInt2,
      .name = "int2",
      .bits = 2,
-     .transform = KvTransformKind::kPairedClasses},
+     .transform = KvTransformKind::kPairedClasses,
+     .wide_query = false},
+    // As published: groups of 32 tokens of a K channel and 32 channels of a V row, min to max.
+    {.mode = KvMode::kInt2Kivi,
+     .name = "int2-kivi",
+     .bits = 2,
+     .affine = true,
+     .k_group = 32,
+     .v_group = 32},
+    // Kitty-Pro: a quarter of the channels, those of the largest mean magnitude in the page. A page
+    // is 64 tokens here, 128 there.
+    {.mode = KvMode::kInt2Kitty,
+     .name = "int2-kitty",
+     .bits = 2,
+     .affine = true,
+     .k_group = 64,
+     .boosted_quarters = 1},
+    // Per layer and KV head (its format v2), scales and centres of two bytes.
+    {.mode = KvMode::kInt2Oscar,
+     .name = "int2-oscar",
+     .bits = 2,
+     .transform = KvTransformKind::kRotation,
+     .affine = true,
+     .k_keep = 0.96f,
+     .v_keep = 0.92f},
+    // Hadamard on K only, as is its default.
+    {.mode = KvMode::kInt4Saw,
+     .name = "int4-saw",
+     .bits = 4,
+     .transform = KvTransformKind::kHadamard,
+     .affine = true},
 };
 
 // Digits of a row, each `bits` bits: a multiple of 16, as head_dim is.
