@@ -21,7 +21,7 @@ constexpr std::uint32_t kFormatVersion = 2;
 constexpr std::size_t kPreambleBytes = 32, kAlignment = 64, kDigestBytes = 32;
 // After the digest: the signer's public key and the signature over everything before it.
 constexpr std::size_t kSignerBytes = 32, kSealBytes = kSignerBytes + sizeof(Signature);
-constexpr std::size_t kMaxTensors = 1024, kMaxRank = 8;
+constexpr std::size_t kMaxTensors = 1024, kMaxRank = 8, kMaxConfigBytes = std::size_t{1} << 20;
 constexpr std::int64_t kBlock = 32;  // weights of a Q8_0 or Q4_0 block
 
 std::size_t aligned(std::size_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
@@ -38,14 +38,32 @@ Error invalid(const char* reason, std::string text) {
 
 std::size_t block_bytes(TensorType type) { return type == TensorType::kQ8_0 ? 34 : 18; }
 bool is_blocks(TensorType type) { return type == TensorType::kQ8_0 || type == TensorType::kQ4_0; }
+std::size_t element_bytes(TensorType type) {
+  switch (type) {
+    case TensorType::kI64:
+      return 8;
+    case TensorType::kF16:
+    case TensorType::kBF16:
+      return 2;
+    case TensorType::kBool:
+      return 1;
+    default:
+      return 4;
+  }
+}
 
-// The first element that is no number: an f32, or the fp16 scale of a block.
+// The first element that is no number: a float, or the fp16 scale of a block.
 std::optional<std::size_t> first_non_finite(const BundleTensor& tensor) {
   if (tensor.type == TensorType::kF32) {
     const auto values = tensor.f32_values();
     const auto bad =
         std::find_if(values.begin(), values.end(), [](float v) { return !std::isfinite(v); });
     if (bad != values.end()) return std::size_t(bad - values.begin());
+  }
+  if (tensor.type == TensorType::kF16 || tensor.type == TensorType::kBF16) {
+    const unsigned exponent = tensor.type == TensorType::kF16 ? 0x7c00 : 0x7f80;
+    for (std::size_t i = 0; 2 * i < tensor.bytes.size(); ++i)
+      if ((load<std::uint16_t>(tensor.bytes.data() + 2 * i) & exponent) == exponent) return i;
   }
   if (!is_blocks(tensor.type)) return std::nullopt;
   const std::size_t stride = block_bytes(tensor.type);
@@ -69,7 +87,7 @@ Status read_tensors(const wire::BundleHeader& header, std::span<const std::byte>
       return invalid("shape", "a tensor's name is empty or over 128 bytes");
     }
     const std::string name = info->name()->str();
-    if (info->dtype() < wire::DType::F32 || info->dtype() > wire::DType::Q4_0) {
+    if (info->dtype() < wire::DType::F32 || info->dtype() > wire::DType::Bool) {
       return Error{ErrorCode::kUnsupported,
                    fmt::format("shape: bundle: {}: tensor type {} is not known", name,
                                static_cast<int>(info->dtype()))};
@@ -172,6 +190,11 @@ Result<Bundle> parse(std::span<const std::byte> bytes, const TrustedSigners* tru
   bundle.loss = header.loss();
   if (!std::isfinite(bundle.loss)) return invalid("non-finite", "loss");
   if (header.verdict()) bundle.verdict = header.verdict()->str();
+  if (header.config()) {
+    if (header.config()->size() > kMaxConfigBytes)
+      return invalid("shape", fmt::format("config: {} bytes", header.config()->size()));
+    bundle.config = header.config()->str();
+  }
   if (auto s = read_tensors(header, bytes.subspan(region_at, region_bytes), bundle); !s)
     return s.error();
   return bundle;
@@ -189,6 +212,14 @@ const char* tensor_type_name(TensorType type) {
       return "q8_0";
     case TensorType::kQ4_0:
       return "q4_0";
+    case TensorType::kF16:
+      return "f16";
+    case TensorType::kBF16:
+      return "bf16";
+    case TensorType::kI64:
+      return "i64";
+    case TensorType::kBool:
+      return "bool";
   }
   return "?";
 }
@@ -203,8 +234,8 @@ std::optional<std::uint64_t> tensor_bytes(TensorType type, std::span<const std::
     count *= std::uint64_t(extent);
   }
   if (is_blocks(type) && shape.back() % kBlock != 0) return std::nullopt;
-  const std::uint64_t size =
-      is_blocks(type) ? count / std::uint64_t(kBlock) * block_bytes(type) : 4 * count;
+  const std::uint64_t size = is_blocks(type) ? count / std::uint64_t(kBlock) * block_bytes(type)
+                                             : element_bytes(type) * count;
   if (size > kMaxTensorBytes) return std::nullopt;
   return size;
 }
@@ -247,11 +278,12 @@ std::vector<std::byte> serialize(const Bundle& bundle, const SigningKey& key) {
   const auto kind = builder.CreateString(bundle.kind);
   const auto tensors = builder.CreateVector(infos);
   const auto verdict = builder.CreateString(bundle.verdict);
+  const auto config = bundle.config.empty() ? 0 : builder.CreateString(bundle.config);
   wire::FinishBundleHeaderBuffer(
       builder,
       wire::CreateBundleHeader(builder, bundle.version.value, bundle.parent.value, fingerprint,
                                kind, tensors, bundle.trained_tokens, bundle.trained_requests,
-                               bundle.created_unix_ms, bundle.loss, verdict));
+                               bundle.created_unix_ms, bundle.loss, verdict, config));
   const std::size_t region_at = aligned(kPreambleBytes + builder.GetSize());
   const std::size_t digest_at = region_at + region_bytes;
   std::vector<std::byte> bytes(digest_at + kDigestBytes + kSealBytes);

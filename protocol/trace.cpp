@@ -267,6 +267,7 @@ Message serialize(const RequestTrace& trace) {
       builder.CreateVector(trace.model_fingerprint.data(), trace.model_fingerprint.size());
   const auto rounds_at = builder.CreateVectorOfStructs(rounds);
   const auto infos_at = builder.CreateVectorOfStructs(infos);
+  const auto layers_at = trace.tap_layers.empty() ? 0 : builder.CreateVector(trace.tap_layers);
   wire::TraceHeaderBuilder header(builder);
   header.add_server_run(trace.server_run);
   header.add_request(trace.request.value);
@@ -291,6 +292,7 @@ Message serialize(const RequestTrace& trace) {
   header.add_gap(trace.gap);
   header.add_rounds(rounds_at);
   header.add_frames(infos_at);
+  if (!trace.tap_layers.empty()) header.add_tap_layers(layers_at);
   wire::FinishTraceHeaderBuffer(builder, header.Finish());
   frames[0] = to_bytes<std::uint8_t>({builder.GetBufferPointer(), builder.GetSize()});
   return seal(MessageType::kTrace, std::move(frames));
@@ -352,6 +354,12 @@ Result<RequestTrace> parse_trace(std::span<const Frame> message) {
       trace.tap_first + n_positions > std::int64_t(n_tokens)) {
     return invalid("shape", fmt::format("taps: [{}, {}, {}] from position {} of {}", n_positions,
                                         trace.n_taps, trace.tap_width, trace.tap_first, n_tokens));
+  }
+  if (const auto* layers = header.tap_layers()) {
+    if (layers->size() != std::size_t(trace.n_taps))
+      return invalid("shape",
+                     fmt::format("{} tap layers of {} taps", layers->size(), trace.n_taps));
+    trace.tap_layers.assign(layers->begin(), layers->end());
   }
   const auto n_scales = std::size_t(n_positions * trace.n_taps);
   if (auto s = frames->take(Kind::TapScales, n_scales, trace.tap_scales); !s) return s.error();

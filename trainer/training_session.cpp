@@ -204,7 +204,7 @@ void TrainingSession::propose() {
   auto replaced =
       gate_.propose(std::move(weights).value(),
                     {learner_->facts().step, bundle.trained_tokens, bundle.trained_requests,
-                     bundle.loss, content_hash(bytes), bundle.kind == "head"},
+                     bundle.loss, content_hash(bytes), bundle.kind != "fusion"},
                     clock_.unix_ms());
   spdlog::info("candidate {} ({}, step {}, {} requests, {} tokens, loss {:.4f}) is on trial",
                number, bundle.kind, gate_.state().newest.step, bundle.trained_requests,

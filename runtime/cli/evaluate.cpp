@@ -51,7 +51,7 @@ Result<Loaded> load(const std::string& path, const std::shared_ptr<const Vocabul
   auto bundle = parse_bundle_of_anyone(*bytes);
   if (!bundle)
     return Error{bundle.error().code, fmt::format("{}: {}", path, bundle.error().message)};
-  if (bundle->kind == "head" && !rows) {
+  if (bundle->kind != "fusion" && !rows) {
     return invalid(fmt::format(
         "{}: its head shares rows with the target: give the model's GGUF file with --model", path));
   }

@@ -78,6 +78,7 @@ void EngineCore::admit() {
         portfolio_->acquire_store(options_.share_across_keys ? std::string() : s.request.key_id);
     s.learned = learned_of(s);
     portfolio_->open(context_of(s));
+    if (s.trace) restore_features(s);
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }

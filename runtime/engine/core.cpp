@@ -143,7 +143,13 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
 
   self->max_logit_rows_ = o.max_num_seqs * (1 + o.spec_draft_n_max);
   self->workspace_ = model->make_workspace(o.max_batch_rows, self->max_logit_rows_);
-  self->taps_ = head_taps(config.n_layers);
+  self->taps_ = o.head_taps.value_or(head_taps(config.n_layers));
+  for (const int tap : self->taps_) {
+    if (tap < 0 || tap > config.n_layers) {
+      return Error{ErrorCode::kOutOfRange,
+                   fmt::format("head taps: layer {} of a model with {}", tap, config.n_layers)};
+    }
+  }
   if (self->trace_sink_ || portfolio.head) {
     self->tap_values_.resize(std::size_t(o.max_batch_rows) * kHeadTaps *
                              std::size_t(config.hidden));
@@ -219,6 +225,7 @@ void EngineCore::set_learned(LearnedChoice choice,
   retired.push_back(std::move(learned_.served));
   if (learned_.canary) retired.push_back(std::move(learned_.canary));
   learned_ = std::move(choice);
+  portfolio_->prepare(learned_.served.get(), learned_.canary.get());
   for (auto& sequence : running_) sequence->learned = learned_of(*sequence);
   stats_.swaps += changes;
 }

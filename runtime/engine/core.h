@@ -98,6 +98,7 @@ class EngineCore {
   // How long the engine's thread was kept from its next round by a swap.
   void swap_took(double ms);
   bool traces() const { return static_cast<bool>(trace_sink_); }
+  const HeadTaps& taps() const { return taps_; }
   bool has_work() const { return !waiting_.empty() || !running_.empty(); }
   std::int64_t n_waiting() const { return std::int64_t(waiting_.size()); }
   void round();  // one whole round
@@ -120,6 +121,7 @@ class EngineCore {
   void swap_for_test();
   const LearnedWeights* learned_of(const Sequence& sequence) const;
   void capture(const RoundEntry& entry);  // taps.cpp
+  void restore_features(const Sequence& sequence);
   bool wants_features(const Sequence& sequence) const;
   void accept_one(RoundEntry& entry);
   void report();
@@ -145,7 +147,7 @@ class EngineCore {
   std::vector<std::unique_ptr<Sequence>> running_;  // admission order
   std::vector<bool> slot_used_;
   Round round_;
-  std::array<int, kHeadTaps> taps_{};
+  HeadTaps taps_{};
   std::vector<float> tap_values_;              // [max_batch_rows, kHeadTaps, hidden] of this round
   std::vector<std::uint16_t> feature_values_;  // [kHeadTaps, hidden], scratch
   std::vector<float> logits_;                  // [max_logit_rows, n_vocab]

@@ -95,6 +95,8 @@ class ThreadedEngine final : public Engine {
       trace->rounds.reserve(generated);
       trace->n_taps = kHeadTaps;
       trace->tap_width = std::int32_t(model_->config().hidden);
+      if (const HeadTaps& taps = core_->taps(); taps != head_taps(model_->config().n_layers))
+        trace->tap_layers.assign(taps.begin(), taps.end());
       trace->tap_first = std::int32_t(std::max<std::int64_t>(0, n - kTracedPrompt));
       const auto positions = std::size_t(n - trace->tap_first) + generated;
       trace->tap_scales.reserve(positions * kHeadTaps);

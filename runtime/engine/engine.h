@@ -3,9 +3,11 @@
 // class, whose methods any thread may call.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -62,6 +64,8 @@ struct EngineOptions {
   int swap_every_rounds = 0;
   std::vector<std::shared_ptr<const LearnedWeights>> swap_cycle;
   bool share_across_keys = false;  // traffic stores and kept pages
+  // The layers whose outputs the learned head reads; none: head_taps() of the model.
+  std::optional<std::array<int, 4>> head_taps;
   EngineFault fault = EngineFault::kNone;
 };
 

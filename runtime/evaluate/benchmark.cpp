@@ -427,7 +427,8 @@ class Benchmark {
     bool room = bench.fill_to(kShortContext);
     json::array by_rows;
     for (const int rows : {1, 2, 4}) {  // sequences drafting at once
-      HeadWorkspace workspace(rows, hidden, options_.head_inner, n_vocab);
+      const auto made = (*head)->make_workspace(rows);
+      HeadWorkspace& workspace = *made;
       std::vector<float> features(static_cast<std::size_t>(rows * kHeadTaps * hidden));
       for (std::size_t i = 0; i < features.size(); ++i)
         features[i] = static_cast<float>(static_cast<int>(i * 7919 % 201) - 100);

@@ -28,8 +28,8 @@ Result<const BundleTensor*> tensor_of(const Bundle& bundle, const char* name, st
 }  // namespace
 
 Result<FusionTable> fusion_table_of(const Bundle& bundle) {
-  if (bundle.kind != "fusion" && bundle.kind != "head") {
-    return refusal("kind", fmt::format("found \"{}\", wanted \"fusion\" or \"head\"",
+  if (bundle.kind != "fusion" && bundle.kind != "head" && bundle.kind != "eagle3") {
+    return refusal("kind", fmt::format("found \"{}\", wanted \"fusion\", \"head\" or \"eagle3\"",
                                        bundle.kind.substr(0, 64)));
   }
   auto bias = tensor_of(bundle, "fusion.bias", kFusionClasses);

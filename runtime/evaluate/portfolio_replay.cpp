@@ -6,7 +6,6 @@
 #include "runtime/speculate/candidates.h"
 #include "runtime/speculate/cheap_speculators.h"
 #include "runtime/speculate/controller.h"
-#include "runtime/speculate/head/features.h"
 #include "runtime/speculate/head_lift.h"
 #include "runtime/speculate/ngram_hit_rates.h"
 
@@ -40,10 +39,10 @@ struct Choice {
 struct PortfolioReplay::Impl {
   Kinds kinds;
   const LearnedWeights* learned;
-  const RecurrentHead* head = nullptr;
+  const DraftHead* head = nullptr;
   kernels::ThreadPool pool{1};
   std::unique_ptr<HeadWorkspace> workspace;
-  std::vector<float> features;  // [kChains, kHeadTaps, H]
+  HeadMemory memory;  // of the request being walked
 
   // Calibration, learned as the walks go, as DraftSources and Portfolio do live. A position is
   // scored once, by the walk that first passes it.
@@ -57,6 +56,7 @@ struct PortfolioReplay::Impl {
   SamplingParams sampling;
   bool sampled = false;
   std::vector<CandidateList> candidates;
+  bool has_features = false;  // such as the head reads
   std::array<Form, kSpeculatorKinds> form;
 
   void open(const RequestTrace& t) {
@@ -69,6 +69,14 @@ struct PortfolioReplay::Impl {
         t.tokens.size() > std::size_t(t.n_prompt) ? t.tokens.size() - std::size_t(t.n_prompt) : 0);
     candidates.resize(n);
     for (std::size_t i = 0; i < n; ++i) candidates[i] = list_of(t.generated[i]);
+    memory.forget();
+    // A trace may be of another model, or of a server that taps other layers.
+    has_features = head && t.n_taps == kHeadTaps && t.tap_width == head->hidden() &&
+                   head->reads(t.tap_layers) &&
+                   std::ssize(t.tap_values) >= t.tap_positions() * kHeadTaps * head->hidden() &&
+                   std::ranges::all_of(t.tokens, [&](TokenId token) {
+                     return token >= 0 && token < head->n_vocab();
+                   });
     form = traffic_form[sampled ? 1 : 0];
     chains.n = 0;
   }
@@ -140,26 +148,26 @@ struct PortfolioReplay::Impl {
   bool begin_head(std::int64_t start) {
     round_start = start;
     if (chains.n > 0 && start >= chains.first && start < chains.first + chains.n) return true;
-    if (!head || trace->n_taps != kHeadTaps || trace->tap_width != head->hidden()) return false;
-    const std::int64_t row = start - 2 - trace->tap_first;
-    const auto width = std::size_t(kHeadTaps * head->hidden());
-    const auto logged =
-        std::min(trace->tap_positions(), std::int64_t(trace->tap_values.size() / width));
-    if (row < 0 || row >= logged) return false;
-    for (std::int64_t at = start - 1; at < end(); ++at) {
-      if (token(at) < 0 || token(at) >= n_vocab) return false;  // a trace of another model
-    }
+    const std::int64_t last = start - 2 - trace->tap_first, logged = trace->tap_positions();
+    if (!has_features || last < 0 || last >= logged) return false;
     chains.first = start;
-    chains.n = int(std::min<std::int64_t>({kChains, logged - row, end() - start}));
+    // What a head keeps of the sequence is of one start at a time.
+    const int most = head->window() > 1 ? 1 : kChains;
+    chains.n = int(std::min<std::int64_t>({most, logged - last, end() - start}));
     chains.logits.clear();
     chains.states.clear();
+    starts.clear();
     for (int i = 0; i < chains.n; ++i) {
-      const auto at = std::size_t(row + i);
-      decode_features(trace->tap_values.data() + at * width,
-                      trace->tap_scales.data() + at * kHeadTaps, head->hidden(),
-                      features.data() + std::size_t(i) * width);
+      const FeatureView features{trace->tap_values.data(),
+                                 trace->tap_scales.data(),
+                                 head->hidden(),
+                                 trace->tap_first,
+                                 start + i - 1,
+                                 trace->tap_first,
+                                 logged};
+      starts.push_back({std::span(trace->tokens).first(std::size_t(start + i)), features, &memory});
     }
-    head->begin(features.data(), chains.n, *workspace, pool);
+    head->begin(starts, *workspace, pool);
     return true;
   }
   // What the head proposes at a position of the round, having read the token before it. Once a
@@ -177,12 +185,13 @@ struct PortfolioReplay::Impl {
       const auto n = std::ptrdiff_t(chains.n);
       chains.logits.emplace_back(workspace->logits(0),
                                  workspace->logits(0) + n * std::ssize(head->vocab()));
-      chains.states.emplace_back(workspace->state(0), workspace->state(0) + n * head->hidden());
+      chains.states.emplace_back(workspace->state(0),
+                                 workspace->state(0) + n * head->state_width());
     }
     const auto row = std::size_t(round_start - chains.first);
     return head->choose(&chains.logits[depth][row * head->vocab().size()],
-                        &chains.states[depth][row * std::size_t(head->hidden())], list(position),
-                        sampling, position, true);
+                        &chains.states[depth][row * std::size_t(head->state_width())],
+                        list(position), sampling, position, true);
   }
   struct Pending {  // a position at which the head ran this round
     float raw, cheap;
@@ -232,8 +241,8 @@ struct PortfolioReplay::Impl {
   double rate_tokens = 0, rate_ms = 0;
   std::vector<Pending> pending;
   Chains chains;
+  std::vector<HeadStart> starts;
   std::int64_t round_start = 0;
-  std::int64_t n_vocab = 0;  // of the target
 };
 
 PortfolioReplay::PortfolioReplay(Kinds kinds, const LearnedWeights* learned)
@@ -243,11 +252,9 @@ PortfolioReplay::PortfolioReplay(Kinds kinds, const LearnedWeights* learned)
   impl_->learned = learned;
   if (!learned || !kinds.head || !learned->head) return;
   impl_->head = learned->head.get();
-  impl_->n_vocab = impl_->head->n_vocab();
-  impl_->features.resize(std::size_t(Impl::kChains * kHeadTaps * impl_->head->hidden()));
-  impl_->workspace =
-      std::make_unique<HeadWorkspace>(Impl::kChains, impl_->head->hidden(), impl_->head->inner(),
-                                      std::int64_t(impl_->head->vocab().size()));
+  impl_->starts.reserve(Impl::kChains);
+  impl_->workspace = impl_->head->make_workspace(Impl::kChains);
+  impl_->memory.values.resize(impl_->head->memory_floats());
 }
 
 PortfolioReplay::~PortfolioReplay() = default;

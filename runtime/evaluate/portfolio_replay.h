@@ -1,4 +1,4 @@
-// Replay-exact scoring of a whole portfolio, the recurrent head included, on logged requests. What
+// Replay-exact scoring of a whole portfolio, the learned head included, on logged requests. What
 // the target emitted does not depend on what was drafted (drafter-invariant sampling), and what a
 // speculator would have proposed is a function of the logged tokens, candidates, features and the
 // seed: so how many of its tokens would have been accepted is known without running the model. The

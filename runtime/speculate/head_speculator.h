@@ -1,17 +1,20 @@
-// Runs the recurrent head for a round's drafting sequences together: a step reads its weights once
-// for all of them. Keeps each slot's features, those of the last position that has KV, as the
-// engine rounded them; a sequence without them (just swapped in, just admitted) is not ready and
-// drafts otherwise. Served and canary weights may differ: rows are grouped by head. Engine thread;
-// nothing allocates after construction.
+// Runs the learned head for a round's drafting sequences together: a step reads its weights once
+// for all of them. Keeps a ring of each slot's features, as the engine rounded them, the last of
+// them of the last position that has KV; a sequence without that one (just swapped in, just
+// admitted) is not ready and drafts otherwise. What a head computed of a sequence's past (its
+// HeadMemory) is kept with the slot and built again from the ring when another head drafts. Served
+// and canary weights may differ: rows are grouped by head. Engine thread; allocates in prepare()
+// alone.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "foretoken/kernels/thread_pool.h"
-#include "runtime/speculate/head/recurrent_head.h"
+#include "runtime/speculate/head/draft_head.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/speculate/speculator.h"
 
@@ -21,10 +24,14 @@ class HeadSpeculator {
  public:
   HeadSpeculator(int max_sequences, std::int64_t hidden, kernels::ThreadPool& pool);
 
-  // values [kHeadTaps, hidden], scales [kHeadTaps] of absolute position `position`.
+  // The heads that may draft from now on, at most two; null: none. Before begin() sees them.
+  void prepare(const DraftHead* served, const DraftHead* canary);
+
+  // values [kHeadTaps, hidden], scales [kHeadTaps] of absolute position `position`. One that does
+  // not follow the last one begins a new history.
   void set_features(int slot, std::int64_t position, const std::uint16_t* values,
                     const float* scales);
-  void forget(int slot) { slots_[std::size_t(slot)].position = -1; }
+  void forget(int slot);
   // There is a head, and features of the position before the newest token's.
   bool ready(const DraftContext& context) const;
 
@@ -44,13 +51,16 @@ class HeadSpeculator {
 
  private:
   struct Slot {
-    std::int64_t position = -1;
-    std::vector<float> features;  // [kHeadTaps, hidden], decoded
+    std::vector<std::uint16_t> values;  // [kHeadWindow, kHeadTaps, hidden]
+    std::vector<float> scales;          // [kHeadWindow, kHeadTaps]
+    std::int64_t first = 0, end = 0;    // positions held; equal: none
+    HeadMemory memory;
   };
   struct Lane {
-    const RecurrentHead* head = nullptr;
-    HeadWorkspace workspace;
-    std::vector<int> jobs;  // of each row
+    const DraftHead* head = nullptr;
+    std::uint64_t id = 0;                      // the head's
+    std::unique_ptr<HeadWorkspace> workspace;  // made for it
+    std::vector<int> jobs;                     // of each row
   };
   struct Place {
     int lane = -1, row = -1;
@@ -58,9 +68,9 @@ class HeadSpeculator {
   std::int64_t hidden_;
   kernels::ThreadPool& pool_;
   std::vector<Slot> slots_;
-  std::array<Lane, 2> lanes_;    // at most a served and a canary's head
-  std::vector<Place> places_;    // of each job
-  std::vector<float> features_;  // [max_sequences, kHeadTaps, hidden]
+  std::array<Lane, 2> lanes_;  // at most a served and a canary's head
+  std::vector<Place> places_;  // of each job
+  std::vector<HeadStart> starts_;
   std::vector<TokenId> tokens_;
   std::vector<int> kept_;
   int steps_ = 0;

@@ -2,6 +2,7 @@
 
 #include "foretoken/kernels/splitmix64.h"
 #include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/head/eagle3_head.h"
 #include "runtime/speculate/head/head_bundle.h"
 
 namespace foretoken {
@@ -23,6 +24,12 @@ Result<std::shared_ptr<const LearnedWeights>> learned_from_bundle(
     auto parts = head_parts_of(bundle);
     if (!parts) return parts.error();
     auto head = RecurrentHead::create(*parts, rows);
+    if (!head) return head.error();
+    weights->head = std::move(*head);
+  } else if (bundle.kind == "eagle3") {
+    auto parts = eagle3_of(bundle);
+    if (!parts) return parts.error();
+    auto head = Eagle3Head::create(parts->checkpoint, parts->terms, rows);
     if (!head) return head.error();
     weights->head = std::move(*head);
   }

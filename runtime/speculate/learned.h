@@ -1,6 +1,6 @@
-// What was learned and serves: the fusion table (tier 0), and the recurrent head where the bundle
-// has one (tier 1), under one version. Immutable, shared: the engine holds the served weights and a
-// canary's, and tells every sequence which of them draft for it.
+// What was learned and serves: the fusion table (tier 0), and the head where the bundle has one
+// (tier 1), recurrent or EAGLE-3's, under one version. Immutable, shared: the engine holds the
+// served weights and a canary's, and tells every sequence which of them draft for it.
 #pragma once
 
 #include <memory>
@@ -9,7 +9,7 @@
 #include "foretoken/protocol/ids.h"
 #include "runtime/model/vocabulary_rows.h"
 #include "runtime/speculate/fusion_table.h"
-#include "runtime/speculate/head/recurrent_head.h"
+#include "runtime/speculate/head/draft_head.h"
 
 namespace foretoken {
 
@@ -20,14 +20,15 @@ struct LearnedWeights {
   // gains by tier 0 was learned and has passed the gate.
   bool initial = false;
   FusionTable fusion = FusionTable::initial();
-  std::shared_ptr<const RecurrentHead> head;  // may be null
+  std::shared_ptr<const DraftHead> head;  // may be null
 };
 
 // Version 0: the initial table, marked as such, no head.
 std::shared_ptr<const LearnedWeights> initial_weights();
 
-// Kind "fusion" or "head". Errors begin "kind: ", "shape: ", "non-finite: ". rows may be null for
-// kind "fusion". Packs the head's weights: not for the engine thread.
+// Kind "fusion", "head" or "eagle3". Errors begin with the reason: "kind: ", "shape: ", "taps: ",
+// "non-finite: " and those of eagle3_checkpoint.h. rows may be null for kind "fusion". Packs the
+// head's weights: not for the engine thread.
 Result<std::shared_ptr<const LearnedWeights>> learned_from_bundle(
     const Bundle& bundle, const std::shared_ptr<const VocabularyRows>& rows);
 

@@ -58,7 +58,17 @@ class Portfolio {
 
   // Whether these weights' head would draft, and so wants features.
   bool uses_head(const LearnedWeights* learned) const { return head_ && learned && learned->head; }
-  // Of the last position that has KV, after every round; see HeadSpeculator.
+  // How many positions of features, the last that has KV among them, these weights want.
+  std::int64_t head_window(const LearnedWeights* learned) const {
+    return uses_head(learned) ? learned->head->window() : 0;
+  }
+  // Which weights may draft from now on; before draft() sees them.
+  void prepare(const LearnedWeights* served, const LearnedWeights* canary) {
+    if (head_)
+      head_->prepare(served ? served->head.get() : nullptr, canary ? canary->head.get() : nullptr);
+  }
+  bool keeps_features() const { return head_ != nullptr; }
+  // In the order of positions, after every round; see HeadSpeculator.
   void set_features(int slot, std::int64_t position, const std::uint16_t* values,
                     const float* scales) {
     head_->set_features(slot, position, values, scales);

@@ -1,5 +1,7 @@
 #include "runtime/trace/server_link.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <pthread.h>
 #include <sched.h>
 
@@ -95,8 +97,15 @@ std::function<void(std::unique_ptr<RequestTrace>)> ServerLink::sink() {
 void ServerLink::restore(OnWeights on_weights) {
   VersionKeeperHooks hooks;
   hooks.parse = [this](std::span<const std::byte> bytes) { return receiver_.parse(bytes); };
-  hooks.prepare = [this](const Bundle& bundle) {
-    return learned_from_bundle(bundle, options_.vocabulary);
+  hooks.prepare = [this](const Bundle& bundle) -> Result<LearnedPointer> {
+    auto weights = learned_from_bundle(bundle, options_.vocabulary);
+    if (!weights || !(*weights)->head) return weights;
+    const HeadTaps& found = (*weights)->head->taps();
+    const HeadTaps wanted = options_.head_taps.value_or(head_taps(options_.vocabulary->n_layers()));
+    if (found == wanted) return weights;
+    return Error{ErrorCode::kInvalidInput,
+                 fmt::format("taps: the head reads layers [{}], this server taps [{}]",
+                             fmt::join(found, ", "), fmt::join(wanted, ", "))};
   };
   hooks.replay = [this](const RequestTrace& trace, const LearnedPointer& candidate,
                         const LearnedPointer& served) {

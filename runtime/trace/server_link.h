@@ -17,6 +17,7 @@
 #include "foretoken/protocol/transport.h"
 #include "runtime/model/vocabulary_rows.h"
 #include "runtime/observe/stats.h"
+#include "runtime/speculate/head/draft_head.h"
 #include "runtime/trace/shadow_replay.h"
 #include "runtime/trace/trace_publisher.h"
 #include "runtime/trace/version_keeper.h"
@@ -59,6 +60,8 @@ struct ServerLinkOptions {
   std::function<bool()> pause_trainer;
   // The target's rows, for bundles with a head; null: only fusion tables are taken.
   std::shared_ptr<const VocabularyRows> vocabulary;
+  // The layers that the engine taps; none: the default ones. Heads of others are refused.
+  std::optional<HeadTaps> head_taps;
   ShadowReplayOptions shadow;  // costs are of activity()
   VersionKeeperOptions versions;
 };

@@ -7,7 +7,9 @@
 #include <set>
 #include <thread>
 
+#include "runtime/speculate/head/eagle3_head.h"
 #include "runtime/speculate/head/initial_head.h"
+#include "tests/support/eagle3_maker.h"
 
 namespace foretoken::testing {
 
@@ -73,16 +75,24 @@ HarnessResult run_engine(const HarnessModels& models, const EngineOptions& optio
   return result;
 }
 
-std::shared_ptr<const LearnedWeights> untrained_head(std::shared_ptr<const Model> model,
-                                                     std::span<const TokenId> text,
-                                                     std::int64_t inner, std::size_t n_vocab,
-                                                     std::uint64_t seed, std::uint64_t version) {
+namespace {
+
+std::vector<TokenId> vocabulary_of(std::span<const TokenId> text, std::size_t n_vocab) {
   std::set<TokenId> ids;
   for (const TokenId token : text) {
     if (ids.size() < n_vocab) ids.insert(token);
   }
   for (TokenId token = 0; ids.size() < n_vocab; ++token) ids.insert(token);
-  const std::vector<TokenId> vocab(ids.begin(), ids.end());
+  return {ids.begin(), ids.end()};
+}
+
+}  // namespace
+
+std::shared_ptr<const LearnedWeights> untrained_head(std::shared_ptr<const Model> model,
+                                                     std::span<const TokenId> text,
+                                                     std::int64_t inner, std::size_t n_vocab,
+                                                     std::uint64_t seed, std::uint64_t version) {
+  const std::vector<TokenId> vocab = vocabulary_of(text, n_vocab);
   const std::int64_t hidden = model->config().hidden;
   auto rows = VocabularyRows::of(std::move(model));
   if (!rows) {
@@ -92,6 +102,41 @@ std::shared_ptr<const LearnedWeights> untrained_head(std::shared_ptr<const Model
   HeadParts parts = initial_head(hidden, inner, vocab, seed);
   parts.gain = 0.4f;  // so that the features decide as well as the candidates
   auto head = RecurrentHead::create(parts, *rows);
+  if (!head) {
+    ADD_FAILURE() << head.error().message;
+    return nullptr;
+  }
+  auto weights = std::make_shared<LearnedWeights>();
+  weights->version.value = version;
+  weights->head = *head;
+  return weights;
+}
+
+std::shared_ptr<const LearnedWeights> untrained_eagle3(std::shared_ptr<const Model> model,
+                                                       std::span<const TokenId> text,
+                                                       std::size_t n_vocab, std::uint64_t seed,
+                                                       std::uint64_t version) {
+  const ModelConfig& config = model->config();
+  RandomEagle3 random = tiny_eagle3();
+  random.seed = seed;
+  random.n_layers = config.n_layers;
+  random.vocab = vocabulary_of(text, n_vocab);
+  random.config.hidden = random.config.target_hidden = config.hidden;
+  random.config.ffn = std::max<std::int64_t>(32, config.hidden / 4 / 32 * 32);
+  random.config.n_vocab = config.n_vocab;
+  random.config.n_draft_vocab = std::int64_t(n_vocab);
+  const HeadTaps taps = head_taps(config.n_layers);
+  random.config.layer_ids = {{taps[0] + 1, taps[1] + 1, taps[2] + 1}};
+  auto rows = VocabularyRows::of(std::move(model));
+  if (!rows) {
+    ADD_FAILURE() << rows.error().message;
+    return nullptr;
+  }
+  // Candidates as a head that was trained with them has them.
+  HeadTerms terms = HeadTerms::none((*rows)->hidden());
+  terms.bias = initial_head((*rows)->hidden(), 32, random.vocab, seed).bias;
+  terms.outside = 0;
+  auto head = Eagle3Head::create(random_eagle3(random), terms, *rows);
   if (!head) {
     ADD_FAILURE() << head.error().message;
     return nullptr;

@@ -53,4 +53,11 @@ std::shared_ptr<const LearnedWeights> untrained_head(std::shared_ptr<const Model
                                                      std::int64_t inner, std::size_t n_vocab,
                                                      std::uint64_t seed, std::uint64_t version);
 
+// The same for an EAGLE-3 head with random weights, two query heads and a quarter of the model's
+// width inside, that reads the layers that are tapped by default.
+std::shared_ptr<const LearnedWeights> untrained_eagle3(std::shared_ptr<const Model> model,
+                                                       std::span<const TokenId> text,
+                                                       std::size_t n_vocab, std::uint64_t seed,
+                                                       std::uint64_t version);
+
 }  // namespace foretoken::testing

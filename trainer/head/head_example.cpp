@@ -30,6 +30,7 @@ std::optional<HeadExample> head_example(const RequestTrace& trace, std::int64_t 
   example.n = std::int32_t(end);
   example.first = std::int32_t(first);
   example.hidden = std::int32_t(hidden);
+  example.tap_layers = trace.tap_layers;
   example.domain = content_hash(std::as_bytes(std::span(trace.domain)));
   const float temperature = trace.sampling.temperature;
   example.inverse_temperature = temperature > 0 ? 1.0f / temperature : 1.0f;

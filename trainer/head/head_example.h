@@ -18,6 +18,7 @@ struct HeadExample {
   std::int32_t n = 0;      // generated tokens
   std::int32_t first = 0;  // the first generated token whose features are here
   std::int32_t hidden = 0;
+  std::vector<std::int32_t> tap_layers;  // as the trace names them; empty: the default ones
   std::uint64_t domain = 0;       // the hash of its name
   float inverse_temperature = 1;  // 1 at T = 0
   std::vector<TokenId> tokens;    // [n], generated

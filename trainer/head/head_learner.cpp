@@ -3,18 +3,18 @@
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
-#include <ATen/ops/_fused_adamw.h>
 
 #include <cmath>
 #include <deque>
 #include <limits>
 
 #include "foretoken/kernels/splitmix64.h"
+#include "runtime/speculate/head/head_bundle.h"
+#include "trainer/head/adam.h"
 #include "trainer/head/draft_vocabulary.h"
 #include "trainer/head/drift_detector.h"
 #include "trainer/head/example_cache.h"
 #include "trainer/head/head_batch.h"
-#include "trainer/head/head_bundle.h"
 #include "trainer/head_log.h"
 
 namespace foretoken::trainer {
@@ -30,59 +30,6 @@ constexpr double kVocabularyGain = 0.005;
 constexpr std::size_t kManyWaiting = 16;
 
 std::uint64_t mix(std::uint64_t z) { return kernels::splitmix64(z + kernels::kSplitMixStep); }
-
-// AdamW without decay over some parameters, in one pass over memory a step.
-class Adam {
- public:
-  explicit Adam(std::vector<torch::Tensor> parameters) : parameters_(std::move(parameters)) {
-    for (const torch::Tensor& p : parameters_) {
-      first_.push_back(torch::zeros_like(p));
-      second_.push_back(torch::zeros_like(p));
-      steps_.push_back(torch::zeros({}));
-    }
-  }
-  void step(double learning_rate) {
-    torch::NoGradGuard no_grad;
-    std::vector<torch::Tensor> gradients;
-    for (const torch::Tensor& p : parameters_) gradients.push_back(p.grad());
-    for (torch::Tensor& s : steps_) s.add_(1);
-    auto parameters = values();
-    at::_fused_adamw_(parameters, gradients, first_, second_, {}, steps_, learning_rate, 0.9, 0.95,
-                      0.0, 1e-8, false, false);
-  }
-  // Detached, sharing memory: an optimiser writes into leaves.
-  std::vector<torch::Tensor> values() const {
-    std::vector<torch::Tensor> out;
-    for (const torch::Tensor& p : parameters_) out.push_back(p.detach());
-    return out;
-  }
-  std::vector<torch::Tensor> first_, second_, steps_;
-
- private:
-  std::vector<torch::Tensor> parameters_;
-};
-
-void put(StateMap& map, const std::string& name, const std::vector<torch::Tensor>& tensors) {
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const auto t = tensors[i].contiguous();
-    map.put("head." + name + "." + std::to_string(i),
-            std::span<const float>(t.data_ptr<float>(), std::size_t(t.numel())));
-  }
-}
-
-bool get(const StateMap& map, const std::string& name, const std::vector<torch::Tensor>& tensors) {
-  torch::NoGradGuard no_grad;
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const auto values = map.get<float>("head." + name + "." + std::to_string(i));
-    if (std::int64_t(values.size()) != tensors[i].numel()) return false;
-    for (const float v : values) {
-      if (!std::isfinite(v)) return false;
-    }
-    tensors[i].detach().copy_(
-        torch::from_blob(const_cast<float*>(values.data()), tensors[i].sizes(), torch::kFloat32));
-  }
-  return true;
-}
 
 }  // namespace
 
@@ -148,6 +95,7 @@ struct HeadLearner::Impl {
     observed_end = sequence + 1;
     const auto example = cache.put(sequence, trace);
     if (!example) return;
+    if (!layers) layers = example->tap_layers;
     counts.observe(trace);
     tokens += example->n;
     for (std::int64_t start = example->first; start < example->n - 1;) {
@@ -188,7 +136,7 @@ struct HeadLearner::Impl {
         const std::uint64_t sequence =
             oldest + mix(options.seed ^ mix(draws++)) % (observed_end - oldest);
         const auto example = cache.get(sequence);
-        if (!example || example->n_starts() == 0) continue;
+        if (!example || example->n_starts() == 0 || example->tap_layers != layers) continue;
         const std::int64_t count =
             std::min<std::int64_t>(options.tokens_per_step, example->n_starts());
         const std::uint64_t room = std::uint64_t(example->n_starts() - count);
@@ -340,6 +288,8 @@ struct HeadLearner::Impl {
   std::vector<double> step_weights;
   mutable ExampleCache cache;
   VocabularyCounts counts;
+  // Of the hidden states that it learns from; nullopt before the first request.
+  std::optional<std::vector<std::int32_t>> layers;
   std::unique_ptr<HeadVocabulary> vocabulary;  // null before the first step
   const torch::ScalarType product_type;
   HeadParameters head, average, working;
@@ -369,6 +319,9 @@ HeadLearner::HeadLearner(const HeadOptions& options, std::shared_ptr<const Vocab
 HeadLearner::~HeadLearner() = default;
 
 void HeadLearner::observe(std::uint64_t sequence, const RequestTrace& trace) {
+  // The server taps other layers now (another --spec-head): what was learned reads none of these.
+  if (impl_->layers && *impl_->layers != trace.tap_layers)
+    impl_ = std::make_unique<Impl>(impl_->options, impl_->model, impl_->source);
   impl_->observe(sequence, trace);
 }
 bool HeadLearner::work(std::size_t fresh_waiting) { return impl_->work(fresh_waiting); }
@@ -378,12 +331,16 @@ double HeadLearner::loss() const { return impl_->smoothed_loss; }
 std::int64_t HeadLearner::chains() const { return impl_->chains; }
 
 void HeadLearner::add_to(Bundle& bundle) const {
-  add_head(impl_->average.parts(impl_->vocabulary->tokens), bundle);
+  HeadParts parts = impl_->average.parts(impl_->vocabulary->tokens);
+  if (impl_->layers && impl_->layers->size() == kHeadTaps)
+    std::ranges::copy(*impl_->layers, parts.taps.emplace().begin());
+  add_head(bundle, parts);
 }
 
 void HeadLearner::save(StateMap& map) const {
   const Impl& s = *impl_;
   map.put_one("head.trained", std::uint8_t(s.vocabulary != nullptr));
+  if (s.layers) map.put("head.tap_layers", *s.layers);
   map.put("head.mass", s.counts.mass());
   map.put_one("head.next_recount", s.next_recount);
   map.put_one("head.tokens", s.tokens);
@@ -401,17 +358,17 @@ void HeadLearner::save(StateMap& map) const {
   map.put_one("head.step_is_fresh", std::uint8_t(s.step_is_fresh));
   if (!s.vocabulary) return;
   map.put("head.vocabulary", s.vocabulary->tokens);
-  put(map, "value", s.head.all());
-  put(map, "average", s.average.all());
-  put(map, "first", s.adam->first_);
-  put(map, "second", s.adam->second_);
-  put(map, "steps", s.adam->steps_);
-  put(map, "gain_first", s.gain_adam->first_);
-  put(map, "gain_second", s.gain_adam->second_);
-  put(map, "gain_steps", s.gain_adam->steps_);
-  put(map, "table_first", s.table_adam->first_);
-  put(map, "table_second", s.table_adam->second_);
-  put(map, "table_steps", s.table_adam->steps_);
+  put(map, "head.value", s.head.all());
+  put(map, "head.average", s.average.all());
+  put(map, "head.first", s.adam->first_);
+  put(map, "head.second", s.adam->second_);
+  put(map, "head.steps", s.adam->steps_);
+  put(map, "head.gain_first", s.gain_adam->first_);
+  put(map, "head.gain_second", s.gain_adam->second_);
+  put(map, "head.gain_steps", s.gain_adam->steps_);
+  put(map, "head.table_first", s.table_adam->first_);
+  put(map, "head.table_second", s.table_adam->second_);
+  put(map, "head.table_steps", s.table_adam->steps_);
 }
 
 Status HeadLearner::restore(const StateMap& map) {
@@ -424,6 +381,7 @@ Status HeadLearner::restore(const StateMap& map) {
     return Ok{};
   }
   if (!s.counts.restore(map.get<float>("head.mass"))) return wrong("counts of another vocabulary");
+  if (map.has("head.tap_layers")) s.layers = map.get<std::int32_t>("head.tap_layers");
   s.next_recount = map.get_one<std::int64_t>("head.next_recount", kFirstVocabularyTokens);
   s.tokens = map.get_one<std::int64_t>("head.tokens", 0);
   s.chains = map.get_one<std::int64_t>("head.chains", 0);
@@ -450,14 +408,15 @@ Status HeadLearner::restore(const StateMap& map) {
     }
     s.vocabulary = std::make_unique<HeadVocabulary>(std::move(tokens), *s.model, s.product_type);
     s.create(HeadParameters::zeros(s.model->hidden(), s.options.inner));
-    if (!get(map, "value", s.head.all()) || !get(map, "average", s.average.all()) ||
-        !get(map, "first", s.adam->first_) || !get(map, "second", s.adam->second_) ||
-        !get(map, "steps", s.adam->steps_) || !get(map, "gain_first", s.gain_adam->first_) ||
-        !get(map, "gain_second", s.gain_adam->second_) ||
-        !get(map, "gain_steps", s.gain_adam->steps_) ||
-        !get(map, "table_first", s.table_adam->first_) ||
-        !get(map, "table_second", s.table_adam->second_) ||
-        !get(map, "table_steps", s.table_adam->steps_)) {
+    if (!get(map, "head.value", s.head.all()) || !get(map, "head.average", s.average.all()) ||
+        !get(map, "head.first", s.adam->first_) || !get(map, "head.second", s.adam->second_) ||
+        !get(map, "head.steps", s.adam->steps_) ||
+        !get(map, "head.gain_first", s.gain_adam->first_) ||
+        !get(map, "head.gain_second", s.gain_adam->second_) ||
+        !get(map, "head.gain_steps", s.gain_adam->steps_) ||
+        !get(map, "head.table_first", s.table_adam->first_) ||
+        !get(map, "head.table_second", s.table_adam->second_) ||
+        !get(map, "head.table_steps", s.table_adam->steps_)) {
       return wrong("weights of another shape, or not finite");
     }
     s.round();

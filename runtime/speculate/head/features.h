@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "foretoken/kernels/convert.h"
-#include "runtime/speculate/head/recurrent_head.h"
+#include "runtime/speculate/head/draft_head.h"
 
 namespace foretoken {
 

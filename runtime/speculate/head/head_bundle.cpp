@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cassert>
 
 namespace foretoken {
 namespace {
@@ -35,7 +36,18 @@ std::int64_t extent_of(const Bundle& bundle, const char* name, std::size_t axis)
              : 0;
 }
 
-constexpr std::size_t kHeadTensors = 12;  // the fusion table's two among them
+constexpr std::size_t kFusionTensors = 2, kHeadTensors = 10 + kFusionTensors;
+
+const std::string kEagle3Prefix = "eagle3.";
+struct CheckpointType {
+  SafetensorType in_file;
+  TensorType in_bundle;
+};
+constexpr CheckpointType kCheckpointTypes[] = {{SafetensorType::kF32, TensorType::kF32},
+                                               {SafetensorType::kF16, TensorType::kF16},
+                                               {SafetensorType::kBF16, TensorType::kBF16},
+                                               {SafetensorType::kI64, TensorType::kI64},
+                                               {SafetensorType::kBool, TensorType::kBool}};
 
 }  // namespace
 
@@ -86,9 +98,16 @@ Result<HeadParts> head_parts_of(const Bundle& bundle) {
   std::ranges::copy((*bias)->f32_values(), parts.bias.begin());
   const auto sources = (*source)->f32_values();
   parts.source.assign(sources.begin(), sources.end());
-  if (bundle.tensors.size() != kHeadTensors) {
+  std::size_t known = kHeadTensors;
+  if (bundle.tensors.contains("head.taps")) {
+    auto taps = find(bundle, "head.taps", {TensorType::kI32}, {kHeadTaps});
+    if (!taps) return taps.error();
+    std::ranges::copy((*taps)->i32_values(), parts.taps.emplace().begin());
+    ++known;
+  }
+  if (bundle.tensors.size() != known) {
     return refusal("shape", fmt::format("{} tensors, wanted {}: one is unknown",
-                                        bundle.tensors.size(), kHeadTensors));
+                                        bundle.tensors.size(), known));
   }
   return parts;
 }
@@ -112,6 +131,56 @@ void add_head(Bundle& bundle, const HeadParts& parts) {
   t["head.outside"] = BundleTensor::f32({1}, std::span(&parts.outside, 1));
   t["head.bias"] = BundleTensor::f32({kFusionClasses}, parts.bias);
   t["head.source"] = BundleTensor::f32({kHeadSources, hidden}, parts.source);
+  if (parts.taps) t["head.taps"] = BundleTensor::i32({kHeadTaps}, *parts.taps);
+}
+
+void add_eagle3(Bundle& bundle, const Eagle3Checkpoint& checkpoint, const HeadTerms& terms) {
+  bundle.kind = "eagle3";
+  bundle.config = checkpoint.config;
+  auto& t = bundle.tensors;
+  t["head.outside"] = BundleTensor::f32({1}, std::span(&terms.outside, 1));
+  t["head.bias"] = BundleTensor::f32({kFusionClasses}, terms.bias);
+  t["head.source"] = BundleTensor::f32(
+      {kHeadSources, std::int64_t(terms.source.size()) / kHeadSources}, terms.source);
+  for (const auto& [name, tensor] : checkpoint.tensors) {
+    const auto type = std::ranges::find(kCheckpointTypes, tensor.type, &CheckpointType::in_file);
+    assert(type != std::end(kCheckpointTypes) && "eagle3_parts() takes no other");
+    t[kEagle3Prefix + name] = {type->in_bundle, tensor.shape, tensor.bytes};
+  }
+}
+
+Result<Eagle3Bundle> eagle3_of(const Bundle& bundle) {
+  if (bundle.kind != "eagle3")
+    return refusal("kind",
+                   fmt::format("found \"{}\", wanted \"eagle3\"", bundle.kind.substr(0, 64)));
+  Eagle3Bundle out;
+  auto outside = find(bundle, "head.outside", {TensorType::kF32}, {1});
+  if (!outside) return outside.error();
+  auto bias = find(bundle, "head.bias", {TensorType::kF32}, {kFusionClasses});
+  if (!bias) return bias.error();
+  const std::int64_t width = extent_of(bundle, "head.source", 1);
+  auto source = find(bundle, "head.source", {TensorType::kF32}, {kHeadSources, width});
+  if (!source) return source.error();
+  out.terms.outside = (*outside)->f32_values()[0];
+  std::ranges::copy((*bias)->f32_values(), out.terms.bias.begin());
+  const auto values = (*source)->f32_values();
+  out.terms.source.assign(values.begin(), values.end());
+  out.checkpoint.config = bundle.config;
+  std::size_t known = 3 + kFusionTensors;
+  for (const auto& [name, tensor] : bundle.tensors) {
+    if (!name.starts_with(kEagle3Prefix)) continue;
+    ++known;
+    const auto type = std::ranges::find(kCheckpointTypes, tensor.type, &CheckpointType::in_bundle);
+    if (type == std::end(kCheckpointTypes))
+      return refusal("dtype", fmt::format("{}: found {}", name, tensor_type_name(tensor.type)));
+    out.checkpoint.tensors[name.substr(kEagle3Prefix.size())] = {type->in_file, tensor.shape,
+                                                                 tensor.bytes};
+  }
+  if (bundle.tensors.size() != known) {
+    return refusal("shape", fmt::format("{} tensors, wanted {}: one is unknown",
+                                        bundle.tensors.size(), known));
+  }
+  return out;
 }
 
 }  // namespace foretoken

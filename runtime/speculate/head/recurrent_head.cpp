@@ -32,6 +32,38 @@ bool scales_finite(const HeadMatrix& m) {
   return true;
 }
 
+class RecurrentWorkspace final : public HeadWorkspace {
+ public:
+  RecurrentWorkspace(int max_rows, std::int64_t hidden, std::int64_t inner, std::int64_t vocab)
+      : HeadWorkspace(max_rows, hidden, vocab),
+        inner_(inner),
+        activations_(max_rows, std::max(kHeadTaps * hidden, inner)),
+        ones_(std::size_t(hidden), 1.0f),
+        features_(std::size_t(max_rows * kHeadTaps * hidden)),
+        x_(features_.size()),
+        h_(std::size_t(max_rows * hidden)),
+        z_(std::size_t(max_rows * 2 * hidden)),
+        branch_(std::size_t(max_rows * hidden)),
+        gate_(std::size_t(max_rows * inner)),
+        up_(std::size_t(max_rows * inner)) {}
+  bool fits(std::int64_t hidden, std::int64_t inner, std::int64_t vocab) const {
+    return width_ == hidden && inner_ == inner && vocab_ == vocab;
+  }
+  using HeadWorkspace::n_, HeadWorkspace::logits_, HeadWorkspace::state_;
+
+  const std::int64_t inner_;
+  kernels::Activations activations_;
+  std::vector<float> ones_;            // [H]
+  std::vector<float> features_, x_;    // [rows, 4H]
+  std::vector<float> h_, z_, branch_;  // [rows, H], [rows, 2H], [rows, H]
+  std::vector<float> gate_, up_;       // [rows, I]
+
+ private:
+  void move_row(int from, int to) override {
+    std::copy_n(&h_[std::size_t(from * width_)], width_, &h_[std::size_t(to * width_)]);
+  }
+};
+
 Status pack(const char* name, const HeadMatrix& from, std::int64_t n_out, std::int64_t n_in,
             Matrix& to) {
   if (from.type != kernels::WeightType::kQ8_0 && from.type != kernels::WeightType::kQ4_0)
@@ -84,7 +116,13 @@ Result<std::shared_ptr<const RecurrentHead>> RecurrentHead::create(
       !all_finite(parts.source)) {
     return refusal("non-finite", "gain, outside, bias or source");
   }
+  const HeadTaps taps = parts.taps.value_or(head_taps(rows->n_layers()));
+  for (const int tap : taps) {
+    if (tap < 0 || tap > rows->n_layers())
+      return refusal("taps", fmt::format("layer {} of {}", tap, rows->n_layers()));
+  }
   std::shared_ptr<RecurrentHead> head(new RecurrentHead);
+  head->taps_ = taps;
   head->hidden_ = hidden;
   head->inner_ = parts.inner;
   struct Part {
@@ -107,32 +145,41 @@ Result<std::shared_ptr<const RecurrentHead>> RecurrentHead::create(
     head->step_bytes_ += m->file_bytes;
   head->vocab_ = parts.vocab;
   head->gain_ = parts.gain;
-  head->outside_ = parts.outside;
-  head->bias_ = parts.bias;
-  head->source_ = parts.source;
+  head->terms_ = {parts.outside, parts.bias, parts.source};
   head->rows_ = std::move(rows);
   return std::shared_ptr<const RecurrentHead>(std::move(head));
 }
 
-int RecurrentHead::slot_of(TokenId token) const {
-  const auto at = std::ranges::lower_bound(vocab_, token);
-  return at != vocab_.end() && *at == token ? int(at - vocab_.begin()) : -1;
+std::unique_ptr<HeadWorkspace> RecurrentHead::make_workspace(int max_rows) const {
+  return std::make_unique<RecurrentWorkspace>(max_rows, hidden_, inner_,
+                                              std::int64_t(vocab_.size()));
 }
 
-void RecurrentHead::begin(const float* features, int n, HeadWorkspace& ws,
+void RecurrentHead::begin(std::span<const HeadStart> starts, HeadWorkspace& workspace,
                           kernels::ThreadPool& pool) const {
-  assert(n <= ws.max_rows_ && hidden_ == ws.hidden_ && inner_ <= ws.max_inner_ &&
-         std::int64_t(vocab_.size()) <= ws.max_vocab_);
+  auto& ws = static_cast<RecurrentWorkspace&>(workspace);
+  float* to = ws.features_.data();
+  for (const HeadStart& start : starts) {
+    start.features.decode(start.features.end - 1, kHeadTaps, to);
+    to += kHeadTaps * hidden_;
+  }
+  begin(ws.features_.data(), int(starts.size()), ws, pool);
+}
+
+void RecurrentHead::begin(const float* features, int n, HeadWorkspace& workspace,
+                          kernels::ThreadPool& pool) const {
+  auto& ws = static_cast<RecurrentWorkspace&>(workspace);
+  assert(n <= ws.max_rows() && ws.fits(hidden_, inner_, std::int64_t(vocab_.size())));
   ws.n_ = n;
-  ws.vocab_ = std::int64_t(vocab_.size());
   kernels::rms_norm(features, hidden_, ws.ones_.data(), kHeadEpsilon, std::int64_t(n) * kHeadTaps,
                     hidden_, ws.x_.data(), hidden_);
   ws.activations_.set(ws.x_.data(), n, kHeadTaps * hidden_, kHeadTaps * hidden_, true, false, pool);
   kernels::linear(fc_.packed, ws.activations_, nullptr, ws.h_.data(), hidden_, pool);
 }
 
-void RecurrentHead::step(std::span<const TokenId> tokens, HeadWorkspace& ws,
+void RecurrentHead::step(std::span<const TokenId> tokens, HeadWorkspace& workspace,
                          kernels::ThreadPool& pool) const {
+  auto& ws = static_cast<RecurrentWorkspace&>(workspace);
   const int n = ws.n_;
   assert(int(tokens.size()) == n);
   for (int i = 0; i < n; ++i)
@@ -151,127 +198,25 @@ void RecurrentHead::step(std::span<const TokenId> tokens, HeadWorkspace& ws,
   ws.activations_.set(ws.gate_.data(), n, inner_, inner_, true, false, pool);
   kernels::linear(down_.packed, ws.activations_, nullptr, ws.branch_.data(), hidden_, pool);
   kernels::add(ws.branch_.data(), n * hidden_, ws.h_.data());
-  kernels::rms_norm(ws.h_.data(), hidden_, ws.ones_.data(), kHeadEpsilon, n, hidden_, ws.r_.data(),
-                    hidden_);
-  ws.activations_.set(ws.r_.data(), n, hidden_, hidden_, kernels::wants_block32(out_.packed.type),
+  kernels::rms_norm(ws.h_.data(), hidden_, ws.ones_.data(), kHeadEpsilon, n, hidden_,
+                    ws.state_.data(), hidden_);
+  ws.activations_.set(ws.state_.data(), n, hidden_, hidden_,
+                      kernels::wants_block32(out_.packed.type),
                       kernels::wants_block256(out_.packed.type), pool);
   const auto n_vocab = std::int64_t(vocab_.size());
   kernels::linear(out_.packed, ws.activations_, nullptr, ws.logits_.data(), n_vocab, pool);
   for (std::int64_t i = 0; i < n * n_vocab; ++i) ws.logits_[std::size_t(i)] *= gain_;
 }
 
-Proposal RecurrentHead::choose(int row, const CandidateList& candidates,
-                               const SamplingParams& sampling, std::int64_t position, bool coupled,
-                               HeadWorkspace& ws) const {
-  return choose(&ws.logits_[std::size_t(row) * vocab_.size()], ws.state(row), candidates, sampling,
-                position, coupled);
-}
-
-Proposal RecurrentHead::choose(float* logits, const float* r, const CandidateList& candidates,
-                               const SamplingParams& sampling, std::int64_t position,
-                               bool coupled) const {
-  const auto n_vocab = std::int64_t(vocab_.size());
-  // Tokens the vocabulary lacks: a slot each.
-  std::array<TokenId, kMaxCandidates> extra_ids;
-  std::array<float, kMaxCandidates> extra_logits;
-  std::size_t n_extra = 0;
-  std::array<float, kHeadSources> source_terms;
-  std::array<bool, kHeadSources> known{};
-  for (const Candidate& candidate : candidates.view()) {
-    const auto s = std::size_t(head_source(candidate.klass));
-    if (!known[s]) {
-      const float* weights = &source_[s * std::size_t(hidden_)];
-      double sum = 0;
-      for (std::int64_t i = 0; i < hidden_; ++i) sum += double(weights[i]) * double(r[i]);
-      source_terms[s] = float(sum);
-      known[s] = true;
-    }
-    const float bonus = bias_[candidate.klass] + source_terms[s];
-    if (const int slot = slot_of(candidate.token); slot >= 0) {
-      logits[slot] += bonus;
-      continue;
-    }
-    std::size_t e = 0;
-    while (e < n_extra && extra_ids[e] != candidate.token) ++e;
-    if (e == n_extra) {
-      extra_ids[n_extra] = candidate.token;
-      extra_logits[n_extra++] = outside_;
-    }
-    extra_logits[e] += bonus;
-  }
-  for (const auto& [token, bias] : sampling.logit_bias) {
-    if (const int slot = slot_of(token); slot >= 0) logits[slot] += bias;
-    for (std::size_t e = 0; e < n_extra; ++e) {
-      if (extra_ids[e] == token) extra_logits[e] += bias;
-    }
-  }
-
-  const bool noisy = coupled && sampling.temperature > 0;
-  const float inv_temperature = sampling.temperature > 0 ? 1.0f / sampling.temperature : 1.0f;
-  const auto score = [&](float logit, TokenId token) {
-    if (!noisy) return double(logit);
-    return double(logit * inv_temperature) +
-           kernels::gumbel(sampling.seed, std::uint64_t(position), std::uint32_t(token));
-  };
-  Proposal proposal;
-  proposal.token =
-      kernels::sample_subset(logits, vocab_.data(), n_vocab, noisy ? inv_temperature : 0.0f,
-                             sampling.seed, std::uint64_t(position));
-  float chosen = logits[slot_of(proposal.token)];
-  double best = score(chosen, proposal.token);
-  for (std::size_t e = 0; e < n_extra; ++e) {
-    const double value = score(extra_logits[e], extra_ids[e]);
-    if (value > best || (value == best && extra_ids[e] < proposal.token)) {
-      best = value;
-      chosen = extra_logits[e];
-      proposal.token = extra_ids[e];
-    }
-  }
-  double normaliser = kernels::log_sum_exp(logits, n_vocab, inv_temperature);
-  for (std::size_t e = 0; e < n_extra; ++e) {
-    const double x = double(extra_logits[e] * inv_temperature);
-    const double top = std::max(x, normaliser);
-    normaliser = top + std::log(std::exp(x - top) + std::exp(normaliser - top));
-  }
-  proposal.raw = float(std::min(1.0, std::exp(double(chosen * inv_temperature) - normaliser)));
-  return proposal;
-}
-
 void RecurrentHead::logits(const float* features, std::span<const TokenId> tokens,
                            kernels::ThreadPool& pool, float* out, float* states) const {
-  HeadWorkspace ws(1, hidden_, inner_, std::int64_t(vocab_.size()));
+  RecurrentWorkspace ws(1, hidden_, inner_, std::int64_t(vocab_.size()));
   begin(features, 1, ws, pool);
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     step(tokens.subspan(i, 1), ws, pool);
     std::copy_n(ws.logits(0), vocab_.size(), out + i * vocab_.size());
     if (states) std::copy_n(ws.state(0), hidden_, states + i * std::size_t(hidden_));
   }
-}
-
-HeadWorkspace::HeadWorkspace(int max_rows, std::int64_t hidden, std::int64_t max_inner,
-                             std::int64_t max_vocab)
-    : hidden_(hidden),
-      max_inner_(max_inner),
-      max_vocab_(max_vocab),
-      max_rows_(max_rows),
-      activations_(max_rows, std::max(kHeadTaps * hidden, max_inner)),
-      ones_(std::size_t(hidden), 1.0f),
-      x_(std::size_t(max_rows * kHeadTaps * hidden)),
-      h_(std::size_t(max_rows * hidden)),
-      z_(std::size_t(max_rows * 2 * hidden)),
-      branch_(std::size_t(max_rows * hidden)),
-      gate_(std::size_t(max_rows * max_inner)),
-      up_(std::size_t(max_rows * max_inner)),
-      r_(std::size_t(max_rows * hidden)),
-      logits_(std::size_t(max_rows * max_vocab)) {}
-
-void HeadWorkspace::keep(std::span<const int> rows) {
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    assert(rows[i] >= int(i) && rows[i] < n_);
-    if (rows[i] == int(i)) continue;
-    std::copy_n(&h_[std::size_t(rows[i] * hidden_)], hidden_, &h_[i * std::size_t(hidden_)]);
-  }
-  n_ = int(rows.size());
 }
 
 }  // namespace foretoken

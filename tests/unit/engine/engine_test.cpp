@@ -15,6 +15,7 @@
 
 #include "foretoken/kernels/isa.h"
 #include "runtime/engine/sampler.h"
+#include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/speculate/head/features.h"
 #include "tests/unit/engine/tiny_engine.h"
 
@@ -50,11 +51,12 @@ TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
           o.spec_draft_vocab = fixed == 5 ? 64 : 0;  // of 320: most of what is wanted has no row
           o.threads = fixed == 5 ? 2 : 1;
           o.swap_every_rounds = 10;
-          // Lengths by cost: tables alone; fixed: between two heads and none, a canary beside them.
+          // Lengths by cost: tables alone; fixed: between heads of both architectures and none, a
+          // canary beside them.
           HarnessModels models = models_;
           o.swap_cycle.clear();
           if (fixed > 0) {
-            o.swap_cycle = {heads_[0], heads_[1], initial_weights()};
+            o.swap_cycle = {heads_[0], eagle_, initial_weights()};
             models.learned = heads_[0];
             models.canary = heads_[1];
             models.canary_fraction = 0.5;
@@ -335,6 +337,61 @@ TEST_F(TinyEngine, TheHeadIsReadyInEveryRound) {
     }
   }
   EXPECT_GT(controls, 5);
+}
+
+// A head with a past of its own: what the log's replay accepts is what was accepted, past the end
+// of its window, after preemptions, in requests that a swap gave to it in mid-course; and where
+// nothing is logged it drafts as well.
+TEST_F(TinyEngine, AnEagleHeadReplaysAsItRan) {
+  EngineOptions o = options();
+  o.kv_cache_dtype = KvMode::kBf16;
+  o.spec_type = SpecType::kHead;
+  o.spec_draft_n_fixed = 3;
+  o.max_num_seqs = 3;
+  o.max_batch_rows = 64;
+  const auto g = models_.model->kv_geometry();
+  o.kv_cache_memory =
+      std::size_t(g.n_layers) * std::size_t(g.n_kv_heads) * std::size_t(g.head_dim) * 4 * 64 * 14;
+  std::vector<HarnessRequest> requests;
+  for (int i = 0; i < 5; ++i) {
+    HarnessRequest r;
+    r.prompt = prompt(5 + 90 * i, i);
+    r.sampling.temperature = i % 2 ? 0.8f : 0;
+    r.sampling.seed = 31 + std::uint64_t(i);
+    r.max_tokens = 150;
+    requests.push_back(r);
+  }
+  HarnessModels models = models_;
+  models.learned = eagle_;
+  for (const bool swaps : {false, true}) {
+    SCOPED_TRACE(swaps);
+    if (swaps) {
+      o.swap_every_rounds = 7;
+      o.swap_cycle = {eagle_, heads_[0], initial_weights(), eagle_};
+    }
+    const auto got = run_engine(models, o, requests);
+    EXPECT_GT(got.stats.preemptions, 0) << "the pool was large enough: the test proves less";
+    ASSERT_EQ(got.traces.size(), requests.size());
+    std::int64_t accepted = 0, by_head = 0, differ = 0;
+    for (const auto& trace : got.traces) {
+      PortfolioReplay replay({.fusion = true, .head = true}, eagle_.get());
+      PortfolioReplay other({.fusion = true, .head = true}, heads_[1].get());
+      const PortfolioWalk walk = replay.walk_logged(*trace), wrong = other.walk_logged(*trace);
+      ASSERT_EQ(walk.accepted.size(), trace->rounds.size());
+      EXPECT_EQ(walk.rounds_without_features, 0);
+      for (std::size_t i = 0; i < trace->rounds.size(); ++i) {
+        const RoundTrace& round = trace->rounds[i];
+        if (round.version != eagle_->version) continue;
+        ASSERT_EQ(walk.accepted[i], round.accepted) << "from " << round.start;
+        accepted += round.accepted;
+        by_head += std::ranges::count(round.kinds, SpeculatorKind::kHead);
+        differ += wrong.accepted[i] != round.accepted;
+      }
+    }
+    EXPECT_GT(accepted, 20);
+    EXPECT_GT(by_head, 200);
+    EXPECT_GT(differ, 0) << "any head would have passed";
+  }
 }
 
 TEST_F(TinyEngine, CancelFreesPagesWithinOneRoundAndOthersGoOn) {

@@ -1,4 +1,5 @@
-// A small random model, two untrained heads and a draft: everything the engine can be asked to run.
+// A small random model, three untrained heads of both architectures and a draft: everything the
+// engine can be asked to run.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -32,6 +33,7 @@ class TinyEngine : public ::testing::Test {
     const std::vector<TokenId> text = prompt(400);
     for (std::uint64_t i = 0; i < 2; ++i)
       heads_.push_back(untrained_head(models_.model, text, 64, 192, 21 + i, 10 + i));
+    eagle_ = untrained_eagle3(models_.model, text, 192, 23, 12);
   }
   static std::vector<TokenId> prompt(int n, int salt = 0) {
     std::vector<TokenId> tokens;
@@ -49,6 +51,7 @@ class TinyEngine : public ::testing::Test {
   TemporaryDirectory directory_;
   HarnessModels models_;
   std::vector<std::shared_ptr<const LearnedWeights>> heads_;  // two, untrained
+  std::shared_ptr<const LearnedWeights> eagle_;               // likewise
 };
 
 }  // namespace foretoken::testing

@@ -57,12 +57,14 @@ class OfflineLive : public ::testing::Test {
     // Some of the text's tokens are outside its vocabulary.
     head_ = untrained_head(*model, all, 256, 1024, 11, 4);
     other_ = untrained_head(*model, all, 256, 1024, 12, 5);
+    eagle_ = untrained_eagle3(*model, all, 1024, 13, 6);
     end_ = 2;  // <|im_end|>
   }
   static void TearDownTestSuite() {
     models_.reset();
     head_.reset();
     other_.reset();
+    eagle_.reset();
     prompts_.clear();
   }
   void SetUp() override {
@@ -134,7 +136,7 @@ class OfflineLive : public ::testing::Test {
 
   static inline std::unique_ptr<HarnessModels> models_;
   static inline std::vector<std::vector<TokenId>> prompts_;
-  static inline std::shared_ptr<const LearnedWeights> head_, other_;
+  static inline std::shared_ptr<const LearnedWeights> head_, other_, eagle_;
   static inline TokenId end_ = 2;
 };
 
@@ -142,22 +144,23 @@ TEST_F(OfflineLive, EveryRoundAcceptsAsItDidLive) {
   struct Case {
     const char* name;
     SpecType spec;
-    bool head;
+    std::shared_ptr<const LearnedWeights> head;
     int n_fixed;
     PortfolioReplay::Kinds kinds;
     SpeculatorKind must_draft;
   };
   const Case cases[] = {
-      {"ngram", SpecType::kNgram, false, -1, {.ngram = true}, SpeculatorKind::kNgram},
-      {"fusion", SpecType::kHead, false, -1, {.fusion = true}, SpeculatorKind::kFusion},
-      {"head", SpecType::kHead, true, 4, {.fusion = true, .head = true}, SpeculatorKind::kHead},
-      {"auto", SpecType::kAuto, true, 4, {true, true, true}, SpeculatorKind::kHead},
-      {"auto by cost", SpecType::kAuto, true, -1, {true, true, true}, SpeculatorKind::kFusion},
+      {"ngram", SpecType::kNgram, nullptr, -1, {.ngram = true}, SpeculatorKind::kNgram},
+      {"fusion", SpecType::kHead, nullptr, -1, {.fusion = true}, SpeculatorKind::kFusion},
+      {"head", SpecType::kHead, head_, 4, {.fusion = true, .head = true}, SpeculatorKind::kHead},
+      {"eagle3", SpecType::kHead, eagle_, 4, {.fusion = true, .head = true}, SpeculatorKind::kHead},
+      {"auto", SpecType::kAuto, head_, 4, {true, true, true}, SpeculatorKind::kHead},
+      {"auto by cost", SpecType::kAuto, head_, -1, {true, true, true}, SpeculatorKind::kFusion},
   };
   for (const Case& c : cases) {
     for (const float temperature : {0.0f, 0.8f}) {
       SCOPED_TRACE(std::string(c.name) + " T " + std::to_string(temperature));
-      const auto learned = c.head ? head_ : nullptr;
+      const auto learned = c.head;
       const auto fusion = initial_weights();
       // Where the kinds compose, a tenth: their parts are proved by the others.
       const bool alone = c.spec != SpecType::kAuto;

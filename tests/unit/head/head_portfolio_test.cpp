@@ -41,7 +41,7 @@ class HeadPortfolio : public ::testing::Test {
       auto head = RecurrentHead::create(initial_head(hidden_, 64, vocab, 5 + i), *rows);
       ASSERT_TRUE(head) << head.error().message;
       weights_[i].version.value = 1 + i;
-      weights_[i].head = *head;
+      weights_[i].head = heads_[i] = *head;
     }
   }
 
@@ -72,7 +72,9 @@ class HeadPortfolio : public ::testing::Test {
   Totals serve(const World& world, int rounds, int warm_up) {
     kernels::ThreadPool pool(1);
     Portfolio portfolio(options(), nullptr, pool);
-    HeadWorkspace oracle(1, hidden_);
+    portfolio.prepare(&weights_[0], &weights_[1]);
+    const auto made = heads_[0]->make_workspace(1);
+    HeadWorkspace& oracle = *made;
     std::vector<float> features(std::size_t(kHeadTaps * hidden_));
     std::mt19937_64 random(3);
     std::uniform_real_distribution<> uniform;
@@ -115,7 +117,7 @@ class HeadPortfolio : public ::testing::Test {
         const DraftJob& job = jobs[std::size_t(s)];
         emitted.clear();
         int accepted = 0;
-        const RecurrentHead& head = *weights_[std::size_t(s)].head;
+        const RecurrentHead& head = *heads_[std::size_t(s)];
         features_of(std::int64_t(tokens[std::size_t(s)].size()) - 2);
         decode_features(values_.data(), kScales.data(), hidden_, features.data());
         head.begin(features.data(), 1, oracle, pool);
@@ -158,6 +160,7 @@ class HeadPortfolio : public ::testing::Test {
 
   TemporaryDirectory folder_;
   std::int64_t hidden_ = 0;
+  std::array<std::shared_ptr<const RecurrentHead>, 2> heads_;
   std::array<LearnedWeights, 2> weights_;
   std::vector<std::uint16_t> values_;
 };
@@ -188,6 +191,7 @@ TEST_F(HeadPortfolio, WithoutFeaturesOfTheRightPositionOthersDraft) {
   o.ngram = false;
   o.n_fixed = 3;
   Portfolio portfolio(o, nullptr, pool);
+  portfolio.prepare(&weights_[0], &weights_[1]);
   SamplingParams sampling;
   sampling.temperature = 0;
   std::vector<TokenId> tokens;

@@ -146,7 +146,8 @@ TEST_F(RecurrentHeadTest, ARowDoesNotDependOnItsBatch) {
     const auto one = features(std::uint64_t(20 + i));
     x.insert(x.end(), one.begin(), one.end());
   }
-  HeadWorkspace ws(8, kHidden);
+  const auto made = head_->make_workspace(8);
+  HeadWorkspace& ws = *made;
   const std::vector<std::vector<TokenId>> tokens = {
       {1, 2, 3}, {4, 5, 6}, {7, 8, 9}, {10, 11, 12}, {13, 14, 15}};
   head_->begin(x.data(), kRows, ws, pool_);
@@ -179,7 +180,8 @@ TEST_F(RecurrentHeadTest, ARowDoesNotDependOnItsBatch) {
 
 TEST_F(RecurrentHeadTest, ChoosesAsTheTargetWould) {
   const auto x = features(1);
-  HeadWorkspace ws(1, kHidden);
+  const auto made = head_->make_workspace(1);
+  HeadWorkspace& ws = *made;
   const auto one_step = [&] {
     const TokenId token = 9;
     head_->begin(x.data(), 1, ws, pool_);
@@ -270,7 +272,8 @@ TEST_F(RecurrentHeadTest, SurvivesItsBundle) {
   std::vector<float> a(tokens.size() * parts_.vocab.size()), b(a.size());
   head_->logits(x.data(), tokens, pool_, a.data());
   ASSERT_TRUE((*learned)->head);
-  (*learned)->head->logits(x.data(), tokens, pool_, b.data());
+  dynamic_cast<const RecurrentHead&>(*(*learned)->head)
+      .logits(x.data(), tokens, pool_, b.data());
   EXPECT_EQ(a, b);
 
   const auto refused = [&](auto change) {

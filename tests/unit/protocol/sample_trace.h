@@ -55,6 +55,7 @@ inline RequestTrace sample_trace(std::uint64_t request = 42, int n_generated = 5
   trace.n_taps = 2;
   trace.tap_width = 3;
   trace.tap_first = 1;
+  trace.tap_layers = {4, 9};
   for (int position = 0; position < 2; ++position) {
     for (int i = 0; i < 6; ++i) trace.tap_values.push_back(static_cast<std::uint16_t>(0x3c00 + i));
     trace.tap_scales.insert(trace.tap_scales.end(), {0.5f, 2.0f});

@@ -66,6 +66,7 @@ void expect_equal(const RequestTrace& a, const RequestTrace& b) {
   EXPECT_EQ(a.n_taps, b.n_taps);
   EXPECT_EQ(a.tap_width, b.tap_width);
   EXPECT_EQ(a.tap_first, b.tap_first);
+  EXPECT_EQ(a.tap_layers, b.tap_layers);
   EXPECT_EQ(a.tap_values, b.tap_values);
   EXPECT_EQ(a.tap_scales, b.tap_scales);
   EXPECT_EQ(a.gap, b.gap);
@@ -252,6 +253,7 @@ TEST(TraceWire, RefusesWhatCannotBe) {
               HasSubstr("speculator kind 17"));
   EXPECT_THAT(error([](T& t) { t.tap_values.pop_back(); }), shape);
   EXPECT_THAT(error([](T& t) { t.tap_first = -1; }), shape);
+  EXPECT_THAT(error([](T& t) { t.tap_layers.push_back(1); }), shape);
   EXPECT_THAT(error([](T& t) { t.tap_first = int(t.tokens.size()) - 1; }), shape);
 }
 

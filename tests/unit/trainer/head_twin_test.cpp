@@ -3,10 +3,11 @@
 
 #include <cstring>
 
+#include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/head/head_bundle.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/unit/trainer/head_traffic.h"
 #include "trainer/head/head_batch.h"
-#include "trainer/head/head_bundle.h"
 
 namespace foretoken::trainer {
 namespace {
@@ -48,18 +49,18 @@ class HeadTwin : public ::testing::Test {
 
 TEST_F(HeadTwin, GoesToABundleAndBackByteForByte) {
   const HeadParts parts = head_.parts(vocabulary_->tokens);
-  Bundle bundle;
-  add_head(parts, bundle);
+  Bundle bundle = bundle_of(FusionTable::initial());
+  add_head(bundle, parts);
   EXPECT_EQ(bundle.kind, "head");
-  auto back = head_of(bundle);
+  auto back = head_parts_of(bundle);
   ASSERT_TRUE(back) << back.error().message;
   auto twin = HeadParameters::of(*back);
   ASSERT_TRUE(twin) << twin.error().message;
-  Bundle again;
-  add_head(twin->parts(back->vocab), again);
+  Bundle again = bundle_of(FusionTable::initial());
+  add_head(again, twin->parts(back->vocab));
   EXPECT_EQ(bundle.tensors, again.tensors);
   bundle.tensors.erase("head.gate");
-  EXPECT_FALSE(head_of(bundle));
+  EXPECT_FALSE(head_parts_of(bundle));
 }
 
 TEST_F(HeadTwin, ScoresAsTheServedHeadDoes) {
@@ -82,7 +83,8 @@ TEST_F(HeadTwin, ScoresAsTheServedHeadDoes) {
   const auto plain = torch::mm(r, vocabulary_->rows.t()) * twin->gain;
   const HeadScores scores = head_scores(*twin, *vocabulary_, made, r);
   const auto best = scores.scores.argmax(1);
-  HeadWorkspace workspace(1, kHidden, kInner, 160);
+  const auto buffers = (*served)->make_workspace(1);
+  HeadWorkspace& workspace = *buffers;
   int choices = 0, same = 0;
   SamplingParams greedy;
   greedy.temperature = 0;

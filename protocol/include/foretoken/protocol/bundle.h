@@ -21,8 +21,10 @@ namespace foretoken {
 
 // The values are part of the bundle format. Q8_0 and Q4_0 are GGML's blocks of 32 weights along
 // the last extent: fp16 scale, then 32 int8 (34 bytes) or 16 bytes of nibbles less 8, low nibbles
-// first (18 bytes).
-enum class TensorType : std::uint16_t { kF32 = 1, kI32 = 2, kQ8_0 = 3, kQ4_0 = 4 };
+// first (18 bytes). Bool is a byte, 0 or 1.
+enum class TensorType : std::uint16_t {
+  kF32 = 1, kI32 = 2, kQ8_0 = 3, kQ4_0 = 4, kF16 = 5, kBF16 = 6, kI64 = 7, kBool = 8
+};
 const char* tensor_type_name(TensorType type);
 // Bytes of a row-major tensor; nullopt: an extent is not positive, the last extent of a block type
 // is not a multiple of 32, or the size is over kMaxTensorBytes.
@@ -47,11 +49,12 @@ struct BundleTensor {
 struct Bundle {
   SpeculatorVersion version, parent;
   std::array<std::uint8_t, 32> model_fingerprint{};
-  std::string kind;                             // "fusion", "head"
+  std::string kind;                             // "fusion", "head", "eagle3"
   std::map<std::string, BundleTensor> tensors;  // names and shapes by kind: PROTOCOL.md
   std::int64_t trained_tokens = 0, trained_requests = 0, created_unix_ms = 0;
   double loss = 0;
   std::string verdict;        // the gate's, as text
+  std::string config;         // of an imported architecture: its own, as text
   SigningPublicKey signer{};  // filled by the parsers: whose signature it carries
 };
 

@@ -74,6 +74,7 @@ struct RequestTrace {
   // prompt's last position, from which the first draft is made.
   // Empty when not captured.
   std::int32_t n_taps = 0, tap_width = 0, tap_first = 0;
+  std::vector<std::int32_t> tap_layers;  // [n_taps]: outputs of these layers; empty: the default ones
   std::vector<std::uint16_t> tap_values; // [n_positions, n_taps, tap_width]
   std::vector<float> tap_scales;         // [n_positions, n_taps]
   std::int64_t tap_positions() const {

@@ -1,0 +1,131 @@
+#include "runtime/speculate/head/draft_head.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cassert>
+#include <cmath>
+
+#include "foretoken/kernels/convert.h"
+#include "foretoken/kernels/sampling.h"
+
+namespace foretoken {
+
+void FeatureView::decode(std::int64_t position, int n_taps, float* out) const {
+  assert(position >= first && position < end);
+  const std::int64_t at = row(position);
+  for (int tap = 0; tap < n_taps; ++tap) {
+    kernels::decode_half(values + (at * kHeadTaps + tap) * hidden, scales[at * kHeadTaps + tap],
+                         hidden, out + tap * hidden);
+  }
+}
+
+void HeadWorkspace::keep(std::span<const int> rows) {
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    assert(rows[i] >= int(i) && rows[i] < n_);
+    if (rows[i] != int(i)) move_row(rows[i], int(i));
+  }
+  n_ = int(rows.size());
+}
+
+// Far below any logit, and finite: no comparison or sum meets an infinity.
+HeadTerms HeadTerms::none(std::int64_t width) {
+  HeadTerms terms;
+  terms.outside = -1e30f;
+  terms.source.assign(std::size_t(kHeadSources * width), 0.0f);
+  return terms;
+}
+
+DraftHead::DraftHead()
+    : id_([] {
+        static std::atomic<std::uint64_t> next{0};
+        return ++next;
+      }()) {}
+
+bool DraftHead::reads(std::span<const std::int32_t> tap_layers) const {
+  if (tap_layers.empty()) return taps_ == head_taps(rows_->n_layers());
+  return std::ranges::equal(tap_layers, taps_);
+}
+
+int DraftHead::slot_of(TokenId token) const {
+  const auto at = std::ranges::lower_bound(vocab_, token);
+  return at != vocab_.end() && *at == token ? int(at - vocab_.begin()) : -1;
+}
+
+Proposal DraftHead::choose(int row, const CandidateList& candidates, const SamplingParams& sampling,
+                           std::int64_t position, bool coupled, HeadWorkspace& ws) const {
+  return choose(&ws.logits_[std::size_t(row) * vocab_.size()], ws.state(row), candidates, sampling,
+                position, coupled);
+}
+
+Proposal DraftHead::choose(float* logits, const float* r, const CandidateList& candidates,
+                           const SamplingParams& sampling, std::int64_t position,
+                           bool coupled) const {
+  const auto n_vocab = std::int64_t(vocab_.size());
+  const std::int64_t width = state_width();
+  // Tokens the vocabulary lacks: a slot each.
+  std::array<TokenId, kMaxCandidates> extra_ids;
+  std::array<float, kMaxCandidates> extra_logits;
+  std::size_t n_extra = 0;
+  std::array<float, kHeadSources> source_terms;
+  std::array<bool, kHeadSources> known{};
+  for (const Candidate& candidate : candidates.view()) {
+    const auto s = std::size_t(head_source(candidate.klass));
+    if (!known[s]) {
+      const float* weights = &terms_.source[s * std::size_t(width)];
+      double sum = 0;
+      for (std::int64_t i = 0; i < width; ++i) sum += double(weights[i]) * double(r[i]);
+      source_terms[s] = float(sum);
+      known[s] = true;
+    }
+    const float bonus = terms_.bias[candidate.klass] + source_terms[s];
+    if (const int slot = slot_of(candidate.token); slot >= 0) {
+      logits[slot] += bonus;
+      continue;
+    }
+    std::size_t e = 0;
+    while (e < n_extra && extra_ids[e] != candidate.token) ++e;
+    if (e == n_extra) {
+      extra_ids[n_extra] = candidate.token;
+      extra_logits[n_extra++] = terms_.outside;
+    }
+    extra_logits[e] += bonus;
+  }
+  for (const auto& [token, bias] : sampling.logit_bias) {
+    if (const int slot = slot_of(token); slot >= 0) logits[slot] += bias;
+    for (std::size_t e = 0; e < n_extra; ++e) {
+      if (extra_ids[e] == token) extra_logits[e] += bias;
+    }
+  }
+
+  const bool noisy = coupled && sampling.temperature > 0;
+  const float inv_temperature = sampling.temperature > 0 ? 1.0f / sampling.temperature : 1.0f;
+  const auto score = [&](float logit, TokenId token) {
+    if (!noisy) return double(logit);
+    return double(logit * inv_temperature) +
+           kernels::gumbel(sampling.seed, std::uint64_t(position), std::uint32_t(token));
+  };
+  Proposal proposal;
+  proposal.token =
+      kernels::sample_subset(logits, vocab_.data(), n_vocab, noisy ? inv_temperature : 0.0f,
+                             sampling.seed, std::uint64_t(position));
+  float chosen = logits[slot_of(proposal.token)];
+  double best = score(chosen, proposal.token);
+  for (std::size_t e = 0; e < n_extra; ++e) {
+    const double value = score(extra_logits[e], extra_ids[e]);
+    if (value > best || (value == best && extra_ids[e] < proposal.token)) {
+      best = value;
+      chosen = extra_logits[e];
+      proposal.token = extra_ids[e];
+    }
+  }
+  double normaliser = kernels::log_sum_exp(logits, n_vocab, inv_temperature);
+  for (std::size_t e = 0; e < n_extra; ++e) {
+    const double x = double(extra_logits[e] * inv_temperature);
+    const double top = std::max(x, normaliser);
+    normaliser = top + std::log(std::exp(x - top) + std::exp(normaliser - top));
+  }
+  proposal.raw = float(std::min(1.0, std::exp(double(chosen * inv_temperature) - normaliser)));
+  return proposal;
+}
+
+}  // namespace foretoken

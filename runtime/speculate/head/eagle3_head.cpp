@@ -1,0 +1,402 @@
+#include "runtime/speculate/head/eagle3_head.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "foretoken/kernels/convert.h"
+#include "foretoken/kernels/elementwise.h"
+#include "runtime/observe/stats.h"
+
+namespace foretoken {
+namespace {
+
+using kernels::WeightType;
+
+// Rows caught up in one pass over fc, k and v: a whole window in four, at some 64 x 8 KiB a buffer.
+constexpr std::int64_t kCatchUpRows = 64;
+
+Error refusal(const char* reason, std::string text) {
+  return Error{ErrorCode::kInvalidInput, fmt::format("{}: eagle3: {}", reason, text)};
+}
+
+WeightType weight_type(SafetensorType type) {
+  return type == SafetensorType::kF32   ? WeightType::kF32
+         : type == SafetensorType::kF16 ? WeightType::kF16
+                                        : WeightType::kBF16;
+}
+
+std::vector<float> values_of(const Eagle3Tensor* tensor) {
+  if (!tensor) return {};
+  const std::size_t width = safetensor_element_bytes(tensor->type);
+  std::vector<float> out(tensor->bytes.size() / width);
+  kernels::dequantize_file_row(weight_type(tensor->type), tensor->bytes.data(),
+                               std::int64_t(out.size()), out.data());
+  return out;
+}
+
+// Rows of a checkpoint's matrix in the kernels' layout; row i is order[i] (none: i).
+Status pack(const Eagle3Tensor& from, bool as_stored, std::span<const std::int32_t> order,
+            Matrix& to) {
+  const std::int64_t n_out = from.shape[0], n_in = from.shape[1];
+  const WeightType stored = weight_type(from.type);
+  const bool rounds = !as_stored && n_in % 32 == 0;
+  const WeightType type = rounds ? WeightType::kQ8_0 : stored;
+  const std::size_t bytes = kernels::packed_bytes(type, n_out, n_in);
+  to.buffer = WeightBuffer(bytes);
+  if (!to.buffer.data())
+    return Error{ErrorCode::kOutOfRange, fmt::format("memory: no room for {} x {}", n_out, n_in)};
+  to.packed = {type, kernels::Device::kCpu, n_out, n_in, to.buffer.data(), bytes};
+  const std::size_t row_bytes = kernels::weight_row_bytes(type, n_in),
+                    stored_bytes = kernels::weight_row_bytes(stored, n_in);
+  to.file_bytes = row_bytes * std::size_t(n_out);
+  std::vector<std::byte> strip(row_bytes * kernels::kPackRows);
+  std::vector<float> row(static_cast<std::size_t>(n_in));
+  for (std::int64_t first = 0; first < n_out; first += kernels::kPackRows) {
+    const std::int64_t n = std::min<std::int64_t>(kernels::kPackRows, n_out - first);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t source = order.empty() ? first + i : order[std::size_t(first + i)];
+      const std::byte* at = from.bytes.data() + std::size_t(source) * stored_bytes;
+      std::byte* out = strip.data() + std::size_t(i) * row_bytes;
+      if (rounds) {
+        kernels::dequantize_file_row(stored, at, n_in, row.data());
+        kernels::quantize_q8_0(row.data(), n_in, out);
+      } else {
+        std::memcpy(out, at, row_bytes);
+      }
+    }
+    kernels::pack_rows(to.packed, first, n, strip.data());
+  }
+  return Ok{};
+}
+
+}  // namespace
+
+class Eagle3Head::Workspace final : public HeadWorkspace {
+ public:
+  Workspace(const Eagle3Head& head, int max_rows)
+      : HeadWorkspace(max_rows, head.config_.hidden, std::int64_t(head.vocab_.size())),
+        head_(head.id()),
+        batch_(std::max<std::int64_t>(max_rows, kCatchUpRows)),
+        activations_(batch_, std::max({kEagle3Taps * head.hidden(), 2 * head.config_.hidden,
+                                       head.config_.ffn, head.q_width()})),
+        x_(std::size_t(batch_ * kEagle3Taps * head.hidden())),
+        h_(std::size_t(batch_ * head.config_.hidden)),
+        z_(std::size_t(batch_ * 2 * head.config_.hidden)),
+        q_(std::size_t(max_rows * head.q_width())),
+        attended_(q_.size()),
+        k_(std::size_t(batch_ * head.kv_width())),
+        v_(k_.size()),
+        branch_(std::size_t(max_rows * head.config_.hidden)),
+        gate_(std::size_t(max_rows * head.config_.ffn)),
+        up_(gate_.size()),
+        scores_(std::size_t(max_rows * head.config_.n_heads) * std::size_t(head.capacity_)),
+        cos_sin_(std::size_t(batch_ * head.config_.head_dim)),
+        row_h_(std::size_t(max_rows * head.config_.hidden)),
+        memory_(std::size_t(max_rows)),
+        position_(std::size_t(max_rows)),
+        row_of_(std::size_t(batch_)),
+        batch_position_(std::size_t(batch_)) {}
+  using HeadWorkspace::n_, HeadWorkspace::logits_, HeadWorkspace::state_;
+
+  const std::uint64_t head_;
+  const std::int64_t batch_;
+  kernels::Activations activations_;
+  std::vector<float> x_;                // [batch, 3 hidden()]
+  std::vector<float> h_, z_;            // [batch, H], [batch, 2H]
+  std::vector<float> q_, attended_;     // [rows, q_width]
+  std::vector<float> k_, v_;            // [batch, kv_width]
+  std::vector<float> branch_;           // [rows, H]
+  std::vector<float> gate_, up_;        // [rows, ffn]
+  std::vector<float> scores_;           // [rows, n_heads, capacity]
+  std::vector<float> cos_sin_;          // [batch, head_dim]
+  std::vector<float> row_h_;            // [rows, H]: what the next step reads
+  std::vector<HeadMemory*> memory_;     // [rows]
+  std::vector<std::int64_t> position_;  // [rows], of the next step
+  std::vector<int> row_of_;             // [batch] while catching up
+  std::vector<std::int64_t> batch_position_;
+
+ private:
+  void move_row(int from, int to) override {
+    std::copy_n(&row_h_[std::size_t(from * width_)], width_, &row_h_[std::size_t(to * width_)]);
+    memory_[std::size_t(to)] = memory_[std::size_t(from)];
+    position_[std::size_t(to)] = position_[std::size_t(from)];
+  }
+};
+
+Result<std::shared_ptr<const Eagle3Head>> Eagle3Head::create(
+    const Eagle3Checkpoint& checkpoint, const HeadTerms& terms,
+    std::shared_ptr<const VocabularyRows> rows, const Eagle3Options& options) {
+  if (!rows) return refusal("shape", "the model's vocabulary is not at hand");
+  auto found = eagle3_parts(checkpoint);
+  if (!found) return found.error();
+  const Eagle3Parts& parts = *found;
+  const Eagle3Config& c = parts.config;
+  if (c.target_hidden != rows->hidden()) {
+    return refusal("shape", fmt::format("it is of a target of width {}, this one has {}",
+                                        c.target_hidden, rows->hidden()));
+  }
+  if (c.n_vocab != rows->n_vocab()) {
+    return refusal("shape", fmt::format("it is of a target of {} tokens, this one has {}",
+                                        c.n_vocab, rows->n_vocab()));
+  }
+  if (options.window < 1 || options.window > kHeadWindow)
+    return refusal("shape", fmt::format("window {}, at most {}", options.window, kHeadWindow));
+  const auto finite = [](std::span<const float> values) {
+    return std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
+  };
+  if (terms.source.size() != std::size_t(kHeadSources * c.hidden))
+    return refusal("shape", fmt::format("source: found {} values", terms.source.size()));
+  if (!std::isfinite(terms.outside) || !finite(terms.bias) || !finite(terms.source))
+    return refusal("non-finite", "outside, bias or source");
+  auto taps = c.taps(rows->n_layers());
+  if (!taps) return taps.error();
+
+  std::shared_ptr<Eagle3Head> head(new Eagle3Head);
+  head->config_ = c;
+  head->window_ = options.window;
+  head->capacity_ = options.window + kMaxDraft;
+  head->taps_ = {(*taps)[0], (*taps)[1], (*taps)[2], rows->n_layers()};
+  head->terms_ = terms;
+  // Rows of lm_head by the target's ids, whatever order the checkpoint has.
+  std::vector<std::int32_t> order(parts.vocab.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::sort(order, {}, [&](std::int32_t i) { return parts.vocab[std::size_t(i)]; });
+  head->vocab_.resize(order.size());
+  for (std::size_t i = 0; i < order.size(); ++i)
+    head->vocab_[i] = parts.vocab[std::size_t(order[i])];
+  struct Part {
+    const Eagle3Tensor* from;
+    Matrix& to;
+    bool each_step = true;
+  };
+  for (const Part& p : {Part{parts.fc, head->fc_, false}, Part{parts.q, head->q_},
+                        Part{parts.k, head->k_}, Part{parts.v, head->v_}, Part{parts.o, head->o_},
+                        Part{parts.gate, head->gate_}, Part{parts.up, head->up_},
+                        Part{parts.down, head->down_}, Part{parts.lm_head, head->lm_head_}}) {
+    const bool rows_of_vocab = p.from == parts.lm_head;
+    if (auto s = pack(
+            *p.from, options.as_stored,
+            rows_of_vocab ? std::span<const std::int32_t>(order) : std::span<const std::int32_t>(),
+            p.to);
+        !s)
+      return s.error();
+    if (p.each_step) head->step_bytes_ += p.to.file_bytes;
+  }
+  head->input_norm_ = values_of(parts.input_norm);
+  for (std::size_t i = 0; i < parts.fc_norm.size(); ++i)
+    head->fc_norm_[i] = values_of(parts.fc_norm[i]);
+  head->input_layernorm_ = values_of(parts.input_layernorm);
+  head->hidden_norm_ = values_of(parts.hidden_norm);
+  head->post_attention_layernorm_ = values_of(parts.post_attention_layernorm);
+  head->norm_ = values_of(parts.norm);
+  if (parts.embedding) {
+    head->embedding_ = parts.embedding->bytes;
+    head->embedding_type_ = weight_type(parts.embedding->type);
+  }
+  head->rows_ = std::move(rows);
+  return std::shared_ptr<const Eagle3Head>(std::move(head));
+}
+
+// Keys channel-major, [kv_width, capacity], so that scores of all rows grow at once; values row by
+// row. A position is row p mod capacity, which leaves a whole draft beyond the window.
+std::size_t Eagle3Head::memory_floats() const {
+  return 2 * std::size_t(kv_width()) * std::size_t(capacity_);
+}
+
+std::unique_ptr<HeadWorkspace> Eagle3Head::make_workspace(int max_rows) const {
+  return std::make_unique<Workspace>(*this, max_rows);
+}
+
+void Eagle3Head::embed(TokenId token, float* out) const {
+  if (embedding_.empty()) return rows_->embedding(token, out);
+  const std::size_t row_bytes = kernels::weight_row_bytes(embedding_type_, config_.hidden);
+  kernels::dequantize_file_row(embedding_type_, embedding_.data() + std::size_t(token) * row_bytes,
+                               config_.hidden, out);
+}
+
+void Eagle3Head::store(std::int64_t position, const float* k, const float* v,
+                       HeadMemory& memory) const {
+  const std::int64_t slot = position % capacity_, width = kv_width();
+  float* keys = memory.values.data();
+  for (std::int64_t d = 0; d < width; ++d) keys[d * capacity_ + slot] = k[d];
+  std::copy_n(v, width, keys + width * capacity_ + slot * width);
+}
+
+// x_ [n, 3 hidden()] -> h_ [n, H].
+void Eagle3Head::fuse(std::int64_t n, Workspace& ws, kernels::ThreadPool& pool) const {
+  const std::int64_t width = hidden(), joined = kEagle3Taps * width;
+  if (!input_norm_.empty()) {
+    kernels::rms_norm(ws.x_.data(), joined, input_norm_.data(), config_.rms_epsilon, n, joined,
+                      ws.x_.data(), joined);
+  }
+  for (std::size_t tap = 0; tap < fc_norm_.size(); ++tap) {
+    if (fc_norm_[tap].empty()) continue;
+    float* x = ws.x_.data() + std::int64_t(tap) * width;
+    kernels::rms_norm(x, joined, fc_norm_[tap].data(), config_.rms_epsilon, n, width, x, joined);
+  }
+  ws.activations_.set(ws.x_.data(), n, joined, joined, kernels::wants_block32(fc_.packed.type),
+                      false, pool);
+  kernels::linear(fc_.packed, ws.activations_, nullptr, ws.h_.data(), config_.hidden, pool);
+}
+
+void Eagle3Head::begin(std::span<const HeadStart> starts, HeadWorkspace& workspace,
+                       kernels::ThreadPool& pool) const {
+  auto& ws = static_cast<Workspace&>(workspace);
+  assert(ws.head_ == id() && int(starts.size()) <= ws.max_rows());
+  const std::int64_t h = config_.hidden;
+  const float epsilon = config_.rms_epsilon;
+  ws.n_ = int(starts.size());
+  std::int64_t n = 0;  // rows of the batch so far
+  const auto flush = [&] {
+    if (n == 0) return;
+    fuse(n, ws, pool);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const auto row = std::size_t(ws.row_of_[std::size_t(i)]);
+      const std::int64_t position = ws.batch_position_[std::size_t(i)];
+      embed(starts[row].tokens[std::size_t(position) + 1], &ws.z_[std::size_t(2 * i * h)]);
+      kernels::rope_table(position, config_.head_dim, config_.rope_theta,
+                          config_.rope_factors.empty() ? nullptr : config_.rope_factors.data(),
+                          &ws.cos_sin_[std::size_t(i * config_.head_dim)]);
+      if (position + 1 == starts[row].features.end)
+        std::copy_n(&ws.h_[std::size_t(i * h)], h, &ws.row_h_[row * std::size_t(h)]);
+    }
+    float* z = ws.z_.data();
+    kernels::rms_norm(z, 2 * h, input_layernorm_.data(), epsilon, n, h, z, 2 * h);
+    kernels::rms_norm(ws.h_.data(), h, hidden_norm_.data(), epsilon, n, h, z + h, 2 * h);
+    ws.activations_.set(z, n, 2 * h, 2 * h, kernels::wants_block32(k_.packed.type), false, pool);
+    const kernels::LinearJob jobs[] = {{&k_.packed, nullptr, ws.k_.data(), kv_width()},
+                                       {&v_.packed, nullptr, ws.v_.data(), kv_width()}};
+    kernels::linear_many(jobs, 2, ws.activations_, pool);
+    for (std::int64_t i = 0; i < n; ++i) {
+      float* k = &ws.k_[std::size_t(i * kv_width())];
+      kernels::rope(k, config_.n_kv_heads, config_.head_dim, config_.head_dim,
+                    &ws.cos_sin_[std::size_t(i * config_.head_dim)], false);
+      store(ws.batch_position_[std::size_t(i)], k, &ws.v_[std::size_t(i * kv_width())],
+            *starts[std::size_t(ws.row_of_[std::size_t(i)])].memory);
+    }
+    n = 0;
+  };
+  for (std::size_t row = 0; row < starts.size(); ++row) {
+    const HeadStart& start = starts[row];
+    HeadMemory& memory = *start.memory;
+    const std::int64_t last = start.features.end - 1;
+    assert(last >= start.features.first && last + 2 == std::int64_t(start.tokens.size()));
+    assert(memory.values.size() >= memory_floats());
+    const std::int64_t low = std::max(start.features.first, last - window_ + 1);
+    // What is kept is of another head, or does not reach: from the features, all of it.
+    if (memory.head != id() || memory.first > low || memory.end < low || memory.end > last) {
+      memory.head = id();
+      memory.first = memory.end = low;
+    }
+    for (std::int64_t position = memory.end; position <= last; ++position) {
+      start.features.decode(position, kEagle3Taps, &ws.x_[std::size_t(n * kEagle3Taps * hidden())]);
+      ws.row_of_[std::size_t(n)] = int(row);
+      ws.batch_position_[std::size_t(n)] = position;
+      if (++n == ws.batch_) flush();
+    }
+    memory.end = last + 1;
+    ws.memory_[row] = &memory;
+    ws.position_[row] = last;
+  }
+  flush();
+}
+
+// One query head of one row. scores: [capacity].
+void Eagle3Head::attend(const float* q, std::int64_t position, const HeadMemory& memory, int head,
+                        float* scores, float* out) const {
+  const int dim = config_.head_dim, group = config_.n_heads / config_.n_kv_heads;
+  const std::int64_t width = kv_width(), channel = std::int64_t(head / group) * dim;
+  const float* keys = memory.values.data() + channel * capacity_;
+  const float* values = memory.values.data() + width * capacity_ + channel;
+  const std::int64_t low = std::max(memory.first, position - window_ + 1);
+  // Rows that are not in the window are summed too, and never looked at.
+  std::fill_n(scores, capacity_, 0.0f);
+  for (int d = 0; d < dim; ++d) {
+    const float value = q[d];
+    const float* row = keys + d * capacity_;
+    for (std::int64_t j = 0; j < capacity_; ++j) scores[j] += value * row[j];
+  }
+  const float scale = 1.0f / std::sqrt(float(dim));
+  float largest = scores[low % capacity_];
+  for (std::int64_t p = low; p <= position; ++p) largest = std::max(largest, scores[p % capacity_]);
+  float sum = 0;
+  std::fill_n(out, dim, 0.0f);
+  for (std::int64_t p = low; p <= position; ++p) {
+    const float weight = std::exp((scores[p % capacity_] - largest) * scale);
+    const float* value = values + (p % capacity_) * width;
+    sum += weight;
+    for (int d = 0; d < dim; ++d) out[d] += weight * value[d];
+  }
+  for (int d = 0; d < dim; ++d) out[d] /= sum;
+}
+
+void Eagle3Head::step(std::span<const TokenId> tokens, HeadWorkspace& workspace,
+                      kernels::ThreadPool& pool) const {
+  auto& ws = static_cast<Workspace&>(workspace);
+  const int n = ws.n_, dim = config_.head_dim;
+  const std::int64_t h = config_.hidden, ffn = config_.ffn;
+  const float epsilon = config_.rms_epsilon;
+  assert(int(tokens.size()) == n);
+  const auto set = [&](const float* x, std::int64_t width, const Matrix& user) {
+    ws.activations_.set(x, n, width, width, kernels::wants_block32(user.packed.type), false, pool);
+  };
+  float* z = ws.z_.data();
+  for (int i = 0; i < n; ++i) {
+    embed(tokens[std::size_t(i)], &z[2 * i * h]);
+    kernels::rope_table(ws.position_[std::size_t(i)], dim, config_.rope_theta,
+                        config_.rope_factors.empty() ? nullptr : config_.rope_factors.data(),
+                        &ws.cos_sin_[std::size_t(i * dim)]);
+  }
+  kernels::rms_norm(z, 2 * h, input_layernorm_.data(), epsilon, n, h, z, 2 * h);
+  kernels::rms_norm(ws.row_h_.data(), h, hidden_norm_.data(), epsilon, n, h, z + h, 2 * h);
+  set(z, 2 * h, q_);
+  const kernels::LinearJob qkv[] = {{&q_.packed, nullptr, ws.q_.data(), q_width()},
+                                    {&k_.packed, nullptr, ws.k_.data(), kv_width()},
+                                    {&v_.packed, nullptr, ws.v_.data(), kv_width()}};
+  kernels::linear_many(qkv, 3, ws.activations_, pool);
+  for (int i = 0; i < n; ++i) {
+    const float* cos_sin = &ws.cos_sin_[std::size_t(i * dim)];
+    float* k = &ws.k_[std::size_t(i * kv_width())];
+    kernels::rope(&ws.q_[std::size_t(i * q_width())], config_.n_heads, dim, dim, cos_sin, false);
+    kernels::rope(k, config_.n_kv_heads, dim, dim, cos_sin, false);
+    store(ws.position_[std::size_t(i)], k, &ws.v_[std::size_t(i * kv_width())],
+          *ws.memory_[std::size_t(i)]);
+  }
+  pool.ranges(n * config_.n_heads, 1, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t unit = begin; unit < end; ++unit) {
+      const auto row = std::size_t(unit / config_.n_heads);
+      const auto at = std::size_t(unit * dim);
+      attend(&ws.q_[at], ws.position_[row], *ws.memory_[row], int(unit % config_.n_heads),
+             &ws.scores_[std::size_t(unit * capacity_)], &ws.attended_[at]);
+    }
+  });
+  set(ws.attended_.data(), q_width(), o_);
+  kernels::linear(o_.packed, ws.activations_, nullptr, ws.branch_.data(), h, pool);
+  float* x = ws.row_h_.data();
+  if (config_.norm_before_residual) {
+    for (int i = 0; i < n; ++i) std::copy_n(z + 2 * i * h + h, h, x + i * h);
+  }
+  kernels::add(ws.branch_.data(), n * h, x);
+  kernels::rms_norm(x, h, post_attention_layernorm_.data(), epsilon, n, h, ws.branch_.data(), h);
+  set(ws.branch_.data(), h, gate_);
+  const kernels::LinearJob gate_up[] = {{&gate_.packed, nullptr, ws.gate_.data(), ffn},
+                                        {&up_.packed, nullptr, ws.up_.data(), ffn}};
+  kernels::linear_many(gate_up, 2, ws.activations_, pool);
+  kernels::swiglu(ws.gate_.data(), ws.up_.data(), n * ffn, ws.gate_.data());
+  set(ws.gate_.data(), ffn, down_);
+  kernels::linear(down_.packed, ws.activations_, nullptr, ws.branch_.data(), h, pool);
+  kernels::add(ws.branch_.data(), n * h, x);
+  kernels::rms_norm(x, h, norm_.data(), epsilon, n, h, ws.state_.data(), h);
+  set(ws.state_.data(), h, lm_head_);
+  kernels::linear(lm_head_.packed, ws.activations_, nullptr, ws.logits_.data(),
+                  std::int64_t(vocab_.size()), pool);
+  if (config_.norm_output) std::copy_n(ws.state_.data(), n * h, x);
+  for (int i = 0; i < n; ++i) ++ws.position_[std::size_t(i)];
+}
+
+}  // namespace foretoken

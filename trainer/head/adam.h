@@ -1,0 +1,72 @@
+// The optimiser of the heads, and tensors in a learner's state. One of the few headers that name
+// torch.
+#pragma once
+
+#include <ATen/ops/_fused_adamw.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "trainer/head/torch_headers.h"
+#include "trainer/state_map.h"
+
+namespace foretoken::trainer {
+
+// AdamW without decay over some parameters, in one pass over memory a step.
+class Adam {
+ public:
+  explicit Adam(std::vector<torch::Tensor> parameters) : parameters_(std::move(parameters)) {
+    for (const torch::Tensor& p : parameters_) {
+      first_.push_back(torch::zeros_like(p));
+      second_.push_back(torch::zeros_like(p));
+      steps_.push_back(torch::zeros({}));
+    }
+  }
+  void step(double learning_rate) {
+    torch::NoGradGuard no_grad;
+    std::vector<torch::Tensor> gradients;
+    for (const torch::Tensor& p : parameters_) gradients.push_back(p.grad());
+    for (torch::Tensor& s : steps_) s.add_(1);
+    auto parameters = values();
+    at::_fused_adamw_(parameters, gradients, first_, second_, {}, steps_, learning_rate, 0.9, 0.95,
+                      0.0, 1e-8, false, false);
+  }
+  // Detached, sharing memory: an optimiser writes into leaves.
+  std::vector<torch::Tensor> values() const {
+    std::vector<torch::Tensor> out;
+    for (const torch::Tensor& p : parameters_) out.push_back(p.detach());
+    return out;
+  }
+  std::vector<torch::Tensor> first_, second_, steps_;
+
+ private:
+  std::vector<torch::Tensor> parameters_;
+};
+
+// As name.0, name.1, ...
+inline void put(StateMap& map, const std::string& name, const std::vector<torch::Tensor>& tensors) {
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto t = tensors[i].contiguous();
+    map.put(name + "." + std::to_string(i),
+            std::span<const float>(t.data_ptr<float>(), std::size_t(t.numel())));
+  }
+}
+
+// False: one is missing, of another size, or not finite.
+inline bool get(const StateMap& map, const std::string& name,
+                const std::vector<torch::Tensor>& tensors) {
+  torch::NoGradGuard no_grad;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto values = map.get<float>(name + "." + std::to_string(i));
+    if (std::int64_t(values.size()) != tensors[i].numel()) return false;
+    for (const float v : values) {
+      if (!std::isfinite(v)) return false;
+    }
+    tensors[i].detach().copy_(
+        torch::from_blob(const_cast<float*>(values.data()), tensors[i].sizes(), torch::kFloat32));
+  }
+  return true;
+}
+
+}  // namespace foretoken::trainer
