@@ -1,6 +1,6 @@
-// foretoken inspect FILE: what a GGUF model, a weight bundle or a trace (a segment file or a folder
-// of them) holds, and whether foretoken can use it. Everything is parsed as hostile input; a broken
-// file is an error that names the field.
+// foretoken inspect FILE: what a GGUF model, a weight bundle, a folder with a published EAGLE-3
+// head or a trace (a segment file or a folder of them) holds, and whether foretoken can use it.
+// Everything is parsed as hostile input; a broken file is an error that names the field.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -20,6 +20,7 @@
 #include "runtime/cli/command.h"
 #include "runtime/cli/flags.h"
 #include "runtime/model/gguf.h"
+#include "runtime/speculate/head/eagle3_checkpoint.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
 #include "runtime/text/unicode.h"
@@ -230,10 +231,51 @@ Result<json::object> inspect_trace(const std::string& path) {
       {"models", std::move(by_model)}};
 }
 
+Result<json::object> inspect_eagle3(const std::string& path, bool tensors) {
+  auto checkpoint = read_eagle3(path);
+  if (!checkpoint) return checkpoint.error();
+  auto parts = eagle3_parts(*checkpoint);
+  if (!parts) return parts.error();
+  const Eagle3Config& c = parts->config;
+  std::uint64_t bytes = 0, elements = 0;
+  json::object listed;
+  for (const auto& [name, tensor] : checkpoint->tensors) {
+    bytes += tensor.bytes.size();
+    elements += tensor.bytes.size() / safetensor_element_bytes(tensor.type);
+    listed[printable(name)] = json::object{{"type", safetensor_type_name(tensor.type)},
+                                           {"shape", shape_text(tensor.shape)}};
+  }
+  json::object out{{"kind", "EAGLE-3 head"},
+                   {"format", eagle3_format_name(c.format)},
+                   {"hidden", c.hidden},
+                   {"target_hidden", c.target_hidden},
+                   {"intermediate", c.ffn},
+                   {"heads", c.n_heads},
+                   {"kv_heads", c.n_kv_heads},
+                   {"head_dim", c.head_dim},
+                   {"target_vocabulary", c.n_vocab},
+                   {"draft_vocabulary", c.n_draft_vocab},
+                   {"rope_theta", c.rope_theta},
+                   {"rope_scaling", printable(c.rope_scaling)},
+                   {"norm_before_residual", c.norm_before_residual},
+                   {"norm_before_fc", c.norm_before_fc},
+                   {"fc_norm", c.fc_norm},
+                   {"norm_output", c.norm_output},
+                   {"own_embedding", parts->embedding != nullptr},
+                   {"layer_ids", c.layer_ids ? json::array(c.layer_ids->begin(), c.layer_ids->end())
+                                             : json::array()},
+                   {"tensors", checkpoint->tensors.size()},
+                   {"parameters", elements},
+                   {"bytes", bytes}};
+  if (tensors) out["list"] = std::move(listed);
+  return out;
+}
+
 Result<json::object> inspect(const std::string& path, bool tensors) {
   std::error_code error;
   if (!std::filesystem::exists(path, error))
     return Error{ErrorCode::kNotFound, fmt::format("{}: no such file", path)};
+  if (is_eagle3_folder(path)) return inspect_eagle3(path, tensors);
   if (std::filesystem::is_directory(path, error)) return inspect_trace(path);
   std::array<char, 8> magic{};
   std::ifstream file(path, std::ios::binary);
@@ -267,12 +309,15 @@ void print_tree(const json::object& object, int depth) {
 int inspect_main(int argc, char** argv) {
   std::string path;
   bool as_json = false, tensors = false;
-  Flags flags(argv[0], "Says what a GGUF model, a weight bundle or a trace holds.");
+  Flags flags(argv[0],
+              "Says what a GGUF model, a weight bundle, an EAGLE-3 head or a trace holds.");
   flags.app()
-      .add_option("FILE", path, "a model, a bundle, a trace segment or a folder of segments")
+      .add_option("FILE", path,
+                  "a model, a bundle, a folder with an EAGLE-3 head, a trace segment or a folder "
+                  "of segments")
       ->required();
   flags.app().add_flag("--json", as_json, "print JSON");
-  flags.app().add_flag("--tensors", tensors, "list every tensor of a model");
+  flags.app().add_flag("--tensors", tensors, "list every tensor of a model or head");
   if (const auto status = flags.parse(argc, argv)) return *status;
   const auto found = inspect(path, tensors);
   if (!found) {
@@ -286,8 +331,8 @@ int inspect_main(int argc, char** argv) {
   return 0;
 }
 
-const Subcommand kInspect{"inspect", "say what a model, a bundle or a trace holds", inspect_main,
-                          45};
+const Subcommand kInspect{"inspect", "say what a model, a bundle, a head or a trace holds",
+                          inspect_main, 45};
 
 }  // namespace
 }  // namespace foretoken

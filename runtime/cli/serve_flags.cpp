@@ -43,6 +43,9 @@ void ServeFlags::add_to(Flags& flags) {
   flags.option("spec-type", spec_type_, "auto, head, ngram, model or none");
   flags.option("spec-draft-model", spec_draft_model,
                "a GGUF file with the same tokenizer, for model and auto");
+  flags.option("spec-head", spec_head,
+               "a trained head to draft with from the first request: a folder with a published "
+               "EAGLE-3 head (config.json, model.safetensors), or a weight bundle");
   flags.option("spec-draft-n-max", engine.spec_draft_n_max, "longest draft")
       ->check(CLI::Range(0, kMaxDraft));
   flags
@@ -154,6 +157,9 @@ Status ServeFlags::finish() {
     return wrong("spec-type", spec_type_, "auto, head, ngram, model or none");
   if (engine.spec_type == SpecType::kModel && spec_draft_model.empty())
     return Error{ErrorCode::kInvalidInput, "--spec-type model: wanted --spec-draft-model too"};
+  if (!spec_head.empty() && engine.spec_type != SpecType::kHead &&
+      engine.spec_type != SpecType::kAuto)
+    return wrong("spec-head", spec_head, "--spec-type head or auto with it");
   if (spec_sampling_ == "invariant")
     engine.spec_sampling = SpecSampling::kInvariant;
   else if (spec_sampling_ == "rejection")

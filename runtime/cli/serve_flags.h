@@ -12,7 +12,7 @@
 namespace foretoken {
 
 struct ServeFlags {
-  std::string model, spec_draft_model;
+  std::string model, spec_draft_model, spec_head;
   std::vector<std::string> served_model_names;
   std::string api_key_file, state_dir, trace_dir;
   std::string traces_endpoint, weights_endpoint;  // empty: no trainer

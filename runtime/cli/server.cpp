@@ -17,6 +17,7 @@
 #include "foretoken/protocol/control.h"
 #include "runtime/cli/kv_calibration.h"
 #include "runtime/cli/progress.h"
+#include "runtime/cli/spec_head.h"
 #include "runtime/model/model.h"
 #include "runtime/observe/activity_log.h"
 #include "runtime/observe/build_info.h"
@@ -189,6 +190,16 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
     link.vocabulary = std::move(*vocabulary);
   else
     spdlog::warn("only fusion tables are taken, no heads: {}", vocabulary.error().message);
+  EngineOptions engine_options = flags.engine;
+  if (!flags.spec_head.empty()) {
+    auto given = load_spec_head(flags.spec_head, link.vocabulary);
+    if (!given) return given.error();
+    if (auto s = probe_spec_head(*given, *loaded.model, *loaded.tokenizer, flags.engine.threads);
+        !s)
+      return s;
+    engine_options.head_taps = link.head_taps = given->taps;
+    link.versions.given = given->given;
+  }
   link.versions.canary_fraction = flags.canary_fraction;
   const SpecType spec = flags.engine.spec_type;
   const bool learned = spec == SpecType::kAuto || spec == SpecType::kHead;
@@ -200,7 +211,7 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
   if (!opened) return opened.error();
   loaded.link = std::move(*opened);
   auto engine = Engine::create(loaded.model, *calibration, loaded.draft_model, draft_calibration,
-                               flags.engine, loaded.link->sink());
+                               engine_options, loaded.link->sink());
   if (!engine) return engine.error();
   loaded.engine = std::move(*engine);
   Engine* running = loaded.engine.get();
@@ -268,7 +279,9 @@ void print_summary(const ServeFlags& flags, const Loaded& loaded, const Backend&
           ? std::string()
           : fmt::format(" (bf16 would be {:.0f})", kv.bytes_per_token_bf16),
       mebibytes(static_cast<double>(kv.pool_bytes)), spec_name(o.spec_type),
-      loaded.draft_model ? " with draft model " + loaded.draft_model->config().name : std::string(),
+      (loaded.draft_model ? " with draft model " + loaded.draft_model->config().name
+                          : std::string()) +
+          (flags.spec_head.empty() ? std::string() : " with head " + flags.spec_head),
       o.spec_draft_n_max,
       o.spec_sampling == SpecSampling::kInvariant ? "drafter-invariant" : "rejection",
       flags.traces_endpoint.empty() ? std::string("none") : flags.traces_endpoint, flags.http.host,
@@ -289,6 +302,11 @@ int check(const ServeFlags& flags) {
   auto tokenizer = Tokenizer::from_gguf(**file);
   if (!tokenizer) return fail(tokenizer.error());
   auto chat_template = load_chat_template(**file, **tokenizer);
+  if (!flags.spec_head.empty()) {
+    auto rows = VocabularyRows::of(**file);
+    if (!rows) return fail(rows.error());
+    if (auto head = load_spec_head(flags.spec_head, *rows); !head) return fail(head.error());
+  }
   fmt::print(
       "model          {}\narchitecture   {}\ntensors        {}\nfile           {}\nvocabulary     "
       "{}\nchat template  {}\n"

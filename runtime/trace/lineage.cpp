@@ -114,6 +114,11 @@ void LineageState::apply(const LineageEvent& e) {
   if (e.event == "received") lost.erase(e.version.value);
   if (ends) std::erase(proven, e.version);
   if (e.event == "promoted" && e.version.value > 0) proven.push_back(e.version);
+  if (e.event == "given") {
+    given = e.version;
+    given_digest = e.verdict;
+    proven.push_back(e.version);
+  }
   // An operator may return to an older version: what came after it is no longer proven to be
   // better.
   if (e.event == "rolled_back" && served != e.version && !banned.contains(served.value))

@@ -21,14 +21,14 @@ namespace foretoken {
 struct LineageEvent {
   std::int64_t unix_ms = 0;
   std::string event;  // received, canary, promoted, rolled_back, refused, superseded, frozen,
-                      // unfrozen, restored, damaged
+                      // unfrozen, restored, damaged, given
   SpeculatorVersion version, parent;
   SpeculatorVersion served;  // after the event
   bool frozen = false;       // after the event
   std::string kind;          // "fusion", "head"
   std::int64_t trained_requests = 0, trained_tokens = 0;
   double loss = 0;
-  std::string verdict;  // the trainer's gate, as the bundle names it
+  std::string verdict;  // the trainer's gate, as the bundle names it; of a given one: its digest
   std::string reason;   // of this event: the canary's verdict, the refusal, the operator
   std::int64_t judged_requests = 0;  // promoted and rolled_back: what the verdict stands on
   double difference = 0, low = 0,
@@ -46,6 +46,9 @@ struct LineageState {
   std::set<std::uint64_t> banned;            // rolled back or refused: never taken again
   std::set<std::uint64_t> lost;              // damaged on this disk: may be sent again
   std::deque<SpeculatorVersion> proven;      // promoted and not rolled back, oldest first
+  // What an operator gave on the command line, last, and its digest.
+  SpeculatorVersion given;
+  std::string given_digest;
   void apply(const LineageEvent& event);
 };
 

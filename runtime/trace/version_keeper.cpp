@@ -83,6 +83,7 @@ VersionKeeper::Held VersionKeeper::held_of(const Bundle& bundle, LearnedPointer 
 
 // A version of the state folder, ready to serve; nullopt: it is not there or not usable.
 std::optional<VersionKeeper::Held> VersionKeeper::load(SpeculatorVersion version) {
+  if (given_ && given_->version == version) return given_;
   if (!state_ || version.value == 0) return std::nullopt;
   const auto bytes = state_->load_bundle(version);
   if (!bytes) return std::nullopt;
@@ -94,6 +95,11 @@ std::optional<VersionKeeper::Held> VersionKeeper::load(SpeculatorVersion version
     problem = fmt::format("version: found {}", bundle->version.value);
   } else if (auto weights = hooks_.prepare(*bundle); !weights) {
     problem = weights.error().message;
+    // Of a server that tapped other layers, as with another --spec-head: it may serve there again.
+    if (problem.starts_with("taps: ")) {
+      spdlog::info("speculator version {} does not serve here: {}", version.value, problem);
+      return std::nullopt;
+    }
   } else {
     return held_of(*bundle, std::move(*weights));
   }
@@ -111,9 +117,33 @@ VersionKeeper::Held VersionKeeper::predecessor(SpeculatorVersion version) {
   return shipped_;
 }
 
+// The operator's own: a new version, unless the lineage knows it.
+void VersionKeeper::take_given() {
+  if (!options_.given) return;
+  const GivenSpeculator& given = *options_.given;
+  const LineageState& state = lineage_.state();
+  const bool known = state.given_digest == given.digest && state.given.value > 0 &&
+                     !state.lost.contains(state.given.value);
+  Held held;
+  held.version = known ? state.given : SpeculatorVersion{state.highest.value + 1};
+  held.kind = given.kind;
+  held.verdict = given.digest;
+  held.weights = given.make(held.version);
+  if (known && state.banned.contains(held.version.value)) {
+    spdlog::warn("speculator version {} ({}) was rolled back before: it is not served",
+                 held.version.value, given.source);
+    return;
+  }
+  given_ = held;
+  if (known) return;
+  served_ = std::move(held);
+  log("given", served_, given.source);
+}
+
 void VersionKeeper::restore(VersionKeeperHooks hooks) {
   const std::lock_guard lock(mutex_);
   hooks_ = std::move(hooks);
+  take_given();
   const LineageState before = lineage_.state();
   served_since_ = clock_.monotonic();
   if (before.served.value > 0) {
@@ -123,7 +153,9 @@ void VersionKeeper::restore(VersionKeeperHooks hooks) {
       Held lost;
       lost.version = before.served;
       served_ = predecessor(before.served);
-      log("damaged", lost, "its bundle could not be read back");
+      log("damaged", lost,
+          before.served == before.given ? "it was given by --spec-head, which now names another"
+                                        : "its bundle could not be read back");
     }
     spdlog::info("speculator version {} restored", served_.version.value);
   }

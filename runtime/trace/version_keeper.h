@@ -44,6 +44,15 @@ namespace foretoken {
 struct LearnedWeights;
 using LearnedPointer = std::shared_ptr<const LearnedWeights>;
 
+// Weights that the operator named on the command line (--spec-head), trusted as the model file is:
+// served from the first round, under a number of their own, in the lineage as "given". They stay
+// what they are as long as their digest does: what was promoted over them serves on, and where they
+// were rolled back they are not served again. They live in no file of the state folder.
+struct GivenSpeculator {
+  std::string kind, digest, source;  // "eagle3", hex, where it is
+  std::function<LearnedPointer(SpeculatorVersion)> make;
+};
+
 struct VersionKeeperOptions {
   // A quarter of the requests is enough for the live comparison within some hundred requests, and
   // what a bad version costs meanwhile is a quarter of what it would. 0, for tests of the link
@@ -62,6 +71,7 @@ struct VersionKeeperOptions {
   // What waits to be replayed, at most. A 135M model's request is about 2 MiB with its features.
   std::size_t queue_requests = 64;
   std::size_t queue_bytes = std::size_t{256} << 20;
+  std::optional<GivenSpeculator> given;
 };
 
 // What one request's decoding would have cost, in rounds or predicted ms, whichever, for the same
@@ -139,6 +149,7 @@ class VersionKeeper {
                 std::optional<StateDir> state, Lineage lineage, const Clock& clock);
   static Held held_of(const Bundle& bundle, LearnedPointer weights);
   std::optional<Held> load(SpeculatorVersion version);
+  void take_given();
   Held predecessor(SpeculatorVersion version);
   void log(std::string event, const Held& held, std::string reason,
            const PairedSums* judged = nullptr, double alpha = 0.05);
@@ -161,6 +172,7 @@ class VersionKeeper {
   VersionKeeperHooks hooks_;
   Lineage lineage_;
   Held shipped_, served_;
+  std::optional<Held> given_;
   std::optional<Held> previous_;  // nullopt: nothing before it, it is version 0
   std::optional<Trial> trial_;
   std::optional<Held> waiting_;

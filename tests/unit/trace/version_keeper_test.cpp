@@ -124,6 +124,70 @@ class KeeperTest : public testing::Test {
   std::unique_ptr<VersionKeeper> keeper_;
 };
 
+// What an operator names serves at once, under a number of its own, and stays what it is as long as
+// its digest does.
+TEST_F(KeeperTest, WhatTheOperatorGivesServesFromTheFirstRound) {
+  promote(1);
+  const auto give = [&](const std::string& digest) {
+    options_.given.emplace();
+    options_.given->kind = "eagle3";
+    options_.given->digest = digest;
+    options_.given->source = "heads/" + digest;
+    options_.given->make = [](SpeculatorVersion version) {
+      auto weights = std::make_shared<LearnedWeights>();
+      weights->version = version;
+      return LearnedPointer(std::move(weights));
+    };
+    start();
+  };
+  rounds_of_[2] = rounds_of_[4] = .7;
+  give("aa");
+  EXPECT_EQ(keeper_->served().value, 2u);
+  EXPECT_THAT(published_, ElementsAre(std::pair(2, 0)));
+  const auto event = keeper_->state().lineage.back();
+  EXPECT_EQ(event.at("event").as_string(), "given");
+  EXPECT_EQ(event.at("kind").as_string(), "eagle3");
+  EXPECT_EQ(event.at("reason").as_string(), "heads/aa");
+  // Again with the same: nothing new. What is proven over it serves on.
+  start();
+  EXPECT_EQ(keeper_->served().value, 2u);
+  promote(3, .5);
+  start();
+  EXPECT_EQ(keeper_->served().value, 3u);
+  EXPECT_EQ(keeper_->highest().value, 3u);
+  // An operator may go back to it, and to what was before it.
+  ASSERT_TRUE(keeper_->rollback("test"));
+  EXPECT_EQ(keeper_->served().value, 2u);
+  start();
+  EXPECT_EQ(keeper_->served().value, 2u);
+  // Another one is another version; without any, the last proven one of the folder serves.
+  give("bb");
+  EXPECT_EQ(keeper_->served().value, 4u);
+  options_.given.reset();
+  start();
+  EXPECT_EQ(keeper_->served().value, 1u);
+}
+
+TEST_F(KeeperTest, AGivenVersionThatDoesWorseIsRolledBackForGood) {
+  promote(1);
+  options_.given.emplace();
+  options_.given->kind = "eagle3";
+  options_.given->digest = "cc";
+  options_.given->make = [](SpeculatorVersion version) {
+    auto weights = std::make_shared<LearnedWeights>();
+    weights->version = version;
+    return LearnedPointer(std::move(weights));
+  };
+  rounds_of_[2] = 1.5;
+  start();
+  ASSERT_EQ(keeper_->served().value, 2u);
+  requests(600);
+  EXPECT_EQ(keeper_->served().value, 1u);
+  EXPECT_THAT(events(), testing::Contains("2 rolled_back"));
+  start();
+  EXPECT_EQ(keeper_->served().value, 1u);
+}
+
 TEST_F(KeeperTest, AGoodVersionIsACanaryFirstAndThenServes) {
   EXPECT_THAT(published_, ElementsAre(std::pair(0, 0)));
   ASSERT_TRUE(offer(1, .8));
