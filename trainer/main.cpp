@@ -11,6 +11,7 @@
 #include "foretoken/protocol/keys.h"
 #include "foretoken/protocol/state_folder.h"
 #include "runtime/model/fingerprint.h"
+#include "runtime/speculate/head/eagle3_head.h"
 #include "runtime/speculate/head/recurrent_head.h"
 #include "trainer/background.h"
 #include "trainer/ingest/trainer.h"
@@ -194,6 +195,17 @@ int main(int argc, char** argv) {
       ->envname("FORETOKEN_HEAD_AVERAGE")
       ->check(CLI::Range(0.0, 0.9999))
       ->capture_default_str();
+  std::string eagle3_dir;
+  double eagle3_rate = Eagle3LearnerOptions{}.learning_rate;
+  app.add_option(
+         "--eagle3", eagle3_dir,
+         "Train this published EAGLE-3 head on from where it is, instead of a recurrent one: "
+         "a folder with config.json and model.safetensors (the server's --spec-head)")
+      ->envname("FORETOKEN_EAGLE3");
+  app.add_option("--eagle3-learning-rate", eagle3_rate)
+      ->envname("FORETOKEN_EAGLE3_LEARNING_RATE")
+      ->check(CLI::Range(1e-8, 1.0))
+      ->capture_default_str();
   std::size_t cache_mib = 256;
   app.add_option("--feature-cache-mib", cache_mib, "Decoded hidden states kept in memory")
       ->envname("FORETOKEN_FEATURE_CACHE_MIB")
@@ -304,6 +316,26 @@ int main(int argc, char** argv) {
     } else {
       spdlog::warn("{}: the fusion table alone is trained", rows.error().message);
     }
+  }
+  if (!eagle3_dir.empty()) {
+    auto checkpoint = read_eagle3(eagle3_dir);
+    if (!checkpoint) return fail(checkpoint.error());
+    if (!options.session.learner.model) {
+      return fail(
+          {ErrorCode::kInvalidInput, "--eagle3: wanted --model too, the server's GGUF file"});
+    }
+    // Whether it is this model's is found by making it, as the server would.
+    auto weights =
+        Eagle3Head::create(*checkpoint, HeadTerms::none(eagle3_parts(*checkpoint)->config.hidden),
+                           options.session.learner.model);
+    if (!weights) return fail(weights.error());
+    Eagle3LearnerOptions& eagle3 = options.session.learner.eagle3.emplace();
+    eagle3.start = std::move(*checkpoint);
+    eagle3.learning_rate = eagle3_rate;
+    eagle3.objective = head.objective;
+    eagle3.early_passes = head.early_passes;
+    eagle3.late_passes = head.late_passes;
+    eagle3.seed = head.seed;
   }
   if (!traces_dir.empty() && replays_gate) {
     gate_replay.traces = traces_dir;

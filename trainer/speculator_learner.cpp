@@ -25,7 +25,10 @@ class SpeculatorLearner final : public Learner {
  public:
   SpeculatorLearner(const LearnerOptions& options, const TraceSource& source)
       : options_(options), source_(source), fusion_(options.fusion, FusionTable::initial()) {
-    if (options.model) head_.emplace(options.head, options.model, source);
+    if (options.model && options.eagle3)
+      eagle3_.emplace(*options.eagle3, options.model, source);
+    else if (options.model)
+      head_.emplace(options.head, options.model, source);
   }
 
   void observe(std::uint64_t sequence, const RequestTrace& trace) override {
@@ -34,12 +37,12 @@ class SpeculatorLearner final : public Learner {
     group_sequences_.push_back(sequence);
     tokens_ += std::int64_t(trace.generated.size());
     ++requests_;
-    if (head_) head_->observe(sequence, trace);
+    with_head([&](auto& head) { head.observe(sequence, trace); });
   }
 
   bool work(std::size_t fresh_waiting) override {
     if (group_.size() < std::size_t(options_.fusion.positions_per_step))
-      return head_ && head_->work(fresh_waiting);
+      return with_head([&](auto& head) { return head.work(fresh_waiting); });
     fusion_.train(group_);
     group_.clear();
     group_sequences_.clear();
@@ -51,14 +54,20 @@ class SpeculatorLearner final : public Learner {
     bundle.trained_tokens = tokens_;
     bundle.trained_requests = requests_;
     bundle.loss = facts().loss;
-    if (head_ && head_->trained()) head_->add_to(bundle);
+    with_head([&](auto& head) {
+      if (head.trained()) head.add_to(bundle);
+    });
     return bundle;
   }
 
   LearnerFacts facts() const override {
-    const bool head = head_ && head_->trained();
-    return {fusion_.step() + (head_ ? head_->step() : 0), tokens_, requests_,
-            head_ ? head_->chains() : tokens_, head ? head_->loss() : fusion_.loss()};
+    LearnerFacts facts{fusion_.step(), tokens_, requests_, tokens_, fusion_.loss()};
+    with_head([&](auto& head) {
+      facts.step += head.step();
+      facts.positions = head.chains();
+      if (head.trained()) facts.loss = head.loss();
+    });
+    return facts;
   }
 
   std::vector<std::byte> state() const override {
@@ -74,7 +83,7 @@ class SpeculatorLearner final : public Learner {
     map.put("fusion.group", group_sequences_);
     map.put_one("tokens", tokens_);
     map.put_one("requests", requests_);
-    if (head_) head_->save(map);
+    with_head([&](auto& head) { head.save(map); });
     return map.serialize();
   }
 
@@ -87,9 +96,9 @@ class SpeculatorLearner final : public Learner {
       return Error{ErrorCode::kInvalidInput,
                    "learner state: a table has the wrong shape or is not finite"};
     }
-    if (head_) {
-      if (auto s = head_->restore(*map); !s) return s;
-    }
+    Status restored = Ok{};
+    with_head([&](auto& head) { restored = head.restore(*map); });
+    if (!restored) return restored;
     state.first_moment = map->get<float>("fusion.first_moment");
     state.second_moment = map->get<float>("fusion.second_moment");
     state.step = map->get_one<std::int64_t>("fusion.step", 0);
@@ -110,10 +119,28 @@ class SpeculatorLearner final : public Learner {
   }
 
  private:
+  // f(head) of whichever head learns; false, or nothing, where none does.
+  template <class F>
+  auto with_head(F&& f) {
+    return on(head_, eagle3_, f);
+  }
+  template <class F>
+  auto with_head(F&& f) const {
+    return on(head_, eagle3_, f);
+  }
+  template <class Head, class Eagle3, class F>
+  static auto on(Head& head, Eagle3& eagle3, F& f) {
+    using Out = decltype(f(*head));
+    if (head) return f(*head);
+    if (eagle3) return f(*eagle3);
+    return Out();
+  }
+
   const LearnerOptions options_;
   const TraceSource& source_;
   FusionLearner fusion_;
   std::optional<HeadLearner> head_;
+  std::optional<Eagle3Learner> eagle3_;
   std::vector<FusionPosition> group_;  // observed and not trained on yet
   std::vector<std::uint64_t> group_sequences_;
   std::int64_t tokens_ = 0, requests_ = 0;

@@ -1,0 +1,148 @@
+// Does an EAGLE-3 head learn on from a checkpoint, into a checkpoint of the same names, types and
+// vocabulary; and does it go on after a stop as if there had been none? Scored by replay with the
+// served arithmetic, on requests it has not seen.
+#include <gtest/gtest.h>
+
+#include "runtime/evaluate/portfolio_replay.h"
+#include "runtime/speculate/head/head_bundle.h"
+#include "tests/support/eagle3_maker.h"
+#include "tests/support/gguf_writer.h"
+#include "tests/unit/trainer/head_traffic.h"
+#include "trainer/speculator_learner.h"
+
+namespace foretoken::trainer {
+namespace {
+
+constexpr std::int64_t kHidden = 128;
+
+class Eagle3Learning : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    foretoken::testing::TinyModelOptions model;
+    model.hidden = int(kHidden);
+    foretoken::testing::write_tiny_model(folder_.file("tiny.gguf"), model);
+    auto rows = VocabularyRows::open(folder_.file("tiny.gguf"));
+    ASSERT_TRUE(rows) << rows.error().message;
+    options_.model = *rows;
+    foretoken::testing::RandomEagle3 random = foretoken::testing::tiny_eagle3();
+    random.config.n_draft_vocab = 320;
+    const HeadTaps taps = head_taps((*rows)->n_layers());
+    random.config.layer_ids = {{taps[0] + 1, taps[1] + 1, taps[2] + 1}};  // as the traffic's
+    random.type = SafetensorType::kBF16;
+    start_ = foretoken::testing::random_eagle3(random);
+    options_.eagle3.emplace().start = start_;
+    options_.eagle3->learning_rate = 3e-3;
+    options_.eagle3->tokens_per_step = 120;
+  }
+
+  double acceptance_length(const Bundle& bundle) const {
+    auto weights = learned_from_bundle(bundle, options_.model);
+    EXPECT_TRUE(weights) << weights.error().message;
+    PortfolioReplay replay({.head = true}, weights->get());
+    HeadTraffic traffic(kHidden, 320, 1000);
+    double rounds = 0, emitted = 0;
+    for (int i = 0; i < 10; ++i) {
+      const PortfolioWalk walk = replay.walk_fixed(traffic.request(6, 60), 3);
+      rounds += double(walk.accepted.size());
+      for (const std::int32_t accepted : walk.accepted) emitted += accepted + 1;
+    }
+    return emitted / rounds;
+  }
+  static void learn(Learner& learner, Traces& traces, HeadTraffic& traffic, int requests) {
+    for (int i = 0; i < requests; ++i) {
+      traces.all.push_back(traffic.request(6, 60));
+      learner.observe(traces.all.size() - 1, traces.all.back());
+      while (learner.work(0)) {
+      }
+    }
+  }
+
+  foretoken::testing::TemporaryDirectory folder_;
+  Eagle3Checkpoint start_;
+  LearnerOptions options_;
+};
+
+TEST_F(Eagle3Learning, LiftsAcceptanceAndStaysTheSameKindOfCheckpoint) {
+  Traces traces;
+  HeadTraffic traffic(kHidden, 320, 1);
+  const auto learner = learner_factory(options_)(traces);
+  Bundle before = learner->snapshot();
+  EXPECT_EQ(before.kind, "fusion");
+  add_eagle3(before, start_, HeadTerms::none(kHidden));
+  const double early = acceptance_length(before);
+  learn(*learner, traces, traffic, 80);
+  const Bundle after = learner->snapshot();
+  ASSERT_EQ(after.kind, "eagle3");
+  const double late = acceptance_length(after);
+  std::printf("tokens a round of 3 drafted: %.3f from the start, %.3f after 80 requests\n", early,
+              late);
+  EXPECT_LT(early, 1.2);
+  EXPECT_GT(late, 2.0);  // a perfect head: 3.19
+  // Exported: the same names, types, shapes and vocabulary.
+  auto held = eagle3_of(after);
+  ASSERT_TRUE(held) << held.error().message;
+  EXPECT_EQ(held->checkpoint.config, start_.config);
+  ASSERT_EQ(held->checkpoint.tensors.size(), start_.tensors.size());
+  for (const auto& [name, tensor] : start_.tensors) {
+    const Eagle3Tensor& learned = held->checkpoint.tensors.at(name);
+    EXPECT_EQ(learned.type, tensor.type) << name;
+    EXPECT_EQ(learned.shape, tensor.shape) << name;
+    EXPECT_EQ(learned.bytes == tensor.bytes, name == "d2t" || name == "t2d") << name;
+  }
+  ASSERT_TRUE(write_eagle3(held->checkpoint, folder_.file("out")));
+  auto read = read_eagle3(folder_.file("out"));
+  ASSERT_TRUE(read) << read.error().message;
+  EXPECT_EQ(*read, held->checkpoint);
+}
+
+TEST_F(Eagle3Learning, GoesOnFromASavedStateAsIfItHadNotStopped) {
+  Traces traces;
+  HeadTraffic traffic(kHidden, 320, 2);
+  const auto whole = learner_factory(options_)(traces);
+  auto half = learner_factory(options_)(traces);
+  for (int i = 0; i < 10; ++i) {
+    traces.all.push_back(traffic.request(6, 60));
+    whole->observe(traces.all.size() - 1, traces.all.back());
+    half->observe(traces.all.size() - 1, traces.all.back());
+    while (whole->work(0)) {
+    }
+    for (int slice = 0; half->work(0); ++slice) {
+      if (i >= 4 && slice == i % 3) {
+        const auto state = half->state();
+        half = learner_factory(options_)(traces);
+        ASSERT_TRUE(half->restore(state));
+      }
+    }
+  }
+  const Bundle a = whole->snapshot(), b = half->snapshot();
+  EXPECT_EQ(a.kind, "eagle3");
+  EXPECT_EQ(a.tensors, b.tensors);
+  EXPECT_EQ(whole->facts().step, half->facts().step);
+  // A recurrent head's state is not an EAGLE-3 head's, and the other way round: each begins anew.
+  LearnerOptions recurrent = options_;
+  recurrent.eagle3.reset();
+  EXPECT_TRUE(learner_factory(recurrent)(traces)->restore(half->state()));
+  auto damaged = half->state();
+  EXPECT_FALSE(half->restore(std::span(damaged).first(damaged.size() - 1)));
+}
+
+// Hidden states of other layers would be taken for those that the head reads.
+TEST_F(Eagle3Learning, PassesOverOtherLayersAndStrangers) {
+  Traces traces;
+  HeadTraffic traffic(kHidden, 320, 4);
+  const auto learner = learner_factory(options_)(traces);
+  for (int i = 0; i < 24; ++i) {
+    RequestTrace trace = traffic.request(6, 60);
+    if (i % 3 == 0) trace.tap_layers = {0, 0, 0, 3};
+    if (i % 3 == 1) trace.tap_width = 64;
+    if (i % 3 == 2) trace.tokens[2] = 320;
+    traces.all.push_back(trace);
+    learner->observe(traces.all.size() - 1, trace);
+    while (learner->work(0)) {
+    }
+  }
+  EXPECT_EQ(learner->snapshot().kind, "fusion");
+}
+
+}  // namespace
+}  // namespace foretoken::trainer

@@ -1,0 +1,342 @@
+#include "trainer/head/eagle3_learner.h"
+
+#include <ATen/ops/_foreach_lerp.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+
+#include <cmath>
+#include <deque>
+#include <limits>
+
+#include "foretoken/kernels/splitmix64.h"
+#include "runtime/speculate/head/draft_head.h"
+#include "runtime/speculate/head/head_bundle.h"
+#include "trainer/head/adam.h"
+#include "trainer/head/eagle3_twin.h"
+#include "trainer/head/head_example.h"
+#include "trainer/objective/row_objective.h"
+
+namespace foretoken::trainer {
+namespace {
+
+constexpr std::size_t kManyWaiting = 16;  // as the recurrent head's learner
+
+std::uint64_t mix(std::uint64_t z) { return kernels::splitmix64(z + kernels::kSplitMixStep); }
+
+}  // namespace
+
+struct Eagle3Learner::Impl {
+  struct Piece {
+    std::uint64_t sequence;
+    std::int64_t start, count;  // chains from these generated tokens on
+  };
+
+  Impl(const Eagle3LearnerOptions& options_in, std::shared_ptr<const VocabularyRows> model_in,
+       const TraceSource& source_in)
+      : options(options_in), model(std::move(model_in)), source(source_in) {
+    auto made = Eagle3Parameters::of(options.start);
+    head = std::move(*made);
+    const auto found = *head.config.taps(model->n_layers());
+    taps = {found[0], found[1], found[2], model->n_layers()};
+    for (const auto& [name, parameter] : head.named()) {
+      if (name.starts_with("fc_norm.")) continue;  // rows of one parameter
+      parameters.push_back(parameter);
+    }
+    if (head.fc_norm.defined()) parameters.push_back(head.fc_norm);
+    for (torch::Tensor& p : parameters) {
+      p.set_requires_grad(true);
+      average.push_back(p.detach().clone());
+    }
+    adam = std::make_unique<Adam>(parameters);
+    slot_of.assign(std::size_t(model->n_vocab()), -1);
+    for (std::size_t i = 0; i < head.vocab.size(); ++i)
+      slot_of[std::size_t(head.vocab[i])] = std::int32_t(i);
+    for (int s = 0; s < options.unroll; ++s)
+      step_weights.push_back(std::pow(options.step_weight, s));
+  }
+
+  bool reads(const RequestTrace& trace) const {
+    const auto& layers = trace.tap_layers;
+    return layers.empty() ? taps == head_taps(model->n_layers()) : std::ranges::equal(layers, taps);
+  }
+  // What a request teaches; nullopt: nothing.
+  std::optional<HeadExample> example_of(const RequestTrace& trace) const {
+    if (!reads(trace)) return std::nullopt;
+    return head_example(trace, model->hidden(), model->n_vocab());
+  }
+
+  void observe(std::uint64_t sequence, const RequestTrace& trace) {
+    observed_end = sequence + 1;
+    const auto example = example_of(trace);
+    if (!example) return;
+    tokens += example->n;
+    add(fresh, sequence, example->first, example->n - 1 - example->first);
+    fresh_chains += example->n_starts();
+  }
+  template <class Pieces>
+  void add(Pieces& pieces, std::uint64_t sequence, std::int64_t start, std::int64_t count) const {
+    for (std::int64_t done = 0; done < count; done += options.chains_per_slice) {
+      pieces.push_back(
+          {sequence, start + done, std::min<std::int64_t>(options.chains_per_slice, count - done)});
+    }
+  }
+
+  bool begin_step(std::size_t fresh_waiting) {
+    const std::int64_t enough = options.tokens_per_step * 9 / 10;
+    std::int64_t taken = 0;
+    if (fresh_chains >= enough) {
+      while (!fresh.empty() && taken < enough) {
+        taken += fresh.front().count;
+        batch.push_back(fresh.front());
+        fresh.pop_front();
+      }
+      fresh_chains -= taken;
+      const double passes =
+          tokens < options.early_tokens ? options.early_passes : options.late_passes;
+      owed_chains += (passes - 1) * double(taken);
+    } else if (owed_chains >= double(options.tokens_per_step)) {
+      if (fresh_waiting > kManyWaiting) {
+        owed_chains = 0;
+        return false;
+      }
+      const std::uint64_t oldest = source.oldest_sequence();
+      for (int tries = 0; taken < enough && tries < 64 && oldest < observed_end; ++tries) {
+        const std::uint64_t sequence =
+            oldest + mix(options.seed ^ mix(draws++)) % (observed_end - oldest);
+        const auto trace = source.trace(sequence);
+        const auto example = trace ? example_of(*trace) : std::nullopt;
+        if (!example || example->n_starts() == 0) continue;
+        const std::int64_t count =
+            std::min<std::int64_t>(options.tokens_per_step, example->n_starts());
+        const std::uint64_t room = std::uint64_t(example->n_starts() - count);
+        const auto skip = room ? mix(options.seed ^ mix(draws++)) % (room + 1) : 0;
+        add(batch, sequence, example->first + std::int64_t(skip), count);
+        taken += count;
+      }
+      owed_chains = taken ? owed_chains - double(taken) : 0;
+    }
+    batch_at = 0;
+    step_loss = step_weight_sum = 0;
+    return !batch.empty();
+  }
+
+  bool work(std::size_t fresh_waiting) {
+    if (batch.empty() && !begin_step(fresh_waiting)) return false;
+    slice(batch[batch_at]);
+    if (++batch_at == batch.size()) end_step();
+    return true;
+  }
+
+  Eagle3Segment segment_of(const RequestTrace& trace, const Piece& piece) const {
+    const std::int64_t hidden = model->hidden(), width = head.config.hidden;
+    // The chain of generated token i has it as its newest token, and begins at the row before.
+    const std::int64_t chain_row = trace.n_prompt - 1 + piece.start;
+    Eagle3Segment s;
+    s.first = std::max<std::int64_t>(trace.tap_first, chain_row - options.context_rows);
+    s.n_chains = piece.count;
+    const std::int64_t rows = chain_row + piece.count - s.first;
+    s.taps = torch::empty({rows, kEagle3Taps * hidden});
+    s.embedded = torch::zeros({rows + options.unroll - 1, width});
+    const FeatureView view{trace.tap_values.data(),
+                           trace.tap_scales.data(),
+                           hidden,
+                           trace.tap_first,
+                           trace.tap_first + trace.tap_positions(),
+                           trace.tap_first,
+                           trace.tap_positions()};
+    for (std::int64_t r = 0; r < rows; ++r)
+      view.decode(s.first + r, kEagle3Taps, s.taps.data_ptr<float>() + r * kEagle3Taps * hidden);
+    for (std::int64_t r = 0; r < s.embedded.size(0); ++r) {
+      const auto at = std::size_t(s.first + r + 1);
+      if (at >= trace.tokens.size()) break;  // past the end: its rows weigh nothing
+      float* to = s.embedded.data_ptr<float>() + r * width;
+      const TokenId token = trace.tokens[at];
+      if (head.embedding.defined())
+        std::copy_n(head.embedding.data_ptr<float>() + token * width, width, to);
+      else
+        model->embedding(token, to);
+    }
+    return s;
+  }
+
+  // Gradients of a piece's chains.
+  void slice(const Piece& piece) {
+    const auto trace = source.trace(piece.sequence);
+    const auto example = trace ? example_of(*trace) : std::nullopt;
+    if (!example) return;
+    if (!std::ranges::all_of(trace->tokens,
+                             [&](TokenId t) { return t >= 0 && t < model->n_vocab(); }))
+      return;
+    const Eagle3Segment segment = segment_of(*trace, piece);
+    const auto r = run_eagle3(head, segment, options.unroll, kHeadWindow);
+    const auto logits = torch::mm(r, head.lm_head.t());
+    const std::int64_t n = piece.count, width = logits.size(1);
+    const float inverse_temperature = example->inverse_temperature;
+    const auto q = torch::softmax(logits.detach() * inverse_temperature, 1);
+    auto factor = torch::zeros({logits.size(0), 1});
+    std::vector<std::array<std::pair<std::int32_t, float>, kTeacherTokens>> spikes(
+        std::size_t(logits.size(0)));
+    std::array<float, kTeacherTokens> p{}, q_of{}, g{};
+    for (std::int64_t row = 0; row < logits.size(0); ++row) {
+      spikes[std::size_t(row)].fill({-1, 0.0f});
+      const std::int64_t step_index = row / n, predicted = piece.start + row % n + 1 + step_index;
+      if (predicted >= example->n) continue;
+      const float* q_row = q.data_ptr<float>() + row * width;
+      auto& to = spikes[std::size_t(row)];
+      for (std::size_t t = 0; t < kTeacherTokens; ++t) {
+        const auto at = std::size_t(predicted) * kTeacherTokens + t;
+        const TokenId token = example->teacher_ids[at];
+        to[t].first = token < 0 ? -1 : slot_of[std::size_t(token)];
+        p[t] = example->teacher_p[at];
+        q_of[t] = to[t].first < 0 ? 0.0f : q_row[to[t].first];
+      }
+      const double weight = step_weights[std::size_t(step_index)];
+      step_loss += weight * row_objective(options.objective, p, q_of, g);
+      step_weight_sum += weight;
+      // d loss / d logit_v = g_v - q_v * sum g.
+      float sum = 0;
+      for (std::size_t t = 0; t < kTeacherTokens; ++t) {
+        to[t].second = g[t] * float(weight) * inverse_temperature;
+        sum += to[t].second;
+      }
+      factor.data_ptr<float>()[row] = -sum;
+    }
+    auto gradient = q * factor;
+    for (std::int64_t row = 0; row < logits.size(0); ++row)
+      for (const auto& [slot, value] : spikes[std::size_t(row)])
+        if (slot >= 0) gradient.data_ptr<float>()[row * width + slot] += value;
+    logits.backward(gradient);
+    chains += n;
+  }
+
+  void end_step() {
+    batch.clear();
+    if (step_weight_sum <= 0) return;
+    torch::NoGradGuard no_grad;
+    std::vector<torch::Tensor> gradients;
+    for (const torch::Tensor& p : parameters) {
+      if (!p.grad().defined()) p.mutable_grad() = torch::zeros_like(p);
+      gradients.push_back(p.grad());
+    }
+    // The mean over positions, weights included, then the clip.
+    const double scale = 1 / step_weight_sum;
+    double squares = 0;
+    for (const torch::Tensor& norm : at::_foreach_norm(gradients)) {
+      const double value = norm.item<double>() * scale;
+      squares += value * value;
+    }
+    const double norm = std::sqrt(squares);
+    if (std::isfinite(norm)) {
+      at::_foreach_mul_(gradients, scale * std::min(1.0, options.clip / std::max(norm, 1e-12)));
+      ++step;
+      const double warmup = std::min(1.0, double(step) / options.warmup_steps);
+      adam->step(options.learning_rate * warmup);
+      const double decay =
+          std::min(options.average_decay, (1.0 + double(step)) / (10.0 + double(step)));
+      at::_foreach_lerp_(average, adam->values(), 1 - decay);
+      const double mean = step_loss / step_weight_sum;
+      smoothed_loss = std::isnan(smoothed_loss) ? mean : 0.95 * smoothed_loss + 0.05 * mean;
+    }
+    for (torch::Tensor& gradient : gradients) gradient.zero_();
+  }
+
+  // The averaged values in the checkpoint's names and types.
+  Eagle3Checkpoint served() const {
+    torch::NoGradGuard no_grad;
+    std::vector<torch::Tensor> now;
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      now.push_back(parameters[i].detach().clone());
+      parameters[i].detach().copy_(average[i]);
+    }
+    Eagle3Checkpoint out = head.rounded_into(options.start);
+    for (std::size_t i = 0; i < parameters.size(); ++i) parameters[i].detach().copy_(now[i]);
+    return out;
+  }
+
+  Eagle3LearnerOptions options;
+  std::shared_ptr<const VocabularyRows> model;
+  const TraceSource& source;
+  HeadTaps taps{};
+  std::vector<double> step_weights;
+  Eagle3Parameters head;
+  std::vector<torch::Tensor> parameters, average;
+  std::unique_ptr<Adam> adam;
+  std::vector<std::int32_t> slot_of;  // [n_vocab], -1: not in the draft vocabulary
+
+  std::deque<Piece> fresh;
+  std::int64_t fresh_chains = 0, tokens = 0, chains = 0;
+  std::uint64_t observed_end = 0, draws = 0;
+  double owed_chains = 0;
+  std::vector<Piece> batch;  // of the step under way; empty between steps
+  std::size_t batch_at = 0;
+  double step_loss = 0, step_weight_sum = 0;
+  std::int64_t step = 0;
+  double smoothed_loss = std::numeric_limits<double>::quiet_NaN();
+};
+
+Eagle3Learner::Eagle3Learner(const Eagle3LearnerOptions& options,
+                             std::shared_ptr<const VocabularyRows> model, const TraceSource& source)
+    : impl_(std::make_unique<Impl>(options, std::move(model), source)) {}
+Eagle3Learner::~Eagle3Learner() = default;
+
+void Eagle3Learner::observe(std::uint64_t sequence, const RequestTrace& trace) {
+  impl_->observe(sequence, trace);
+}
+bool Eagle3Learner::work(std::size_t fresh_waiting) { return impl_->work(fresh_waiting); }
+bool Eagle3Learner::trained() const { return impl_->step > 0; }
+std::int64_t Eagle3Learner::step() const { return impl_->step; }
+double Eagle3Learner::loss() const { return impl_->smoothed_loss; }
+std::int64_t Eagle3Learner::chains() const { return impl_->chains; }
+
+void Eagle3Learner::add_to(Bundle& bundle) const {
+  add_eagle3(bundle, impl_->served(), HeadTerms::none(impl_->head.config.hidden));
+}
+
+void Eagle3Learner::save(StateMap& map) const {
+  const Impl& s = *impl_;
+  map.put_one("eagle3.tokens", s.tokens);
+  map.put_one("eagle3.chains", s.chains);
+  map.put_one("eagle3.observed_end", s.observed_end);
+  map.put_one("eagle3.draws", s.draws);
+  map.put_one("eagle3.owed", s.owed_chains);
+  map.put_one("eagle3.step", s.step);
+  map.put_one("eagle3.loss", s.smoothed_loss);
+  map.put("eagle3.fresh", std::vector<Impl::Piece>(s.fresh.begin(), s.fresh.end()));
+  map.put("eagle3.batch", s.batch);  // begun again: its gradients are not kept
+  map.put("eagle3.taps", std::span<const int>(s.taps));
+  put(map, "eagle3.value", s.parameters);
+  put(map, "eagle3.average", s.average);
+  put(map, "eagle3.first", s.adam->first_);
+  put(map, "eagle3.second", s.adam->second_);
+  put(map, "eagle3.steps", s.adam->steps_);
+}
+
+Status Eagle3Learner::restore(const StateMap& map) {
+  auto made = std::make_unique<Impl>(impl_->options, impl_->model, impl_->source);
+  Impl& s = *made;
+  if (!map.has("eagle3.step")) return Ok{};  // of a trainer that trained another head
+  if (!std::ranges::equal(map.get<int>("eagle3.taps"), s.taps))
+    return Error{ErrorCode::kInvalidInput, "learner state: eagle3: of other layers"};
+  if (!get(map, "eagle3.value", s.parameters) || !get(map, "eagle3.average", s.average) ||
+      !get(map, "eagle3.first", s.adam->first_) || !get(map, "eagle3.second", s.adam->second_) ||
+      !get(map, "eagle3.steps", s.adam->steps_)) {
+    return Error{ErrorCode::kInvalidInput,
+                 "learner state: eagle3: weights of another shape, or not finite"};
+  }
+  s.tokens = map.get_one<std::int64_t>("eagle3.tokens", 0);
+  s.chains = map.get_one<std::int64_t>("eagle3.chains", 0);
+  s.observed_end = map.get_one<std::uint64_t>("eagle3.observed_end", 0);
+  s.draws = map.get_one<std::uint64_t>("eagle3.draws", 0);
+  s.owed_chains = map.get_one<double>("eagle3.owed", 0);
+  s.step = map.get_one<std::int64_t>("eagle3.step", 0);
+  s.smoothed_loss = map.get_one<double>("eagle3.loss", 0);
+  for (const Impl::Piece& piece : map.get<Impl::Piece>("eagle3.fresh")) {
+    s.fresh.push_back(piece);
+    s.fresh_chains += piece.count;
+  }
+  s.batch = map.get<Impl::Piece>("eagle3.batch");
+  impl_ = std::move(made);
+  return Ok{};
+}
+
+}  // namespace foretoken::trainer

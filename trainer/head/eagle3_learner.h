@@ -1,0 +1,65 @@
+// The online learner of an EAGLE-3 head: from a published checkpoint on, on the same requests, in
+// the same order and with the same objective as the recurrent head's (head_learner.h), and served
+// and exported under the checkpoint's own names and types. Each step unrolls a few hundred chains
+// over the head's own states ("training-time test"), each chain over the sequence's true rows; all
+// parameters learn, lm_head included, the draft vocabulary and the embedding stay. Requests whose
+// hidden states are of other layers than the head reads teach nothing. No torch in this header. One
+// thread. Deterministic.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "runtime/model/vocabulary_rows.h"
+#include "runtime/speculate/head/eagle3_checkpoint.h"
+#include "trainer/learner.h"
+#include "trainer/objective/objective_kind.h"
+#include "trainer/state_map.h"
+
+namespace foretoken::trainer {
+
+struct Eagle3LearnerOptions {
+  Eagle3Checkpoint start;  // eagle3_parts() has found it good
+  // Published heads are fine-tuned at 1e-5 to 1e-4 on millions of tokens; here there are thousands.
+  double learning_rate = 1e-4;
+  int warmup_steps = 10;
+  double clip = 1;
+  double average_decay = 0.97;
+  int tokens_per_step = 270;
+  int unroll = 3;
+  double step_weight = 0.8;
+  ObjectiveKind objective = ObjectiveKind::kOverlap;
+  double early_passes = 4, late_passes = 2;
+  std::int64_t early_tokens = 10000;
+  int chains_per_slice = 64;
+  // Rows before a slice's first chain that its attention sees, of the 256 when it serves: the
+  // nearest ones weigh most, and each costs as much as a chain's first step.
+  std::int64_t context_rows = 96;
+  std::uint64_t seed = 1;
+};
+
+class Eagle3Learner {
+ public:
+  Eagle3Learner(const Eagle3LearnerOptions& options, std::shared_ptr<const VocabularyRows> model,
+                const TraceSource& source);
+  ~Eagle3Learner();
+
+  void observe(std::uint64_t sequence, const RequestTrace& trace);
+  bool work(std::size_t fresh_waiting);  // one slice; false: nothing is due
+  bool trained() const;
+  // The averaged head, rounded to the checkpoint's types; the bundle's kind becomes "eagle3".
+  void add_to(Bundle& bundle) const;
+  std::int64_t step() const;
+  double loss() const;
+  std::int64_t chains() const;
+
+  void save(StateMap& map) const;
+  // Of the same checkpoint's shapes. Errors: kInvalidInput.
+  Status restore(const StateMap& map);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace foretoken::trainer
