@@ -126,8 +126,12 @@ TEST(KvCalibration, EncodingAndDecodingAreInverse) {
             v += double(t.v_encode[i * d + c]) * t.v_decode[(t.v_n4 + c) * d + j];
           // Without dropped channels the product is the identity; with them, a projection: its
           // trace tells.
-          if (k_coded == d) EXPECT_NEAR(k, i == j, 1e-3);
-          if (v_coded == d) EXPECT_NEAR(v, i == j, 1e-3);
+          if (k_coded == d) {
+            EXPECT_NEAR(k, i == j, 1e-3);
+          }
+          if (v_coded == d) {
+            EXPECT_NEAR(v, i == j, 1e-3);
+          }
           if (i == j) trace += k;
         }
       }
@@ -253,7 +257,9 @@ TEST_F(KvCalibrationFile, ComesBackBitForBit) {
                                       {a.v_mean, b.v_mean, d},
                                       {a.k_weight, b.k_weight, d}}) {
           ASSERT_EQ(x == nullptr, y == nullptr);
-          if (x != nullptr) EXPECT_EQ(0, std::memcmp(x, y, n * 4));
+          if (x != nullptr) {
+            EXPECT_EQ(0, std::memcmp(x, y, n * 4));
+          }
         }
       }
     }
