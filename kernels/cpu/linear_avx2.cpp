@@ -12,6 +12,8 @@ struct Avx2 {
   static constexpr int kLanes = 8;
   static constexpr int kRows = 4;
   static constexpr int kDotRows = 1;
+  static constexpr bool kFloatSums =
+      false;  // a scale costs nothing: it is what words are widened with
 
   FORETOKEN_INLINE F zero() { return _mm256_setzero_ps(); }
   FORETOKEN_INLINE I zero_int() { return _mm256_setzero_si256(); }

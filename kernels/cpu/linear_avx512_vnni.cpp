@@ -6,6 +6,7 @@ namespace {
 // vpdpbusd: four unsigned-by-signed products a lane, added to 32 bits without saturation.
 struct Avx512Vnni : Avx512Base {
   static constexpr int kDotRows = 4;
+  static constexpr bool kFloatSums = true;
   FORETOKEN_INLINE I dot_words(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
   // The activation dword is an embedded broadcast: with a vpbroadcastd of its own (what GCC emits
   // for the intrinsic) the front end limits a core to 3/4 of the multiply-adds its two ports can
@@ -33,6 +34,15 @@ struct Avx512Vnni : Avx512Base {
     dot<kMax, N, G>(dots, w, x[0].q + first, static_cast<int>(sizeof(Record256)));
 #pragma GCC unroll 16
     for (int g = 0; g < G; ++g) sum[g] = add_int(sum[g], multiply_int(dots[g], scale));
+  }
+  template <int kMax, int N, int G>
+  FORETOKEN_INLINE void add_float_dot(F* sum, const I* w, const Record256* x, int first, F scale) {
+    I dots[G];
+#pragma GCC unroll 16
+    for (int g = 0; g < G; ++g) dots[g] = zero_int();
+    dot<kMax, N, G>(dots, w, x[0].q + first, static_cast<int>(sizeof(Record256)));
+#pragma GCC unroll 16
+    for (int g = 0; g < G; ++g) sum[g] = fma(to_float(dots[g]), scale, sum[g]);
   }
   FORETOKEN_INLINE I load_q8(const void* p) { return load(p); }
   FORETOKEN_INLINE I byte_table(const std::int8_t* p) {

@@ -231,18 +231,48 @@ void tile_min_k(const Tile& t) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) sum[r] = V::zero();
   for (std::int64_t b = 0; b < t.n_blocks; ++b) {
-    I block_sum[R];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) block_sum[r] = V::zero_int();
-#pragma GCC unroll 1
-    for (int j = 0; j < 8; ++j) {
+    // The integer sum of the block as a float.
+    F block_sum[R];
+    const auto unpack = [&](int j, I(&w)[8]) FORETOKEN_LAMBDA_INLINE {
       if (t.prefetch) prefetch_ahead<record_bytes(T) / 8>(record + record_bytes(T) / 8 * j);
-      I w[8];
       unpack_nibbles<V>(record + 256 * j + 4 * t.lane, w);
       if constexpr (T == WeightType::kQ5_K)
         add_bits<V, 4>(V::load(record + kQ5KFifths + 64 * j + 4 * t.lane), w);
-      const I scale = V::load_u8(record + k_scales(T) + 16 * j + t.lane);
-      add_products<V, has_fifth_bits(T) ? 31 : 15, 8, false>(w, x, 32 * j, scale, block_sum);
+      return V::load_u8(record + k_scales(T) + 16 * j + t.lane);
+    };
+    if constexpr (V::kFloatSums && T == WeightType::kQ4_K) {
+      // Where a product of integers takes two instructions: four sub-blocks' sum is at most
+      // 4 * 32 * 15 * 127 * 63 < 2^24, so floats hold it exactly, and the sum of two such is
+      // rounded once, as an integer that is made a float is.
+#pragma GCC unroll 1
+      for (int half = 0; half < 2; ++half) {
+        F part[R];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) part[r] = V::zero();
+#pragma GCC unroll 1
+        for (int j = 4 * half; j < 4 * half + 4; ++j) {
+          I w[8];
+          const F scale = V::to_float(unpack(j, w));
+          in_groups<R, V::kDotRows>([&]<int kFirst, int kCount>() FORETOKEN_LAMBDA_INLINE {
+            V::template add_float_dot<15, 8, kCount>(part + kFirst, w, x + kFirst, 32 * j, scale);
+          });
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+          block_sum[r] = half == 0 ? part[r] : V::add(block_sum[r], part[r]);
+      }
+    } else {
+      I whole[R];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) whole[r] = V::zero_int();
+#pragma GCC unroll 1
+      for (int j = 0; j < 8; ++j) {
+        I w[8];
+        const I scale = unpack(j, w);
+        add_products<V, has_fifth_bits(T) ? 31 : 15, 8, false>(w, x, 32 * j, scale, whole);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) block_sum[r] = V::to_float(whole[r]);
     }
     const F d = V::load_half(record + k_d(T) + 2 * t.lane);
     const F minus_dmin = V::negate(V::load_half(record + k_dmin(T) + 2 * t.lane));
@@ -258,7 +288,7 @@ void tile_min_k(const Tile& t) {
       s = V::dot_words(s, m13, V::broadcast_pair(pair + 2));
       s = V::dot_words(s, m46, V::broadcast_pair(pair + 4));
       s = V::dot_words(s, m57, V::broadcast_pair(pair + 6));
-      const F total = V::fma(V::to_float(block_sum[r]), d, V::mul(V::to_float(s), minus_dmin));
+      const F total = V::fma(block_sum[r], d, V::mul(V::to_float(s), minus_dmin));
       sum[r] = V::fma(total, V::broadcast(&x[r].scale), sum[r]);
     }
     record += record_bytes(T);
