@@ -32,6 +32,8 @@ const AttentionKernels& kernels_of(Isa isa, KvMode mode) {
       return kAttentionAvx2[index];
     case Isa::kAvx512:
       return kAttentionAvx512[index];
+    case Isa::kAvx512Amx:
+      return mode == KvMode::kInt2 ? kAttentionAvx512AmxInt2 : kAttentionAvx512Vnni[index];
     default:
       return kAttentionAvx512Vnni[index];  // with BF16 as well: see kernels/README.md
   }

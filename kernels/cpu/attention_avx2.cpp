@@ -7,7 +7,8 @@ namespace {
 
 struct Avx2 {
   // Sixteen registers: 3 rows x 2 vectors of sums, 4 of K or V, and room for broadcasts.
-  static constexpr int kLanes = 8, kTile = 2, kRowTile = 4;
+  static constexpr int kLanes = 8, kTile = 2, kRowTile = 4, kCodeRowTile = kRowTile;
+  static constexpr bool kTileSums = false;
   using F = __m256;
   using I = __m256i;
   static F set(float x) { return _mm256_set1_ps(x); }

@@ -13,7 +13,9 @@ template <bool kVnni>
 struct Avx512 {
   // Thirty-two registers: 5 rows x 4 vectors of sums, 4 to 8 of K or V, broadcasts from memory.
   // Four vectors are a page's 64 tokens, so that even one row has four independent chains.
-  static constexpr int kLanes = 16, kTile = 4, kRowTile = 5;
+  // Over codes six rows fit, the heads of a group in many models: 6 x 4 sums, 4 vectors of codes.
+  static constexpr int kLanes = 16, kTile = 4, kRowTile = 5, kCodeRowTile = 6;
+  static constexpr bool kTileSums = false;
   using F = __m512;
   using I = __m512i;
   static F set(float x) { return _mm512_set1_ps(x); }
@@ -44,6 +46,7 @@ struct Avx512 {
   }
   static float largest(F a) { return _mm512_reduce_max_ps(a); }
   static I load_int(const std::byte* p) { return _mm512_loadu_si512(p); }
+  static I load_lanes(const std::int32_t* p) { return _mm512_loadu_si512(p); }
   static F bf16_low(I x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
   static F bf16_high(I x) {
     return _mm512_castsi512_ps(

@@ -178,9 +178,9 @@ struct AttentionCommon {
     for (; c < d; c += W) hot_values<R, 1>(v + c * 2, d, n_tokens, p, o + c);
   }
 
-  // Calls fn.template operator()<R>(first) over [0, n) in blocks of at most kRowTile rows, evenly
+  // Calls fn.template operator()<R>(first) over [0, n) in blocks of at most kMost rows, evenly
   // sized.
-  template <class Fn>
+  template <int kMost = V::kRowTile, class Fn>
   static void in_row_blocks(int n, Fn fn) {
     const int n_blocks = (n + V::kRowTile - 1) / V::kRowTile;
     for (int b = 0, first = 0; b < n_blocks; ++b) {
@@ -233,6 +233,11 @@ struct Attention : AttentionCommon<V> {
     const int tile = kWide && V::kTile > 1 ? V::kTile / 2 : V::kTile;
     return kByChannel && tile * W > kFormat.k_group ? kFormat.k_group / W : tile;
   }
+
+  // Sums of 2-bit codes by V's tiles: of the mode that has one scale a row and a narrow query.
+  static constexpr bool kBySums =
+      V::kTileSums && kBits == 2 && !kByChannel && !kWide && !kGrouped && !kFormat.affine;
+  static constexpr int kCodeRows = kWide ? V::kRowTile : V::kCodeRowTile;
 
   static void prepare(const AttentionUnit& unit, const AttentionQueries& queries) {
     const AttentionCall& call = *unit.call;
@@ -441,6 +446,58 @@ struct Attention : AttentionCommon<V> {
     }
   }
 
+  // Pages lie anywhere: the hardware's prefetcher starts anew at each. While one page's logits are
+  // worked on, the next one's K comes; V of a segment's pages comes during its softmax, some lines
+  // a row. A core has no more than 16 lines on their way: a whole page at once would hold it up.
+  static void prefetch_k(const AttentionUnit& unit, std::int64_t page, const SealedLayout& at) {
+    if (page > unit.last_position() / kPageTokens || !unit.reads_sealed(page)) return;
+    const AttentionCall& call = *unit.call;
+    const std::byte* from =
+        unit.sequence->sealed[page] + call.sealed_offset + unit.kv_head * call.sealed_stride;
+    for (std::size_t i = 0; i < at.v_codes; i += 64) __builtin_prefetch(from + i, 0, 2);
+    for (std::size_t i = at.k_scales; i < at.bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+  }
+  static void prefetch_v(const std::byte* page, const SealedLayout& at, int row, int rows) {
+    const int n_lines = static_cast<int>((at.k_scales - at.v_codes) / 64);
+    for (int line = n_lines * row / rows; line < n_lines * (row + 1) / rows; ++line)
+      __builtin_prefetch(page + at.v_codes + 64 * line, 0, 2);
+  }
+
+  // The same as logits_by_row and sealed_values, their integer sums from V's tiles.
+  static void logits_by_sums(const std::byte* page, const SealedLayout& at, int d, int rows,
+                             const AttentionQueries& queries, float* logits) {
+    alignas(64) std::int32_t sums[kUnitRows][kPageTokens];
+    V::logit_sums(page, at.k_digits, queries.digits, rows, sums[0]);
+    for (int r = 0; r < rows; ++r) {
+      F dot = V::set(0.0f);
+      for (int c = 0; c < d; c += W)
+        dot = V::fma(V::load(queries.plain + static_cast<std::size_t>(r) * d + c),
+                     V::load_bf16(page + at.k_mean + c * 2), dot);
+      const F base = V::set(V::sum(dot)), half_step = V::set(queries.step[r] * 0.5f);
+      const I q_sum = V::set_int(kOffset * queries.sum[r]);
+      FORETOKEN_UNROLL for (int t = 0; t < kPageTokens; t += W) {
+        const F x = V::to_float(V::sub(V::twice(V::load_lanes(sums[r] + t)), q_sum));
+        const F s = V::load_half(page + at.k_scales + t * 2);
+        V::store(logits + static_cast<std::size_t>(r) * kLogitStride + t,
+                 V::fma(V::mul(s, half_step), x, base));
+      }
+    }
+  }
+  static void values_by_sums(const std::byte* const* pages, const int* page_of, int n_pages,
+                             const SealedLayout& at, int rows, const AttentionBuffers& buffers,
+                             const float* half_step, const std::int32_t* weight_sum, float* o2) {
+    alignas(64) std::int32_t high[kUnitRows][W], low[kUnitRows][W];
+    const int n = at.v_digits;
+    for (int digit = 0; digit < n; digit += W) {
+      V::value_sums(pages, page_of, n_pages, at, digit, buffers.weights_high, buffers.weights_low,
+                    rows, high[0], low[0]);
+      for (int r = 0; r < rows; ++r) {
+        const F x = centred(V::load_lanes(high[r]), V::load_lanes(low[r]), weight_sum[r]);
+        V::store(o2 + static_cast<std::size_t>(r) * n + digit, V::mul(x, V::set(half_step[r])));
+      }
+    }
+  }
+
   static void segment(const AttentionUnit& unit, const AttentionQueries& queries, int segment,
                       const AttentionBuffers& buffers, const AttentionState& out) {
     const AttentionCall& call = *unit.call;
@@ -459,16 +516,20 @@ struct Attention : AttentionCommon<V> {
     int sealed_page[kSegmentPages];
     bool is_sealed[kSegmentPages];
     int n_sealed = 0;
+    if constexpr (kBySums) V::begin_tiles(rows);
     for (int n = 0; n < n_pages; ++n) {
       const std::int64_t page = first / kPageTokens + n;
       float* logits = buffers.logits + n * kPageTokens;
       is_sealed[n] = kBits > 0 && unit.reads_sealed(page);
+      if constexpr (kBits > 0) prefetch_k(unit, page + 1, at);
       if (is_sealed[n]) {
         const std::byte* codes = unit.sequence->sealed[page] + sealed_at;
         sealed_page[n_sealed] = n;
         sealed[n_sealed++] = codes;
-        if constexpr (kBits > 0) {
-          in_row_blocks(rows, [&]<int R>(int r) {
+        if constexpr (kBySums) {
+          logits_by_sums(codes, at, d, rows, queries, logits);
+        } else if constexpr (kBits > 0) {
+          Common::template in_row_blocks<kCodeRows>(rows, [&]<int R>(int r) {
             float* to = logits + static_cast<std::size_t>(r) * kLogitStride;
             if constexpr (kByChannel)
               logits_by_channel<R>(codes, at, d, queries, r, to);
@@ -502,7 +563,7 @@ struct Attention : AttentionCommon<V> {
       for (int t = 0; t < padded; t += W) most = V::max(most, V::load(logits + t));
       const float maximum = V::largest(most);
       F mass = V::set(0.0f), sealed_mass = V::set(0.0f), centres = V::set(0.0f);
-      float largest_weight = 0;
+      F most_weight = V::set(0.0f);
       for (int n = 0; n < n_pages; ++n) {
         float* p_at = logits + n * kPageTokens;
         if (!is_sealed[n]) {
@@ -513,7 +574,7 @@ struct Attention : AttentionCommon<V> {
           }
         } else {
           const std::byte* page = unit.sequence->sealed[first / kPageTokens + n] + sealed_at;
-          F most_weight = V::set(0.0f);
+          if constexpr (kBits > 0) prefetch_v(page, at, r, rows);
           for (int t = 0; t < kPageTokens; t += W) {
             const F p = exp_nonpositive(V::subtract(V::load(p_at + t), V::set(maximum)));
             sealed_mass = V::add(sealed_mass, p);
@@ -527,8 +588,6 @@ struct Attention : AttentionCommon<V> {
               V::store(p_at + t, w);
             }
           }
-          const float page_most = V::largest(most_weight);
-          largest_weight = page_most > largest_weight ? page_most : largest_weight;
         }
       }
       out.maximum[r] = maximum;
@@ -536,6 +595,7 @@ struct Attention : AttentionCommon<V> {
       out.mass[r] = V::sum(mass) + out.sealed_mass[r];
       centre_mass[r] = V::sum(centres);
       if constexpr (!kGrouped) {
+        const float largest_weight = n_sealed > 0 ? V::largest(most_weight) : 0.0f;
         const float inverse = inverse_of(largest_weight);
         std::int32_t sum = 0;
         for (int s = 0; s < n_sealed; ++s) {
@@ -565,6 +625,13 @@ struct Attention : AttentionCommon<V> {
             out.o + static_cast<std::size_t>(r) * d);
       });
     }
+    if constexpr (kBySums) {
+      if (n_sealed > 0)
+        values_by_sums(sealed, sealed_page, n_sealed, at, rows, buffers, half_step, weight_sum,
+                       out.o2);
+      V::end_tiles();
+      if (n_sealed > 0) return;
+    }
     if constexpr (kBits > 0) {
       const int n = at.v_digits;
       if (n_sealed == 0) {
@@ -580,7 +647,7 @@ struct Attention : AttentionCommon<V> {
                           weight_sum + r, centre_mass + r);
           }
         }
-        in_row_blocks(rows, [&]<int R>(int r) {
+        Common::template in_row_blocks<kCodeRows>(rows, [&]<int R>(int r) {
           for (int digit = begin; digit < end; digit += W) {
             float* o2 = out.o2 + static_cast<std::size_t>(r) * n + digit;
             sealed_values<R>(

@@ -87,5 +87,7 @@ struct AttentionKernels {
 using AttentionTable = std::array<AttentionKernels, std::size(kKvFormats)>;
 extern const AttentionTable kAttentionScalar, kAttentionAvx2, kAttentionAvx512,
     kAttentionAvx512Vnni;
+// `int2` alone; of the other modes kAttentionAvx512Vnni serves.
+extern const AttentionKernels kAttentionAvx512AmxInt2;
 
 }  // namespace foretoken::kernels

@@ -7,7 +7,8 @@ namespace foretoken::kernels {
 namespace {
 
 struct Scalar {
-  static constexpr int kLanes = 1, kTile = 1, kRowTile = 1;
+  static constexpr int kLanes = 1, kTile = 1, kRowTile = 1, kCodeRowTile = kRowTile;
+  static constexpr bool kTileSums = false;
   using F = float;
   using I = std::int32_t;
   static F set(float x) { return x; }

@@ -177,6 +177,27 @@ TEST_P(AttentionTest, ARowDoesNotDependOnItsCompany) {
   }
 }
 
+// Tiles add up the same integers, and nothing else differs.
+TEST(AttentionOnTiles, HasTheBitsOfVnni) {
+  const auto isas = kernels::supported_isas();
+  if (std::find(isas.begin(), isas.end(), Isa::kAvx512Amx) == isas.end())
+    GTEST_SKIP() << "no AMX here";
+  ThreadPool pool(2);
+  for (const Shape shape : kShapes) {
+    Fixture f(shape, KvMode::kInt2, 1300, 16);
+    for (const int n : {1, 4, 7, 64}) {
+      const auto q = f.queries(n);
+      const auto run = [&](Isa isa) {
+        ScopedIsa scoped(isa);
+        return run_attention(f.sequence[0], q, shape.n_heads, 1200, n, KvMode::kInt2, 1, 1,
+                             f.transforms, pool);
+      };
+      const auto vnni = run(Isa::kAvx512Vnni), amx = run(Isa::kAvx512Amx);
+      ASSERT_EQ(0, std::memcmp(vnni.data(), amx.data(), vnni.size() * 4)) << shape.d << " " << n;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest,
                          testing::ValuesIn(kernels::supported_isas().begin(),
                                            kernels::supported_isas().end()),
