@@ -22,6 +22,24 @@ bool unflatten(const std::vector<float>& values, FusionTable& table) {
 }
 
 class SpeculatorLearner final : public Learner {
+  // (Before their use: the compiler deduces what they return.)
+  template <class Head, class Eagle3, class F>
+  static auto on(Head& head, Eagle3& eagle3, F& f) {
+    using Out = decltype(f(*head));
+    if (head) return f(*head);
+    if (eagle3) return f(*eagle3);
+    return Out();
+  }
+  // f(head) of whichever head learns; false, or nothing, where none does.
+  template <class F>
+  auto with_head(F&& f) {
+    return on(head_, eagle3_, f);
+  }
+  template <class F>
+  auto with_head(F&& f) const {
+    return on(head_, eagle3_, f);
+  }
+
  public:
   SpeculatorLearner(const LearnerOptions& options, const TraceSource& source)
       : options_(options), source_(source), fusion_(options.fusion, FusionTable::initial()) {
@@ -119,23 +137,6 @@ class SpeculatorLearner final : public Learner {
   }
 
  private:
-  // f(head) of whichever head learns; false, or nothing, where none does.
-  template <class F>
-  auto with_head(F&& f) {
-    return on(head_, eagle3_, f);
-  }
-  template <class F>
-  auto with_head(F&& f) const {
-    return on(head_, eagle3_, f);
-  }
-  template <class Head, class Eagle3, class F>
-  static auto on(Head& head, Eagle3& eagle3, F& f) {
-    using Out = decltype(f(*head));
-    if (head) return f(*head);
-    if (eagle3) return f(*eagle3);
-    return Out();
-  }
-
   const LearnerOptions options_;
   const TraceSource& source_;
   FusionLearner fusion_;
