@@ -59,7 +59,7 @@ class PrefixCache(unittest.TestCase):
                 cached.append(with_cache.usage.prompt_tokens_details.cached_tokens)
                 prompts.append(with_cache.usage.prompt_tokens)
                 self.assertEqual(cached[-1] + with_cache.model_extra["timings"]["prompt_n"], prompts[-1])
-            self.assertGreater(prompts[0], 600)
+            self.assertGreater(prompts[0], 550)
             self.assertEqual([c % 64 for c in cached], [0] * len(cached))
             for before, now, prompt in zip(prompts, cached[1:], prompts[1:]):
                 self.assertGreaterEqual(now, before - 64)   # all of the turn before, but its last part of a page
@@ -127,7 +127,7 @@ class PrefixCache(unittest.TestCase):
                 extra_body={"ignore_eos": True})
             return answer.choices[0].text
 
-        with Server(BINARY, *FLAGS, "--kv-cache-dtype", "bf16", "--kv-cache-memory", "60M") as small, \
+        with Server(BINARY, *FLAGS, "--kv-cache-dtype", "bf16", "--kv-cache-memory", "40M") as small, \
                 Server(BINARY, *FLAGS, "--kv-cache-dtype", "bf16", "--no-prefix-cache") as large:
             answers = [{}, {}]
             threads = [threading.Thread(target=lambda j=j, s=s, i=i: answers[j].__setitem__(i, ask(s, i)))
@@ -140,7 +140,7 @@ class PrefixCache(unittest.TestCase):
             self.assertEqual(answers[0], answers[1])
             self.assertGreater(small.stats()["requests"]["preemptions"], 0)
             with self.assertRaises(openai.BadRequestError) as refused:
-                client_of(small).completions.create(model="test", prompt=SYSTEM * 2, max_tokens=500)
+                client_of(small).completions.create(model="test", prompt=SYSTEM * 2, max_tokens=800)
             self.assertRegex(str(refused.exception), r"for \d+ tokens.*holds \d+")
 
 
