@@ -22,7 +22,7 @@ struct KvCalibrateOptions {
   std::int64_t max_offset =
       40000;  // positions are moved by random offsets up to here (and the model's context)
   int offsets_per_block = 2;  // each block of 256 tokens is observed at so many of them
-  int max_tokens = 8192;      // of a longer text, windows from all over it
+  int max_tokens = 16384;     // of a longer text, windows from all over it
   std::uint64_t seed = 1;
 };
 
