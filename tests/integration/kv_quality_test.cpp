@@ -74,10 +74,14 @@ std::vector<KvQuality> measure(Subject& subject, const std::vector<KvQualityWind
   return std::move(*result);
 }
 
-// What a mode may cost at most: change of perplexity, KL.
-void expect_within(const KvQuality& q, double change, double kl) {
-  EXPECT_LE(q.all.perplexity_change.value, change) << q.name;
-  EXPECT_LE(q.all.kl.value, kl) << q.name;
+// What a mode may cost at most.
+struct Gate {
+  double change, kl;  // of perplexity; nats
+};
+void expect_within(const KvQuality& q, Gate gate) {
+  EXPECT_LE(q.all.perplexity_change.value, gate.change) << q.name;
+  EXPECT_LE(q.all.kl.value, gate.kl) << q.name;
+  EXPECT_GT(q.all.kl.value, 0) << q.name;  // it is not bf16
 }
 
 TEST(KvQualityTest, SmolLM2) {
@@ -92,8 +96,8 @@ TEST(KvQualityTest, SmolLM2) {
                          {{"int2", KvMode::kInt2, subject.calibration},
                           {"naive", KvMode::kInt2, KvCalibration::naive(geometry)}});
   EXPECT_GT(q[1].all.n_scored, 2500);
-  expect_within(q[1], 0.06, 0.05);
-  EXPECT_GT(q[1].all.kl.value, 1e-4);  // it is not bf16
+  expect_within(q[1], {0.06, 0.05});
+  EXPECT_GT(q[1].all.kl.value, 1e-4);
   EXPECT_GT(q[2].all.kl.value, 10 * q[1].all.kl.value);
   EXPECT_GT(q[2].all.perplexity_change.value, 0.2);
 }
@@ -109,9 +113,8 @@ const std::vector<std::string> kTexts{"/usr/share/perl/5.36.0/Locale/Maketext/TP
                                       "/usr/include/c++/12/bits/locale_facets_nonio.h",
                                       "/usr/share/cmake-3.25/Modules/FetchContent.cmake"};
 
-struct Gate {
-  double change, kl;
-};
+// int8's and int4's are the same for all models: they cost next to nothing everywhere.
+constexpr Gate kInt8{0.001, 0.001}, kInt4{0.005, 0.005};
 
 void full(const std::string& file, Gate int2, bool key_biases) {
   const std::string path = testing::test_model(file);
@@ -122,24 +125,35 @@ void full(const std::string& file, Gate int2, bool key_biases) {
   Subject subject;
   ASSERT_NO_FATAL_FAILURE(load(path, subject));
   const KvGeometry geometry = subject.model->kv_geometry();
-  std::vector<KvQualityCase> cases{{"int2", KvMode::kInt2, subject.calibration}};
+  const auto mode = [&](KvMode m) {
+    return KvQualityCase{std::string(kv_mode_name(m)), m, subject.calibration};
+  };
+  const KvQualityCase naive{"naive", KvMode::kInt2, KvCalibration::naive(geometry)};
   std::vector<KvQualityWindow> windows;
   for (const std::string& text : kTexts) {
     windows.push_back(window_of(subject, text, 4096));
     ASSERT_EQ(windows.back().tokens.size(), 4096u) << text;
   }
-  const auto q = measure(subject, windows, cases);
-  expect_within(q[1], int2.change, int2.kl);
+  const auto q =
+      measure(subject, windows, {mode(KvMode::kInt2), mode(KvMode::kInt4), mode(KvMode::kInt8)});
+  expect_within(q[1], int2);
   EXPECT_GT(q[1].all.kl.value, 1e-4);
+  expect_within(q[2], kInt4);
+  expect_within(q[3], kInt8);
 
+  // What rotates keys with large biases loses the model; on models without, int2's controls still
+  // lose much more than int2.
+  std::vector<KvQualityCase> controls{
+      naive, {"hadamard", KvMode::kInt2, KvCalibration::hadamard(geometry)}};
+  if (key_biases) controls.push_back(mode(KvMode::kInt4Saw));
   const auto control =
       measure(subject, {window_of(subject, kTexts[0], 2048), window_of(subject, kTexts[3], 2048)},
-              {{"naive", KvMode::kInt2, KvCalibration::naive(geometry)},
-               {"hadamard", KvMode::kInt2, KvCalibration::hadamard(geometry)}});
+              controls);
   for (std::size_t i = 1; i < control.size(); ++i)
     EXPECT_GT(control[i].all.kl.value, key_biases ? 1.0 : 0.1) << control[i].name;
 
-  cases.insert(cases.begin(), {"bf16", KvMode::kBf16, nullptr});
+  const std::vector<KvQualityCase> cases{
+      {"bf16", KvMode::kBf16, nullptr}, mode(KvMode::kInt2), naive};
   for (const std::int64_t length : {1024, 4096}) {
     std::vector<NeedleContext> contexts;
     std::size_t asked = 0;
@@ -153,11 +167,12 @@ void full(const std::string& file, Gate int2, bool key_biases) {
     const auto needles =
         measure_needles(*subject.model, contexts, cases, {}, subject.pool, nullptr);
     ASSERT_TRUE(needles) << needles.error().message;
-    std::printf("needles at %d: of %d found bf16 %d, int2 %d\n", static_cast<int>(length),
-                needles->asked, needles->found[0], needles->found[1]);
-    // Where bf16 finds them.
-    if (needles->found[0] >= 0.9 * needles->asked) {
+    std::printf("needles at %d: of %d found bf16 %d, int2 %d, naive %d\n", static_cast<int>(length),
+                needles->asked, needles->found[0], needles->found[1], needles->found[2]);
+    // Where bf16 can: the small models cannot tell so many neighbours apart.
+    if (needles->found[0] >= 0.8 * needles->asked) {
       EXPECT_GE(needles->found[1], needles->found[0] - 0.05 * needles->asked) << length;
+      EXPECT_LT(needles->found[2], 0.5 * needles->found[0]) << length;
     }
   }
 }
