@@ -21,9 +21,10 @@ using StridedRows = Eigen::Map<const FloatRows, 0, Eigen::OuterStride<>>;
 
 // Of the mean variance: keeps directions that the text never used from being scaled without bound.
 constexpr double kRidge = 1e-3;
-// One query in so many is weighed.
+// One query in so many is weighed: about half of the time that calibration takes.
 constexpr int kSampleStride = 16;
 // What a row counts that attention passes over, of the mean weight: text unlike this one may not.
+// (Not tuned.)
 constexpr double kFloor = 0.1;
 // Where a window is long enough, only what a query reads sealed counts: past a sink of a page, and
 // before a recent window of four.
@@ -255,7 +256,9 @@ class Calibrator final : public MomentCalibrator {
   // first order by p_ij (q_i . e_j) (v_j - o_i): in the layer's output, squared,
   //   w_ij (q_i . e_j)^2   with   w_ij = p_ij^2 |Wo (v_j - o_i)|^2.
   // So a query counts by its sum of w over what it reads sealed, and a key by its sum over queries.
-  // An error of a value costs p_ij^2 |Wo e_j|^2.
+  // An error of a value costs p_ij^2 |Wo e_j|^2. SmolLM2, KL to bf16 at 4K of a manual and of
+  // Python: .081 and .055 with all rows alike and a text of two thirds the length, .048 and .040
+  // with this.
   void weigh_head(int layer, int h, int n_rows, const float* q, const float* k, const float* v) {
     const int d = geometry_.head_dim, pages = n_rows / kPageTokens;
     const bool whole = pages >= kLeastPages;
