@@ -8,12 +8,23 @@
 
 namespace foretoken {
 
+namespace {
+
+// Tokens of context that led to a candidate of this class: 1..4, or 5 for 5 and more.
+constexpr int matched(std::uint8_t klass) {
+  return klass < kOwnClasses ? klass + 1
+                             : TrafficStore::kMinOrder +
+                                   (klass - kOwnClasses) / (kProbabilityBuckets * kCountBuckets);
+}
+
+}  // namespace
+
 Proposal propose_ngram(const CandidateList& candidates) {
   if (candidates.n == 0) return {};
   const Candidate& first = candidates.items[0];
-  const bool own = first.klass < kOwnClasses;
   // The list begins with the own context's, then traffic from the longest order down.
-  const bool take_traffic = own && first.klass < own_class(3) && candidates.n > 1;
+  const bool both = first.klass < kOwnClasses && candidates.n > 1;
+  const bool take_traffic = both && matched(candidates.items[1].klass) > matched(first.klass);
   const Candidate& chosen = take_traffic ? candidates.items[1] : first;
   return {chosen.token, 0, chosen.klass};
 }

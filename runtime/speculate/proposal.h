@@ -18,9 +18,11 @@ struct Proposal {
   bool empty() const { return token < 0; }
 };
 
-// The fixed rule: the own context's continuation of a suffix of 3 or more; else the traffic's
-// longest order, most frequent first; else the own context's shorter suffix. raw is left 0: it is
-// the hit rate of klass.
+// The fixed rule: the continuation of the longest match, of the own context's suffix and of traffic
+// (most frequent first); the own context's of two equally long. raw is left 0: it is the hit rate
+// of klass. (At drafts of 5: 2.188 tokens a round on 219 requests of the quickstart log with the
+// 0.5B, 2.119 on GSM8K with the 135M; 2.137 and 2.102 where the own context had to match 3 tokens
+// and then came before any traffic.)
 Proposal propose_ngram(const CandidateList& candidates);
 
 // Tier 0 of the learned speculator. position: the absolute index of the proposed token, which is

@@ -18,12 +18,14 @@ CandidateList make(std::initializer_list<Candidate> items) {
 TEST(ProposeNgram, FollowsTheFixedRule) {
   const auto traffic4 = traffic_class(4, 2, 2), traffic2 = traffic_class(2, 1, 9);
   EXPECT_TRUE(propose_ngram(make({})).empty());
-  EXPECT_EQ(propose_ngram(make({{1, own_class(3)}, {2, traffic4}})).token, 1)
-      << "own suffix of 3 or more";
-  EXPECT_EQ(propose_ngram(make({{1, own_class(2)}, {2, traffic4}, {3, traffic2}})).token, 2)
-      << "else the traffic's longest order";
-  EXPECT_EQ(propose_ngram(make({{1, own_class(1)}})).token, 1)
-      << "else the own context's shorter suffix";
+  EXPECT_EQ(propose_ngram(make({{1, own_class(3)}, {2, traffic4}, {3, traffic2}})).token, 2)
+      << "the longer match";
+  EXPECT_EQ(propose_ngram(make({{1, own_class(4)}, {2, traffic4}})).token, 1)
+      << "the own context's at a tie";
+  EXPECT_EQ(propose_ngram(make({{1, own_class(9)}, {2, traffic4}})).token, 1);
+  EXPECT_EQ(propose_ngram(make({{1, own_class(2)}, {3, traffic2}})).token, 1);
+  EXPECT_EQ(propose_ngram(make({{1, own_class(1)}, {3, traffic2}})).token, 3);
+  EXPECT_EQ(propose_ngram(make({{1, own_class(1)}})).token, 1) << "what there is";
   EXPECT_EQ(propose_ngram(make({{2, traffic4}, {3, traffic2}})).klass, traffic4);
 }
 
