@@ -186,6 +186,17 @@ bool TrainingSession::work() {
   return true;
 }
 
+// A head that no server has run yet is priced by what it reads beside what the target reads.
+RoundCosts TrainingSession::costs_with(const LearnedWeights& candidate) const {
+  RoundCosts costs = server_costs_;
+  if (head_measured_ || !candidate.head || !options_.rows || options_.rows->step_bytes() == 0)
+    return costs;
+  const double share = double(candidate.head->step_bytes()) / double(options_.rows->step_bytes());
+  costs.head_step_ms = static_cast<float>(share * costs.round(1));
+  costs.head_start_ms = costs.head_step_ms / 4;
+  return costs;
+}
+
 void TrainingSession::propose() {
   Bundle bundle = learner_->snapshot();
   bundle.model_fingerprint = fingerprint_;
@@ -264,7 +275,8 @@ void TrainingSession::heard(const ServerHello& hello) {
     versions_.reserve_up_to(taken);
   }
   sender_.heard(hello);
-  gate_.set_costs(RoundCosts::measured(hello.round_ms, hello.head_start_ms, hello.head_step_ms));
+  server_costs_ = RoundCosts::measured(hello.round_ms, hello.head_start_ms, hello.head_step_ms);
+  head_measured_ = hello.head_step_ms > 0;
   // Refused, or taken back by the canary: what candidates must beat is what serves.
   if (hello.refused == published_ && published_.value != 0 && served_ == published_ &&
       hello.served < published_) {

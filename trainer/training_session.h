@@ -64,6 +64,7 @@ class TrainingSession {
   void resume_candidates(GateState state);
   std::shared_ptr<const LearnedWeights> weights_of(SpeculatorVersion version) const;
   void propose();
+  RoundCosts costs_with(const LearnedWeights& candidate) const;
   void conclude(PrequentialGate::Decision& decision);
   void forget_candidates();  // bundles and files of those no longer on trial
   void publish(PrequentialGate::Decision& decision);
@@ -75,6 +76,8 @@ class TrainingSession {
   ReplayBuffer buffer_;
   VersionStore versions_;
   PrequentialGate gate_;
+  RoundCosts server_costs_ = RoundCosts::typical();
+  bool head_measured_ = false;  // the server has run one
   WeightsSender sender_;
   std::unique_ptr<Learner> learner_;  // reads buffer_
   std::uint64_t next_to_train_ = 0;   // sequence numbers below were shown to the learner

@@ -62,7 +62,13 @@ Status VocabularyRows::bind(const GgufFile& file) {
     return Ok{};
   };
   if (auto s = find("token_embd.weight", embedding_); !s) return s;
-  return find(config->tied_output ? "token_embd.weight" : "output.weight", output_);
+  if (auto s = find(config->tied_output ? "token_embd.weight" : "output.weight", output_); !s)
+    return s;
+  step_bytes_ = 0;
+  for (const GgufTensor& tensor : file.tensors()) {
+    if (&tensor != embedding_.tensor || config->tied_output) step_bytes_ += tensor.data.size();
+  }
+  return Ok{};
 }
 
 void VocabularyRows::embedding(TokenId token, float* out) const {

@@ -30,6 +30,9 @@ class VocabularyRows {
   std::int64_t hidden() const { return hidden_; }
   std::int64_t n_vocab() const { return n_vocab_; }
   int n_layers() const { return n_layers_; }
+  // Of the file, that a step of one row reads: all but the embedding, where the output has a matrix
+  // of its own. (Of a mixture of experts a step reads less.)
+  std::size_t step_bytes() const { return step_bytes_; }
   // The file's values, dequantised. out: [hidden]. token in [0, n_vocab).
   void embedding(TokenId token, float* out) const;
   void output(TokenId token, float* out) const;
@@ -54,6 +57,7 @@ class VocabularyRows {
   Rows embedding_, output_;
   std::int64_t hidden_ = 0, n_vocab_ = 0;
   int n_layers_ = 0;
+  std::size_t step_bytes_ = 0;
 };
 
 }  // namespace foretoken

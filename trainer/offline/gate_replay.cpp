@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <cstdio>
 
@@ -57,11 +58,14 @@ json::object candidate_json(const CandidateVerdict& verdict, std::int64_t at_req
 Status replay_gate(const GateReplayOptions& options) {
   std::optional<ModelFingerprint> fingerprint;
   CostsOfLog log_costs;
+  bool head_ran = false;
   auto read = read_segments(options.traces, 0, [&](std::uint64_t, const Message& message) {
     const auto trace = parse_trace(message);
     if (!trace) return true;
     if (!fingerprint) fingerprint = trace->model_fingerprint;
     log_costs.add(*trace);
+    for (const RoundTrace& round : trace->rounds)
+      head_ran |= std::ranges::count(round.kinds, SpeculatorKind::kHead) > 0;
     return true;
   });
   if (!read) return read.error();
@@ -84,8 +88,10 @@ Status replay_gate(const GateReplayOptions& options) {
   ServerHello hello;
   hello.run = 1;
   hello.model_fingerprint = *fingerprint;
-  const RoundCosts costs =
+  RoundCosts costs =
       options.costs ? *options.costs : log_costs.fit().value_or(RoundCosts::typical());
+  // Not measured: priced by what each candidate's head reads.
+  if (!options.costs && !head_ran) costs.head_start_ms = costs.head_step_ms = 0;
   hello.round_ms = costs.round_ms;
   hello.head_start_ms = costs.head_start_ms;
   hello.head_step_ms = costs.head_step_ms;

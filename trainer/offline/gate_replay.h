@@ -19,8 +19,7 @@ struct GateReplayOptions {
   std::filesystem::path traces;
   SessionOptions session;
   std::size_t max_requests = 0;  // of the recording; 0: all
-  // As a server would say them; nullopt: as the recording's rounds show, its head's steps typical
-  // where none ran.
+  // As a server would say them (head ms 0: not measured); nullopt: as the recording's rounds show.
   std::optional<RoundCosts> costs;
   int slices_per_request = 0;  // of work between two requests; 0: all that is due
   // The trainer's state, kept (it must not exist yet); empty: a temporary folder.
