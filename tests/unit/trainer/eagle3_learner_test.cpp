@@ -70,11 +70,11 @@ TEST_F(Eagle3Learning, LiftsAcceptanceAndStaysTheSameKindOfCheckpoint) {
   EXPECT_EQ(before.kind, "fusion");
   add_eagle3(before, start_, HeadTerms::none(kHidden));
   const double early = acceptance_length(before);
-  learn(*learner, traces, traffic, 80);
+  learn(*learner, traces, traffic, 160);
   const Bundle after = learner->snapshot();
   ASSERT_EQ(after.kind, "eagle3");
   const double late = acceptance_length(after);
-  std::printf("tokens a round of 3 drafted: %.3f from the start, %.3f after 80 requests\n", early,
+  std::printf("tokens a round of 3 drafted: %.3f from the start, %.3f after 160 requests\n", early,
               late);
   EXPECT_LT(early, 1.2);
   EXPECT_GT(late, 2.0);  // a perfect head: 3.19
