@@ -111,7 +111,7 @@ class Replay(unittest.TestCase):
         self.assertEqual((result["mode"], result["total"]["sent"], result["total"]["failed"]), ("open", 6, 0))
 
     def test_at_a_load_sends_at_a_share_of_what_the_warm_up_showed(self):
-        code, result, text = self.replay(self.write_log(60, max_tokens=8), "--url", self.url, "--load", "0.5", "--concurrency", "2", "--limit-minutes", "0.2")
+        code, result, text = self.replay(self.write_log(60, max_tokens=8), "--url", self.url, "--load", "0.5", "--concurrency", "2", "--limit-minutes", "0.5")
         self.assertEqual(code, 0, text)
         self.assertEqual(result["total"]["failed"], 0)
         self.assertGreaterEqual(result["total"]["sent"], 24 + 4)   # the warm-up, and some of every quarter
