@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "foretoken/kernels/sampling.h"
 #include "linear_functions.h"
 #include "packed_layout.h"
 
@@ -48,6 +49,7 @@ class Parts {
     for (int j = 0; j < n_jobs; ++j) {
       total += count(j) * size(j);
       n_all += count(j);
+      if (jobs[j].block_maxima) step_ = kLogitBlock / kPackRows;
     }
     for (int p = 0; p < n_parts_; ++p) {
       parts_[p].next.store(p == 0 ? 0 : group_at(total / n_parts_ * p), std::memory_order_relaxed);
@@ -61,6 +63,7 @@ class Parts {
     chunk_ = n_all / n_parts_ / (n_rows < kManyRows ? 16 : 4);
     const std::int64_t least = (16384 + mean - 1) / mean;
     if (chunk_ < least) chunk_ = least;
+    chunk_ = (chunk_ + step_ - 1) / step_ * step_;
   }
 
   void work(int worker, const Activations::Impl& x, LinearGroups groups) {
@@ -86,12 +89,12 @@ class Parts {
   std::int64_t size(int j) const {
     return static_cast<std::int64_t>(group_bytes(jobs_[j].w->type, jobs_[j].w->n_in));
   }
-  // The first group that begins at or after a byte of the sequence.
+  // The first group that begins at or after a byte of the sequence, at the border of a block.
   std::int64_t group_at(std::int64_t byte) const {
     std::int64_t offset = 0, first = 0;
     for (int j = 0; j < n_jobs_; ++j) {
       if (byte <= offset + count(j) * size(j))
-        return first + (byte - offset + size(j) - 1) / size(j);
+        return (first + (byte - offset + size(j) - 1) / size(j)) / step_ * step_;
       offset += count(j) * size(j);
       first += count(j);
     }
@@ -105,13 +108,27 @@ class Parts {
       if (begin < end) {
         const LinearJob& job = jobs_[j];
         groups(LinearTask{*job.w, &x, job.bias, job.y, job.y_stride}, begin, end);
+        if (job.block_maxima) summarise(job, x.n_rows, begin, end);
       }
       offset += count(j);
     }
   }
 
+  void summarise(const LinearJob& job, std::int64_t n_rows, std::int64_t begin, std::int64_t end) {
+    const std::int64_t first = begin * kPackRows, block = first / kLogitBlock;
+    const std::int64_t last = end * kPackRows < job.w->n_out ? end * kPackRows : job.w->n_out;
+    for (std::int64_t r = 0; r < n_rows; ++r) {
+      const std::int64_t at = r * job.block_stride + block;
+      logit_block_summary(job.y + r * job.y_stride + first, last - first, job.block_maxima + at,
+                          job.block_sums ? job.block_sums + at : nullptr);
+    }
+  }
+
   const LinearJob* jobs_;
   int n_jobs_, n_parts_;
+  // Parts and chunks begin at multiples of this many groups: a block of logits is one chunk's. (A
+  // job that wants summaries comes alone.)
+  std::int64_t step_ = 1;
   std::int64_t chunk_ = 1;
   Part parts_[kMaxParts];
 };

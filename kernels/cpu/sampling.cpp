@@ -38,8 +38,8 @@ double uniform(std::uint64_t seed, std::uint64_t position, std::uint32_t stream)
 }
 
 std::int32_t sample_full(const float* logits, std::int64_t n_vocab, float inv_temperature,
-                         std::uint64_t seed, std::uint64_t position) {
-  return active().sample_full(logits, n_vocab, inv_temperature, seed, position);
+                         std::uint64_t seed, std::uint64_t position, const float* maxima) {
+  return active().sample_full(logits, n_vocab, inv_temperature, seed, position, maxima);
 }
 
 std::int32_t sample_subset(const float* logits, const std::int32_t* ids, std::int64_t n,
@@ -47,7 +47,17 @@ std::int32_t sample_subset(const float* logits, const std::int32_t* ids, std::in
   return active().sample_subset(logits, ids, n, inv_temperature, seed, position);
 }
 
-std::int32_t argmax(const float* x, std::int64_t n) { return active().argmax(x, n); }
+std::int32_t argmax(const float* x, std::int64_t n, const float* maxima) {
+  return active().argmax(x, n, maxima);
+}
+
+void logit_block_summary(const float* x, std::int64_t n, float* maxima, float* sums) {
+  active().logit_block_summary(x, n, maxima, sums);
+}
+
+double log_sum_exp_of_blocks(const float* maxima, const float* sums, std::int64_t n_blocks) {
+  return active().log_sum_exp_of_blocks(maxima, sums, n_blocks);
+}
 
 double log_sum_exp(const float* x, std::int64_t n, float scale) {
   return active().log_sum_exp(x, n, scale);

@@ -14,7 +14,7 @@
 namespace foretoken::kernels {
 namespace {
 
-constexpr std::int64_t kBlock = 64;  // tokens a step: 16 Philox counters of four words
+constexpr std::int64_t kBlock = kLogitBlock;  // tokens a step: 16 Philox counters of four words
 
 FORETOKEN_LANE_FUNCTION Float16 larger(Float16 a, Float16 b) { return a > b ? a : b; }
 
@@ -25,22 +25,19 @@ FORETOKEN_LANE_FUNCTION float block_max(const float* x) {
   return max_lanes(m);
 }
 
-void block_maxima(const float* x, std::int64_t n_blocks, float* maxima) {
-  for (std::int64_t b = 0; b < n_blocks; ++b) maxima[b] = block_max(x + b * kBlock);
-}
-
-std::int32_t argmax_of(const float* x, std::int64_t n) {
+std::int32_t argmax_of(const float* x, std::int64_t n, const float* maxima) {
+  const std::int64_t n_blocks = n / kBlock;
   float best = -__builtin_inff();
-  std::int64_t at = 0, i = 0, block = -1;
-  for (; i + kBlock <= n; i += kBlock) {
-    const float m = block_max(x + i);
+  std::int64_t at = 0, i = n_blocks * kBlock, block = -1;
+  for (std::int64_t b = 0; b < n_blocks; ++b) {
+    const float m = maxima ? maxima[b] : block_max(x + b * kBlock);
     if (m > best) {
       best = m;
-      block = i;
+      block = b;
     }
   }
   if (block >= 0) {
-    at = block;
+    at = block * kBlock;
     while (x[at] != best) ++at;
   }
   for (; i < n; ++i) {
@@ -144,8 +141,8 @@ void offer_token(float s, std::uint32_t word, std::int32_t id, Best* best) {
 }
 
 std::int32_t sample_full_of(const float* logits, std::int64_t n_vocab, float inv_temperature,
-                            std::uint64_t seed, std::uint64_t position) {
-  const std::int32_t top = argmax_of(logits, n_vocab);
+                            std::uint64_t seed, std::uint64_t position, const float* maxima) {
+  const std::int32_t top = argmax_of(logits, n_vocab, maxima);
   if (inv_temperature == 0.0f) return top;
   // The most likely token's own score comes first: nearly every other block is then out of reach.
   Best best;
@@ -155,7 +152,7 @@ std::int32_t sample_full_of(const float* logits, std::int64_t n_vocab, float inv
   std::int64_t v = 0;
   for (; v + kBlock <= n_vocab; v += kBlock) {
     // Rounding is monotone: the largest logit scales to the largest scaled logit.
-    const float s = block_max(logits + v) * inv_temperature;
+    const float s = (maxima ? maxima[v / kBlock] : block_max(logits + v)) * inv_temperature;
     if (!may_win(s, kLargestGumbel, best.score)) continue;
     Uint16 word[4];
     constexpr Uint16 kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -185,7 +182,7 @@ std::int32_t sample_subset_of(const float* logits, const std::int32_t* ids, std:
     for (std::int64_t i = 0; i < n; ++i) best.offer(static_cast<double>(logits[i]), ids[i]);
     return best.id;
   }
-  const std::int32_t top = argmax_of(logits, n);
+  const std::int32_t top = argmax_of(logits, n, nullptr);
   best.id = ids[top];
   auto offer = [&](std::int64_t i) {
     const float s = logits[i] * inv_temperature;
@@ -294,8 +291,54 @@ double approximate_log_sum_exp_of(const float* x, std::int64_t n, float scale) {
   return static_cast<double>(largest * scale) + log_double(sum);
 }
 
-constexpr SamplingFunctions kFunctions = {sample_full_of, sample_subset_of,           argmax_of,
-                                          log_sum_exp_of, approximate_log_sum_exp_of, block_maxima};
+// A block of minus infinities (and NaN) alone has the sum 0, and so no part in the whole.
+void logit_block_summary_of(const float* x, std::int64_t n, float* maxima, float* sums) {
+  const float minus_infinity = -__builtin_inff();
+  for (std::int64_t at = 0; at < n; at += kBlock, ++maxima) {
+    Float16 v[4];
+    if (at + kBlock <= n) {
+      for (int i = 0; i < 4; ++i) v[i] = load_lanes<Float16>(x + at + 16 * i);
+    } else {
+      for (Float16& lanes : v) lanes = splat(minus_infinity);
+      for (std::int64_t j = at; j < n; ++j) v[(j - at) / 16][(j - at) % 16] = x[j];
+    }
+    Float16 m = splat(minus_infinity);
+    for (const Float16& lanes : v) m = larger(lanes, m);
+    const float largest = max_lanes(m);
+    *maxima = largest;
+    if (!sums) continue;
+    Float16 sum{};
+    if (largest > minus_infinity)
+      for (const Float16& lanes : v) sum += fast_exp_nonpositive(lanes - largest, 1.0f);
+    *sums++ = sum_lanes(sum);
+  }
+}
+
+double log_sum_exp_of_blocks_of(const float* maxima, const float* sums, std::int64_t n_blocks) {
+  float largest = -__builtin_inff();
+  for (std::int64_t b = 0; b < n_blocks; ++b) largest = maxima[b] > largest ? maxima[b] : largest;
+  if (largest == -__builtin_inff()) return largest;
+  double sum = 0;
+  std::int64_t b = 0;
+  for (; b + 16 <= n_blocks; b += 16) {
+    sum += static_cast<double>(
+        sum_lanes(fast_exp_nonpositive(load_lanes<Float16>(maxima + b) - largest, 1.0f) *
+                  load_lanes<Float16>(sums + b)));
+  }
+  Float16 lanes = splat(-__builtin_inff()), factor{};
+  for (std::int64_t j = b; j < n_blocks; ++j) {
+    lanes[j - b] = maxima[j];
+    factor[j - b] = sums[j];
+  }
+  if (b < n_blocks)
+    sum += static_cast<double>(sum_lanes(fast_exp_nonpositive(lanes - largest, 1.0f) * factor));
+  return static_cast<double>(largest) + log_double(sum);
+}
+
+constexpr SamplingFunctions kFunctions = {
+    sample_full_of,          sample_subset_of,           argmax_of,
+    log_sum_exp_of,          approximate_log_sum_exp_of, logit_block_summary_of,
+    log_sum_exp_of_blocks_of};
 
 }  // namespace
 }  // namespace foretoken::kernels

@@ -11,8 +11,8 @@ struct SamplingFunctions {
   decltype(&kernels::argmax) argmax;
   decltype(&kernels::log_sum_exp) log_sum_exp;
   decltype(&kernels::approximate_log_sum_exp) approximate_log_sum_exp;
-  // Of 64 values each: writes the largest of each of n_blocks blocks.
-  void (*block_maxima)(const float* x, std::int64_t n_blocks, float* maxima);
+  decltype(&kernels::logit_block_summary) logit_block_summary;
+  decltype(&kernels::log_sum_exp_of_blocks) log_sum_exp_of_blocks;
 };
 
 const SamplingFunctions& sampling_scalar();

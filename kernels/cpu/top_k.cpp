@@ -6,9 +6,7 @@
 #include <functional>
 #include <vector>
 
-#include "foretoken/kernels/isa.h"
 #include "foretoken/kernels/sampling.h"
-#include "sampling_functions.h"
 
 namespace foretoken::kernels {
 namespace {
@@ -21,17 +19,6 @@ struct Entry {
 bool before(const Entry& a, const Entry& b) {
   if (a.value != b.value) return a.value > b.value;
   return a.id < b.id;
-}
-
-void find_block_maxima(const float* x, std::int64_t n_blocks, float* maxima) {
-  switch (active_isa()) {
-    case Isa::kScalar:
-      return sampling_scalar().block_maxima(x, n_blocks, maxima);
-    case Isa::kAvx2:
-      return sampling_avx2().block_maxima(x, n_blocks, maxima);
-    default:
-      return sampling_avx512().block_maxima(x, n_blocks, maxima);
-  }
 }
 
 class Candidates {
@@ -79,26 +66,29 @@ class Candidates {
 
 }  // namespace
 
-std::int64_t top_k(const float* x, std::int64_t n, std::int64_t k, std::int32_t* ids,
-                   float* values) {
+std::int64_t top_k(const float* x, std::int64_t n, std::int64_t k, std::int32_t* ids, float* values,
+                   const float* maxima) {
   if (k > n) k = n;
   if (k <= 0) return 0;
-  constexpr std::int64_t kBlock = 64;
+  constexpr std::int64_t kBlock = kLogitBlock;
   thread_local std::vector<Entry> buffer;
-  thread_local std::vector<float> maxima, sorted;
+  thread_local std::vector<float> found, sorted;
   const std::int64_t n_blocks = n / kBlock;
-  maxima.resize(static_cast<std::size_t>(n_blocks));
-  find_block_maxima(x, n_blocks, maxima.data());
+  if (!maxima) {
+    found.resize(static_cast<std::size_t>(n_blocks));
+    logit_block_summary(x, n_blocks * kBlock, found.data(), nullptr);
+    maxima = found.data();
+  }
   float bound = -INFINITY;
   if (n_blocks >= k) {
-    sorted = maxima;
+    sorted.assign(maxima, maxima + n_blocks);
     const auto kth = sorted.begin() + static_cast<std::ptrdiff_t>(k - 1);
     std::nth_element(sorted.begin(), kth, sorted.end(), std::greater<>());
     bound = *kth;
   }
   Candidates candidates(k, bound, &buffer);
   for (std::int64_t b = 0; b < n_blocks; ++b) {
-    if (!candidates.wanted(maxima[static_cast<std::size_t>(b)])) continue;
+    if (!candidates.wanted(maxima[b])) continue;
     for (std::int64_t j = b * kBlock; j < (b + 1) * kBlock; ++j)
       candidates.add(x[j], static_cast<std::int32_t>(j));
   }

@@ -32,18 +32,22 @@ void EngineCore::accept_one(RoundEntry& e) {
       s.counts || !sampling.logit_bias.empty() || (rejection && sampling.temperature > 0);
   for (std::size_t j = 0; j <= n_draft; ++j) {
     float* logits = &logits_[(std::size_t(e.first_logit) + j) * n_vocab];
+    const std::size_t blocks = (std::size_t(e.first_logit) + j) * std::size_t(n_blocks_);
+    const float* maxima = &block_maxima_[blocks];
     const std::uint64_t position = s.tokens.size() + j;  // the index of the token chosen here
     RowReport* report = nullptr;
     if (reported) {
       report = &reports_[std::size_t(n_reports_++)];
       report->entry = &e;
       report->raw = logits;
+      report->maxima = maxima;
+      report->sums = &block_sums_[blocks];
       if (row_changes) {
         report->kept.assign(logits, logits + n_vocab);
         report->raw = report->kept.data();
       }
     }
-    sampler_->prepare(logits, sampling, s.counts.get());
+    sampler_->prepare(logits, sampling, s.counts.get(), row_changes ? nullptr : maxima);
     TokenId token = 0;
     bool matches = false;
     if (rejection && j < n_draft) {
@@ -82,21 +86,19 @@ void EngineCore::accept_one(RoundEntry& e) {
 }
 
 // What is reported and logged of a row is the model's own distribution, before bias, temperature
-// and filters. Several passes over the vocabulary: on all cores, and only of tokens that came.
+// and filters. On all cores, and only of tokens that came.
 void EngineCore::report() {
   if (n_reports_ == 0) return;
   const std::int64_t n_vocab = model_->config().n_vocab;
-  pool_->tasks(2 * n_reports_, [&](int task, int) {
-    RowReport& r = reports_[std::size_t(task / 2)];
+  pool_->tasks(n_reports_, [&](int i, int) {
+    RowReport& r = reports_[std::size_t(i)];
     const EngineRequest& request = r.entry->sequence->request;
-    if (task % 2 == 0) {
-      r.log_sum_exp = kernels::approximate_log_sum_exp(r.raw, n_vocab, 1.0f);
-      return;
-    }
+    r.log_sum_exp = kernels::log_sum_exp_of_blocks(r.maxima, r.sums, n_blocks_);
     const std::int64_t k = r.entry->sequence->trace ? kTeacherTopK : request.top_logprobs;
     r.top_ids.resize(std::size_t(k));
     r.top_values.resize(std::size_t(k));
-    const std::int64_t n = kernels::top_k(r.raw, n_vocab, k, r.top_ids.data(), r.top_values.data());
+    const std::int64_t n =
+        kernels::top_k(r.raw, n_vocab, k, r.top_ids.data(), r.top_values.data(), r.maxima);
     r.top_ids.resize(std::size_t(n));
     r.top_values.resize(std::size_t(n));
     if (!r.sampled) return;

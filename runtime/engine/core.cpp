@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "foretoken/kernels/sampling.h"
 #include "runtime/speculate/model_speculator.h"
 
 namespace foretoken {
@@ -157,6 +158,9 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   }
   self->sampler_ = std::make_unique<Sampler>(config.n_vocab);
   self->logits_.resize(std::size_t(self->max_logit_rows_) * std::size_t(config.n_vocab));
+  self->n_blocks_ = kernels::logit_blocks(config.n_vocab);
+  for (std::vector<float>* summary : {&self->block_maxima_, &self->block_sums_})
+    summary->resize(std::size_t(self->max_logit_rows_ * self->n_blocks_));
   self->reports_.resize(std::size_t(self->max_logit_rows_));
   self->slot_used_.assign(std::size_t(o.max_num_seqs), false);
   self->round_.entries.resize(std::size_t(o.max_num_seqs));

@@ -55,7 +55,8 @@ struct Round {
 struct RowReport {
   RoundEntry* entry = nullptr;
   TokenId token = 0;
-  const float* raw = nullptr;      // [n_vocab], the model's own
+  const float* raw = nullptr;                      // [n_vocab], the model's own
+  const float *maxima = nullptr, *sums = nullptr;  // its summary
   std::vector<float> kept;         // the raw row, where sampling changes it in place
   const float* sampled = nullptr;  // the row sampled from, if its normaliser is still to be found
   double log_sum_exp = 0;          // of raw
@@ -151,7 +152,9 @@ class EngineCore {
   std::vector<float> tap_values_;              // [max_batch_rows, kHeadTaps, hidden] of this round
   std::vector<std::uint16_t> feature_values_;  // [kHeadTaps, hidden], scratch
   std::vector<float> logits_;                  // [max_logit_rows, n_vocab]
-  std::vector<RowReport> reports_;             // [max_logit_rows], the first n_reports_ in use
+  std::int64_t n_blocks_ = 0;                  // of a row's summary
+  std::vector<float> block_maxima_, block_sums_;  // [max_logit_rows, n_blocks_]
+  std::vector<RowReport> reports_;                // [max_logit_rows], the first n_reports_ in use
   int n_reports_ = 0;
   int max_logit_rows_ = 0;
   ControlCoin coin_{0, 1};

@@ -12,8 +12,10 @@ bool wants_penalties(const SamplingParams& p) {
   return p.presence_penalty != 0 || p.frequency_penalty != 0 || p.repetition_penalty != 1;
 }
 
-void Sampler::prepare(float* logits, const SamplingParams& params, const TokenCounts* counts) {
+void Sampler::prepare(float* logits, const SamplingParams& params, const TokenCounts* counts,
+                      const float* maxima) {
   logits_ = logits;
+  maxima_ = maxima;
   seed_ = params.seed;
   have_lse_ = false;
   const auto n = std::size_t(n_vocab_);
@@ -48,7 +50,7 @@ void Sampler::prepare(float* logits, const SamplingParams& params, const TokenCo
     ids_.resize(std::size_t(wanted));
     values_.resize(std::size_t(wanted));
     const auto found =
-        std::size_t(kernels::top_k(logits, n_vocab_, wanted, ids_.data(), values_.data()));
+        std::size_t(kernels::top_k(logits, n_vocab_, wanted, ids_.data(), values_.data(), maxima_));
     ids_.resize(found);
     values_.resize(found);
     total = by_k ? kernels::log_sum_exp(values_.data(), std::int64_t(found), inv_temperature_)
@@ -94,8 +96,9 @@ void Sampler::prepare(float* logits, const SamplingParams& params, const TokenCo
 }
 
 TokenId Sampler::sample(std::uint64_t position) const {
-  if (inv_temperature_ == 0) return kernels::argmax(logits_, n_vocab_);
-  if (full_) return kernels::sample_full(logits_, n_vocab_, inv_temperature_, seed_, position);
+  if (inv_temperature_ == 0) return kernels::argmax(logits_, n_vocab_, maxima_);
+  if (full_)
+    return kernels::sample_full(logits_, n_vocab_, inv_temperature_, seed_, position, maxima_);
   return kernels::sample_subset(values_.data(), ids_.data(), std::int64_t(ids_.size()),
                                 inv_temperature_, seed_, position);
 }
@@ -112,7 +115,8 @@ double Sampler::log_normaliser() const {
 
 double Sampler::logprob(TokenId token) const {
   constexpr double kNever = -std::numeric_limits<double>::infinity();
-  if (inv_temperature_ == 0) return token == kernels::argmax(logits_, n_vocab_) ? 0.0 : kNever;
+  if (inv_temperature_ == 0)
+    return token == kernels::argmax(logits_, n_vocab_, maxima_) ? 0.0 : kNever;
   if (full_) return double(logits_[token] * inv_temperature_) - log_normaliser();
   const auto it = std::find(ids_.begin(), ids_.end(), token);
   if (it == ids_.end()) return kNever;
@@ -122,7 +126,7 @@ double Sampler::logprob(TokenId token) const {
 std::pair<TokenId, bool> Sampler::sample_rejection(
     TokenId draft, std::span<const std::pair<TokenId, float>> support, std::uint64_t position) {
   if (inv_temperature_ == 0) {
-    const TokenId best = kernels::argmax(logits_, n_vocab_);
+    const TokenId best = kernels::argmax(logits_, n_vocab_, maxima_);
     return {best, best == draft};
   }
   double q = support.empty() ? 1.0 : 0.0;

@@ -37,8 +37,10 @@ class Sampler {
 
   // Prepares one row: bias and penalties in place (counts may be null if wants_penalties() is
   // false), then temperature, top-k, top-p, min-p. `logits`: [n_vocab], changed; must stay valid
-  // until the next prepare().
-  void prepare(float* logits, const SamplingParams& params, const TokenCounts* counts);
+  // until the next prepare(), as must `maxima`: those of the row's summary (kernels/sampling.h), or
+  // null where bias, penalties or rejection sampling change the row.
+  void prepare(float* logits, const SamplingParams& params, const TokenCounts* counts,
+               const float* maxima = nullptr);
 
   // The token at absolute position `position`, with the request's seed.
   TokenId sample(std::uint64_t position) const;
@@ -57,6 +59,7 @@ class Sampler {
  private:
   std::int64_t n_vocab_;
   float* logits_ = nullptr;
+  const float* maxima_ = nullptr;
   float inv_temperature_ = 0;
   std::uint64_t seed_ = 0;
   bool full_ = true;               // no filter: the whole vocabulary

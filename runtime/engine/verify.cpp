@@ -2,6 +2,7 @@
 // chunks.
 #include <algorithm>
 
+#include "foretoken/kernels/sampling.h"
 #include "runtime/engine/core.h"
 
 namespace foretoken {
@@ -57,6 +58,11 @@ void EngineCore::verify() {
     batch.sequences = r.groups;
     batch.logit_rows = r.logit_rows;
     batch.logits = logits_.data();
+    batch.block_maxima = block_maxima_.data();
+    for (int i = 0; i < r.n_entries; ++i) {
+      const Sequence& s = *r.entries[std::size_t(i)].sequence;
+      if (s.trace || s.request.top_logprobs >= 0) batch.block_sums = block_sums_.data();
+    }
     // A few copies of hidden states, and the final norm of every row: only when somebody reads
     // them.
     r.has_taps = false;
@@ -72,6 +78,12 @@ void EngineCore::verify() {
       const std::size_t n = r.logit_rows.size() * std::size_t(model_->config().n_vocab);
       for (std::size_t i = 0; i < n; ++i)
         logits_[i] *= 1.0f + 2e-3f * float((i * r.tokens.size()) % 7);
+      for (std::size_t row = 0; row < r.logit_rows.size(); ++row) {
+        kernels::logit_block_summary(&logits_[row * std::size_t(model_->config().n_vocab)],
+                                     model_->config().n_vocab,
+                                     &block_maxima_[row * std::size_t(n_blocks_)],
+                                     &block_sums_[row * std::size_t(n_blocks_)]);
+      }
     }
   }
   r.verify_ms =

@@ -9,6 +9,7 @@
 
 #include "foretoken/kernels/elementwise.h"
 #include "foretoken/kernels/linear.h"
+#include "foretoken/kernels/sampling.h"
 #include "runtime/model/fingerprint.h"
 #include "runtime/model/weights.h"
 
@@ -230,7 +231,10 @@ void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspa
   ws.activations.set(ws.normed.data(), n_logits, hidden, hidden,
                      kernels::wants_block32(output.type), kernels::wants_block256(output.type),
                      pool);
-  kernels::linear(output, ws.activations, nullptr, batch.logits, output.n_out, pool);
+  const kernels::LinearJob logits{&output,           nullptr,          batch.logits,
+                                  output.n_out,      batch.block_maxima, batch.block_sums,
+                                  kernels::logit_blocks(output.n_out)};
+  kernels::linear_many(&logits, 1, ws.activations, pool);
 }
 
 }  // namespace

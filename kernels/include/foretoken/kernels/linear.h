@@ -76,6 +76,10 @@ struct LinearJob {
   const float* bias;   // or null
   float* y;
   std::int64_t y_stride;
+  // Of logits: a summary of each row as in sampling.h, rows block_stride apart; maxima may be null, then sums too.
+  float* block_maxima = nullptr;
+  float* block_sums = nullptr;
+  std::int64_t block_stride = 0;
 };
 void linear_many(const LinearJob* jobs, int n_jobs, const Activations& x, ThreadPool& pool);
 
