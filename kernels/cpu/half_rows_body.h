@@ -4,6 +4,10 @@
 
 #include <cstdint>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "lanes.h"
 
 namespace foretoken::kernels {
@@ -34,7 +38,17 @@ FORETOKEN_LANE_FUNCTION std::uint16_t to_half(float x) {
   exponent = exponent > 253 ? 253u : exponent;
   *scale = __builtin_bit_cast(float, exponent << 23);
   const float inverse = __builtin_bit_cast(float, (254u - exponent) << 23);
-  for (std::int64_t i = 0; i < n; ++i) {
+  std::int64_t i = 0;
+#if defined(__AVX512F__)
+  // The same rounding in one instruction.
+  for (; i + 16 <= n; i += 16) {
+    const Float16 v = load_lanes<Float16>(x + i);
+    const Int16 finite = ((Int16)v & 0x7fffffff) < 0x7f800000;
+    const auto kept = (Float16)((Int16)v & (finite | (Int16{} - 0x7fffffff - 1)));
+    store_lanes(out + i, _mm512_cvtps_ph((__m512)(kept * inverse), _MM_FROUND_TO_NEAREST_INT));
+  }
+#endif
+  for (; i < n; ++i) {
     const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, x[i]);
     const float finite =
         __builtin_bit_cast(float, (bits & 0x7fffffffu) < 0x7f800000u ? bits : bits & 0x80000000u);

@@ -49,7 +49,7 @@ class Parts {
     for (int j = 0; j < n_jobs; ++j) {
       total += count(j) * size(j);
       n_all += count(j);
-      if (jobs[j].block_maxima) step_ = kLogitBlock / kPackRows;
+      if (jobs[j].summary) step_ = kLogitBlock / kPackRows;
     }
     for (int p = 0; p < n_parts_; ++p) {
       parts_[p].next.store(p == 0 ? 0 : group_at(total / n_parts_ * p), std::memory_order_relaxed);
@@ -108,7 +108,7 @@ class Parts {
       if (begin < end) {
         const LinearJob& job = jobs_[j];
         groups(LinearTask{*job.w, &x, job.bias, job.y, job.y_stride}, begin, end);
-        if (job.block_maxima) summarise(job, x.n_rows, begin, end);
+        if (job.summary) summarise(job, x.n_rows, begin, end);
       }
       offset += count(j);
     }
@@ -117,10 +117,13 @@ class Parts {
   void summarise(const LinearJob& job, std::int64_t n_rows, std::int64_t begin, std::int64_t end) {
     const std::int64_t first = begin * kPackRows, block = first / kLogitBlock;
     const std::int64_t last = end * kPackRows < job.w->n_out ? end * kPackRows : job.w->n_out;
+    const LogitSummary& to = *job.summary;
     for (std::int64_t r = 0; r < n_rows; ++r) {
-      const std::int64_t at = r * job.block_stride + block;
-      logit_block_summary(job.y + r * job.y_stride + first, last - first, job.block_maxima + at,
-                          job.block_sums ? job.block_sums + at : nullptr);
+      const std::int64_t at = r * to.stride + block;
+      const float scale = to.scales ? to.scales[r] : 0;
+      logit_block_summary(job.y + r * job.y_stride + first, last - first, to.maxima + at,
+                          to.sums ? to.sums + at : nullptr, scale,
+                          scale > 0 && to.scaled_sums ? to.scaled_sums + at : nullptr);
     }
   }
 

@@ -51,12 +51,14 @@ std::int32_t argmax(const float* x, std::int64_t n, const float* maxima) {
   return active().argmax(x, n, maxima);
 }
 
-void logit_block_summary(const float* x, std::int64_t n, float* maxima, float* sums) {
-  active().logit_block_summary(x, n, maxima, sums);
+void logit_block_summary(const float* x, std::int64_t n, float* maxima, float* sums, float scale,
+                         float* scaled_sums) {
+  active().logit_block_summary(x, n, maxima, sums, scale, scaled_sums);
 }
 
-double log_sum_exp_of_blocks(const float* maxima, const float* sums, std::int64_t n_blocks) {
-  return active().log_sum_exp_of_blocks(maxima, sums, n_blocks);
+double log_sum_exp_of_blocks(const float* maxima, const float* sums, std::int64_t n_blocks,
+                             float scale) {
+  return active().log_sum_exp_of_blocks(maxima, sums, n_blocks, scale);
 }
 
 double log_sum_exp(const float* x, std::int64_t n, float scale) {

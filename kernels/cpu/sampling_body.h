@@ -292,9 +292,10 @@ double approximate_log_sum_exp_of(const float* x, std::int64_t n, float scale) {
 }
 
 // A block of minus infinities (and NaN) alone has the sum 0, and so no part in the whole.
-void logit_block_summary_of(const float* x, std::int64_t n, float* maxima, float* sums) {
+void logit_block_summary_of(const float* x, std::int64_t n, float* maxima, float* sums, float scale,
+                            float* scaled_sums) {
   const float minus_infinity = -__builtin_inff();
-  for (std::int64_t at = 0; at < n; at += kBlock, ++maxima) {
+  for (std::int64_t at = 0; at < n; at += kBlock) {
     Float16 v[4];
     if (at + kBlock <= n) {
       for (int i = 0; i < 4; ++i) v[i] = load_lanes<Float16>(x + at + 16 * i);
@@ -305,34 +306,39 @@ void logit_block_summary_of(const float* x, std::int64_t n, float* maxima, float
     Float16 m = splat(minus_infinity);
     for (const Float16& lanes : v) m = larger(lanes, m);
     const float largest = max_lanes(m);
-    *maxima = largest;
-    if (!sums) continue;
-    Float16 sum{};
-    if (largest > minus_infinity)
-      for (const Float16& lanes : v) sum += fast_exp_nonpositive(lanes - largest, 1.0f);
-    *sums++ = sum_lanes(sum);
+    *maxima++ = largest;
+    auto sum_at = [&](float s) {
+      Float16 sum{};
+      if (largest > minus_infinity)
+        for (const Float16& lanes : v) sum += fast_exp_nonpositive(lanes - largest, s);
+      return sum_lanes(sum);
+    };
+    if (sums) *sums++ = sum_at(1.0f);
+    if (scaled_sums) *scaled_sums++ = sum_at(scale);
   }
 }
 
-double log_sum_exp_of_blocks_of(const float* maxima, const float* sums, std::int64_t n_blocks) {
-  float largest = -__builtin_inff();
+double log_sum_exp_of_blocks_of(const float* maxima, const float* sums, std::int64_t n_blocks,
+                                float scale) {
+  const float minus_infinity = -__builtin_inff();
+  float largest = minus_infinity;
   for (std::int64_t b = 0; b < n_blocks; ++b) largest = maxima[b] > largest ? maxima[b] : largest;
-  if (largest == -__builtin_inff()) return largest;
+  if (largest == minus_infinity) return largest;
   double sum = 0;
-  std::int64_t b = 0;
-  for (; b + 16 <= n_blocks; b += 16) {
-    sum += static_cast<double>(
-        sum_lanes(fast_exp_nonpositive(load_lanes<Float16>(maxima + b) - largest, 1.0f) *
-                  load_lanes<Float16>(sums + b)));
+  for (std::int64_t b = 0; b < n_blocks; b += 16) {
+    Float16 m = splat(minus_infinity), part{};
+    if (b + 16 <= n_blocks) {
+      m = load_lanes<Float16>(maxima + b);
+      part = load_lanes<Float16>(sums + b);
+    } else {
+      for (std::int64_t j = b; j < n_blocks; ++j) {
+        m[j - b] = maxima[j];
+        part[j - b] = sums[j];
+      }
+    }
+    sum += static_cast<double>(sum_lanes(fast_exp_nonpositive(m - largest, scale) * part));
   }
-  Float16 lanes = splat(-__builtin_inff()), factor{};
-  for (std::int64_t j = b; j < n_blocks; ++j) {
-    lanes[j - b] = maxima[j];
-    factor[j - b] = sums[j];
-  }
-  if (b < n_blocks)
-    sum += static_cast<double>(sum_lanes(fast_exp_nonpositive(lanes - largest, 1.0f) * factor));
-  return static_cast<double>(largest) + log_double(sum);
+  return static_cast<double>(largest * scale) + log_double(sum);
 }
 
 constexpr SamplingFunctions kFunctions = {

@@ -42,6 +42,7 @@ void EngineCore::accept_one(RoundEntry& e) {
       report->raw = logits;
       report->maxima = maxima;
       report->sums = &block_sums_[blocks];
+      report->scaled_sums = &block_scaled_sums_[blocks];
       if (row_changes) {
         report->kept.assign(logits, logits + n_vocab);
         report->raw = report->kept.data();
@@ -67,12 +68,12 @@ void EngineCore::accept_one(RoundEntry& e) {
     if (report) {
       report->token = token;
       report->logprob = 0;
-      report->sampled = nullptr;
+      report->unfiltered = false;
       if (s.trace && sampling.temperature > 0) {
-        if (sampler_->filtered() || rejection)
+        if (sampler_->filtered() || row_changes)
           report->logprob = sampler_->logprob(token);
         else
-          report->sampled = logits;
+          report->unfiltered = true;
       }
     }
     if (s.counts) s.counts->add_output(token);  // the next row counts it as committed
@@ -93,7 +94,7 @@ void EngineCore::report() {
   pool_->tasks(n_reports_, [&](int i, int) {
     RowReport& r = reports_[std::size_t(i)];
     const EngineRequest& request = r.entry->sequence->request;
-    r.log_sum_exp = kernels::log_sum_exp_of_blocks(r.maxima, r.sums, n_blocks_);
+    r.log_sum_exp = kernels::log_sum_exp_of_blocks(r.maxima, r.sums, n_blocks_, 1.0f);
     const std::int64_t k = r.entry->sequence->trace ? kTeacherTopK : request.top_logprobs;
     r.top_ids.resize(std::size_t(k));
     r.top_values.resize(std::size_t(k));
@@ -101,10 +102,10 @@ void EngineCore::report() {
         kernels::top_k(r.raw, n_vocab, k, r.top_ids.data(), r.top_values.data(), r.maxima);
     r.top_ids.resize(std::size_t(n));
     r.top_values.resize(std::size_t(n));
-    if (!r.sampled) return;
+    if (!r.unfiltered) return;
     const float scale = 1.0f / request.sampling.temperature;
-    r.logprob = double(r.sampled[r.token] * scale) -
-                kernels::approximate_log_sum_exp(r.sampled, n_vocab, scale);
+    r.logprob = double(r.raw[r.token] * scale) -
+                kernels::log_sum_exp_of_blocks(r.maxima, r.scaled_sums, n_blocks_, scale);
   });
   for (int i = 0; i < n_reports_; ++i) {
     const RowReport& r = reports_[std::size_t(i)];

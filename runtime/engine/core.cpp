@@ -159,8 +159,10 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   self->sampler_ = std::make_unique<Sampler>(config.n_vocab);
   self->logits_.resize(std::size_t(self->max_logit_rows_) * std::size_t(config.n_vocab));
   self->n_blocks_ = kernels::logit_blocks(config.n_vocab);
-  for (std::vector<float>* summary : {&self->block_maxima_, &self->block_sums_})
+  for (std::vector<float>* summary :
+       {&self->block_maxima_, &self->block_sums_, &self->block_scaled_sums_})
     summary->resize(std::size_t(self->max_logit_rows_ * self->n_blocks_));
+  self->row_scales_.resize(std::size_t(self->max_logit_rows_));
   self->reports_.resize(std::size_t(self->max_logit_rows_));
   self->slot_used_.assign(std::size_t(o.max_num_seqs), false);
   self->round_.entries.resize(std::size_t(o.max_num_seqs));

@@ -55,12 +55,12 @@ struct Round {
 struct RowReport {
   RoundEntry* entry = nullptr;
   TokenId token = 0;
-  const float* raw = nullptr;                      // [n_vocab], the model's own
-  const float *maxima = nullptr, *sums = nullptr;  // its summary
-  std::vector<float> kept;         // the raw row, where sampling changes it in place
-  const float* sampled = nullptr;  // the row sampled from, if its normaliser is still to be found
-  double log_sum_exp = 0;          // of raw
-  double logprob = 0;              // of the token as sampled: after temperature and filters
+  const float* raw = nullptr;  // [n_vocab], the model's own
+  const float *maxima = nullptr, *sums = nullptr, *scaled_sums = nullptr;  // its summary
+  std::vector<float> kept;  // the raw row, where sampling changes it in place
+  bool unfiltered = false;  // sampled from raw: the normaliser is still to be found
+  double log_sum_exp = 0;   // of raw
+  double logprob = 0;       // of the token as sampled: after temperature and filters
   std::vector<TokenId> top_ids;
   std::vector<float> top_values;
 };
@@ -153,8 +153,9 @@ class EngineCore {
   std::vector<std::uint16_t> feature_values_;  // [kHeadTaps, hidden], scratch
   std::vector<float> logits_;                  // [max_logit_rows, n_vocab]
   std::int64_t n_blocks_ = 0;                  // of a row's summary
-  std::vector<float> block_maxima_, block_sums_;  // [max_logit_rows, n_blocks_]
-  std::vector<RowReport> reports_;                // [max_logit_rows], the first n_reports_ in use
+  // [max_logit_rows, n_blocks_] and, the scales, [max_logit_rows].
+  std::vector<float> block_maxima_, block_sums_, block_scaled_sums_, row_scales_;
+  std::vector<RowReport> reports_;  // [max_logit_rows], the first n_reports_ in use
   int n_reports_ = 0;
   int max_logit_rows_ = 0;
   ControlCoin coin_{0, 1};

@@ -58,11 +58,21 @@ void EngineCore::verify() {
     batch.sequences = r.groups;
     batch.logit_rows = r.logit_rows;
     batch.logits = logits_.data();
-    batch.block_maxima = block_maxima_.data();
+    kernels::LogitSummary summary;
+    summary.maxima = block_maxima_.data();
+    summary.stride = n_blocks_;
     for (int i = 0; i < r.n_entries; ++i) {
-      const Sequence& s = *r.entries[std::size_t(i)].sequence;
-      if (s.trace || s.request.top_logprobs >= 0) batch.block_sums = block_sums_.data();
+      const RoundEntry& e = r.entries[std::size_t(i)];
+      const Sequence& s = *e.sequence;
+      if (s.trace || s.request.top_logprobs >= 0) summary.sums = block_sums_.data();
+      const float temperature = s.request.sampling.temperature;
+      const bool scaled = s.trace && temperature > 0;
+      if (scaled) summary.scaled_sums = block_scaled_sums_.data();
+      const int n = e.decode ? e.n_rows : int(e.samples);
+      std::fill_n(row_scales_.begin() + e.first_logit, n, scaled ? 1 / temperature : 0.0f);
     }
+    summary.scales = row_scales_.data();
+    batch.summary = &summary;
     // A few copies of hidden states, and the final norm of every row: only when somebody reads
     // them.
     r.has_taps = false;
@@ -78,11 +88,12 @@ void EngineCore::verify() {
       const std::size_t n = r.logit_rows.size() * std::size_t(model_->config().n_vocab);
       for (std::size_t i = 0; i < n; ++i)
         logits_[i] *= 1.0f + 2e-3f * float((i * r.tokens.size()) % 7);
+      const auto n_vocab = model_->config().n_vocab;
       for (std::size_t row = 0; row < r.logit_rows.size(); ++row) {
-        kernels::logit_block_summary(&logits_[row * std::size_t(model_->config().n_vocab)],
-                                     model_->config().n_vocab,
-                                     &block_maxima_[row * std::size_t(n_blocks_)],
-                                     &block_sums_[row * std::size_t(n_blocks_)]);
+        const std::size_t at = row * std::size_t(n_blocks_);
+        kernels::logit_block_summary(&logits_[row * std::size_t(n_vocab)], n_vocab,
+                                     &block_maxima_[at], &block_sums_[at], row_scales_[row],
+                                     &block_scaled_sums_[at]);
       }
     }
   }

@@ -231,9 +231,7 @@ void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspa
   ws.activations.set(ws.normed.data(), n_logits, hidden, hidden,
                      kernels::wants_block32(output.type), kernels::wants_block256(output.type),
                      pool);
-  const kernels::LinearJob logits{&output,           nullptr,          batch.logits,
-                                  output.n_out,      batch.block_maxima, batch.block_sums,
-                                  kernels::logit_blocks(output.n_out)};
+  const kernels::LinearJob logits{&output, nullptr, batch.logits, output.n_out, batch.summary};
   kernels::linear_many(&logits, 1, ws.activations, pool);
 }
 

@@ -41,9 +41,7 @@ struct ForwardBatch {
   std::span<const KvRows> sequences;       // cover the rows exactly
   std::span<const int> logit_rows;         // rows whose logits are wanted, ascending
   float* logits = nullptr;                 // [logit_rows.size(), n_vocab]
-  // A summary of every row of logits (kernels/sampling.h), or null: [logit_rows.size(), logit_blocks(n_vocab)].
-  float* block_maxima = nullptr;
-  float* block_sums = nullptr;             // null without block_maxima
+  const kernels::LogitSummary* summary = nullptr;   // of every row of logits, or null
   // Rows of the output matrix to use instead of all of them (gathered from output_matrix()), or null:
   // logits are [logit_rows.size(), output->n_out]. For drafts alone.
   const kernels::PackedMatrix* output = nullptr;

@@ -70,16 +70,24 @@ inline bool wants_block256(WeightType t) { return weight_block_values(t) == 256;
 void linear(const PackedMatrix& w, const Activations& x, const float* bias, float* y, std::int64_t y_stride,
             ThreadPool& pool);
 
+// Where the summaries of rows of logits go: all [n_rows, stride], stride >= logit_blocks(n_out). scales [n_rows]:
+// of the scaled sums, 0 for a row that needs none. What is null is not made; maxima must not be.
+struct LogitSummary {
+  float* maxima = nullptr;
+  float* sums = nullptr;
+  const float* scales = nullptr;
+  float* scaled_sums = nullptr;
+  std::int64_t stride = 0;
+};
+
 // Several matrices over the same activations in one parallel section (q, k, v; gate, up).
 struct LinearJob {
   const PackedMatrix* w;
   const float* bias;   // or null
   float* y;
   std::int64_t y_stride;
-  // Of logits: a summary of each row as in sampling.h, rows block_stride apart; maxima may be null, then sums too.
-  float* block_maxima = nullptr;
-  float* block_sums = nullptr;
-  std::int64_t block_stride = 0;
+  // Of logits: a summary of each row (sampling.h) is written beside them, or null.
+  const struct LogitSummary* summary = nullptr;
 };
 void linear_many(const LinearJob* jobs, int n_jobs, const Activations& x, ThreadPool& pool);
 

@@ -16,14 +16,15 @@ double uniform(std::uint64_t seed, std::uint64_t position, std::uint32_t stream)
 
 // What linear() leaves of a row of logits while they are in the cache of the thread that computed them, one
 // value for each 64 of them (the last block may be shorter): maxima [logit_blocks(n)], NaN counting as minus
-// infinity, and sums of exp(logit - the block's maximum). Whoever has them need not read the row again to find
-// its largest values or its normaliser; results are the same with and without.
+// infinity, and sums of exp(logit - the block's maximum), also of both times a scale (1/T). Whoever has them need
+// not read the row again to find its largest values or its normalisers.
 inline constexpr std::int64_t kLogitBlock = 64;
 constexpr std::int64_t logit_blocks(std::int64_t n) { return (n + kLogitBlock - 1) / kLogitBlock; }
-// Of x[0 .. n); sums may be null.
-void logit_block_summary(const float* x, std::int64_t n, float* maxima, float* sums);
-// log sum exp(x) from the summary, within 1e-5.
-double log_sum_exp_of_blocks(const float* maxima, const float* sums, std::int64_t n_blocks);
+// Of x[0 .. n); sums (of scale 1) and scaled_sums (of `scale` > 0) may be null.
+void logit_block_summary(const float* x, std::int64_t n, float* maxima, float* sums, float scale = 1,
+                         float* scaled_sums = nullptr);
+// log sum exp(x * scale) from the summary with the sums of that scale, within 1e-5.
+double log_sum_exp_of_blocks(const float* maxima, const float* sums, std::int64_t n_blocks, float scale);
 
 // Over the whole vocabulary. inv_temperature = fl32(1/T); 0 means T = 0: plain argmax. maxima: of the row, or null.
 std::int32_t sample_full(const float* logits, std::int64_t n_vocab, float inv_temperature, std::uint64_t seed,
