@@ -341,10 +341,84 @@ double log_sum_exp_of_blocks_of(const float* maxima, const float* sums, std::int
   return static_cast<double>(largest * scale) + log_double(sum);
 }
 
-constexpr SamplingFunctions kFunctions = {
-    sample_full_of,          sample_subset_of,           argmax_of,
-    log_sum_exp_of,          approximate_log_sum_exp_of, logit_block_summary_of,
-    log_sum_exp_of_blocks_of};
+// How many of x[0 .. n) are at least `bound`.
+FORETOKEN_LANE_FUNCTION std::int64_t count_from(const float* x, std::int64_t n, float bound) {
+  Int16 found{};
+  std::int64_t i = 0, count = 0;
+  for (; i + 16 <= n; i += 16) found -= (Int16)(load_lanes<Float16>(x + i) >= bound);
+  for (; i < n; ++i) count += x[i] >= bound;
+  for (int lane = 0; lane < 16; ++lane) count += found[lane];
+  return count;
+}
+
+// No branch depends on a value but the blocks': a bound that about k of the maxima reach, by
+// bisection; the values above it, in order of their ids; each one's rank among them by counting.
+std::int64_t top_few_of(const float* x, std::int64_t n, std::int64_t k, std::int32_t* ids,
+                        float* values, const float* maxima) {
+  constexpr std::int64_t kMost = 1024;
+  const std::int64_t n_blocks = n / kBlock;
+  float low = __builtin_inff(), high = -__builtin_inff();
+  std::int64_t finite = 0;
+  for (std::int64_t b = 0; b < n_blocks; ++b) {
+    const float m = maxima[b];
+    const bool counts = m > -__builtin_inff() && m < __builtin_inff();
+    finite += counts;
+    low = counts && m < low ? m : low;
+    high = counts && m > high ? m : high;
+  }
+  if (k > kFew || finite < k) return -1;
+  for (int step = 0; step < 24; ++step) {
+    const float middle = low + (high - low) * .5f;
+    const std::int64_t count = count_from(maxima, n_blocks, middle);
+    (count < k ? high : low) = middle;
+    if (count >= k && count <= k + k / 8) break;
+  }
+  float value[kMost + kBlock];
+  std::int32_t id[kMost + kBlock];
+  std::int64_t m = 0;
+  auto gather = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t j = begin; j < end; ++j) {
+      value[m] = x[j];
+      id[m] = static_cast<std::int32_t>(j);
+      m += x[j] >= low;
+    }
+  };
+  for (std::int64_t b = 0; b < n_blocks; ++b) {
+    if (!(maxima[b] >= low)) continue;
+    if (m > kMost - kBlock) return -1;
+    gather(b * kBlock, (b + 1) * kBlock);
+  }
+  gather(n_blocks * kBlock, n);
+  if (m > kMost) return -1;
+  while (m % 16 != 0) value[m++] = -__builtin_inff();
+  for (std::int64_t i = 0; i < m; ++i) {
+    if (!(value[i] >= low)) break;
+    Int16 above{};
+    for (std::int64_t j = 0; j < m; j += 16) {
+      const Float16 other = load_lanes<Float16>(value + j);
+      above -= (Int16)(other > value[i]);
+      // Ties: whose id is lower. Of those, all in whole vectors before i's own...
+      if (j + 16 <= i) above -= (Int16)(other == value[i]);
+    }
+    std::int64_t rank = 0;
+    for (int lane = 0; lane < 16; ++lane) rank += above[lane];
+    // ... and those in i's.
+    for (std::int64_t j = i / 16 * 16; j < i; ++j) rank += value[j] == value[i];
+    if (rank >= k) continue;
+    ids[rank] = id[i];
+    values[rank] = value[i];
+  }
+  return k;
+}
+
+constexpr SamplingFunctions kFunctions = {sample_full_of,
+                                          sample_subset_of,
+                                          argmax_of,
+                                          log_sum_exp_of,
+                                          approximate_log_sum_exp_of,
+                                          logit_block_summary_of,
+                                          log_sum_exp_of_blocks_of,
+                                          top_few_of};
 
 }  // namespace
 }  // namespace foretoken::kernels

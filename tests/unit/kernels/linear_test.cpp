@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "fixtures.h"
+#include "foretoken/kernels/sampling.h"
 
 namespace foretoken::kernels {
 namespace {
@@ -231,6 +232,40 @@ TEST(Linear, ManyJobsEqualOneByOneAndStayInsideTheirRows) {
       EXPECT_EQ(0, std::memcmp(row, expected.data() + r * outs[j],
                                static_cast<std::size_t>(outs[j]) * 4));
       for (std::int64_t i = 0; i < 3; ++i) EXPECT_EQ(row[outs[j] + i], 123.0f);
+    }
+  }
+}
+
+// Whatever the parts and chunks: a block is summarised whole.
+TEST(Linear, SummariesAreThoseOfTheRowsItWrote) {
+  std::mt19937_64 random(9);
+  const std::int64_t n_in = 64, n_rows = 3;
+  for (const std::int64_t n_out : {50, 64, 4999}) {
+    const OwnedMatrix m = random_matrix(WeightType::kQ8_0, n_out, n_in, random);
+    const std::vector<float> x = random_activations(n_rows, n_in, random);
+    const auto n_blocks = static_cast<std::size_t>(logit_blocks(n_out)), stride = n_blocks + 2;
+    const float scales[n_rows] = {1.25f, 0, 2};
+    for (const int threads : {1, 2, 3}) {
+      ThreadPool pool(threads);
+      Activations a(n_rows, n_in);
+      a.set(x.data(), n_rows, n_in, n_in, true, true, pool);
+      std::vector<float> y(static_cast<std::size_t>(n_rows * n_out));
+      std::vector<float> maxima(stride * n_rows, 123), sums = maxima, scaled = maxima;
+      const LogitSummary summary{maxima.data(), sums.data(), scales, scaled.data(),
+                                 static_cast<std::int64_t>(stride)};
+      const LinearJob job{&m.w, nullptr, y.data(), n_out, &summary};
+      linear_many(&job, 1, a, pool);
+      for (std::size_t r = 0; r < n_rows; ++r) {
+        std::vector<float> want(3 * stride, 123);
+        logit_block_summary(y.data() + r * static_cast<std::size_t>(n_out), n_out, want.data(),
+                            want.data() + stride, scales[r],
+                            scales[r] > 0 ? want.data() + 2 * stride : nullptr);
+        for (std::size_t b = 0; b < stride; ++b) {
+          ASSERT_EQ(maxima[r * stride + b], want[b]) << n_out << ' ' << threads << ' ' << b;
+          ASSERT_EQ(sums[r * stride + b], want[stride + b]);
+          ASSERT_EQ(scaled[r * stride + b], want[2 * stride + b]);
+        }
+      }
     }
   }
 }

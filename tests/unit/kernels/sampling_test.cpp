@@ -216,6 +216,42 @@ TEST(LogSumExp, IsAccurateAndTheSameOnEveryIsa) {
   EXPECT_EQ(approximate_log_sum_exp(masked, 3, 1.0f), -INFINITY);
 }
 
+// With and without a summary everything is the same; the sums give the normaliser.
+TEST(LogitSummary, SparesASecondPassAndChangesNothing) {
+  std::mt19937_64 random(8);
+  for (int trial = 0; trial < 60; ++trial) {
+    const std::int64_t n = 1 + static_cast<std::int64_t>(random() % 20000);
+    std::vector<float> x = random_logits(n, trial % 3 == 0 ? 100.0f : 3.0f, random);
+    if (trial % 4 == 0)
+      for (float& v : x)
+        if (random() % 10 != 0) v = -INFINITY;
+    if (trial % 4 == 1) x[random() % x.size()] = NAN;
+    x[random() % x.size()] = 1.5f;
+    const float scale = 1.25f;
+    const auto n_blocks = static_cast<std::size_t>(logit_blocks(n));
+    for (Isa isa : supported_isas()) {
+      const ScopedIsa scoped(isa);
+      std::vector<float> maxima(n_blocks), sums(n_blocks), scaled(n_blocks);
+      logit_block_summary(x.data(), n, maxima.data(), sums.data(), scale, scaled.data());
+      EXPECT_EQ(argmax(x.data(), n, maxima.data()), argmax(x.data(), n));
+      for (std::uint64_t position = 0; position < 5; ++position) {
+        EXPECT_EQ(sample_full(x.data(), n, scale, 7, position, maxima.data()),
+                  sample_full(x.data(), n, scale, 7, position));
+      }
+      std::vector<std::int32_t> ids(64), other_ids(64);
+      std::vector<float> values(64), other_values(64);
+      const std::int64_t k = top_k(x.data(), n, 64, ids.data(), values.data(), maxima.data());
+      EXPECT_EQ(top_k(x.data(), n, 64, other_ids.data(), other_values.data()), k);
+      EXPECT_EQ(ids, other_ids);
+      if (trial % 4 == 1) continue;  // a sum over NaN is NaN
+      EXPECT_NEAR(log_sum_exp_of_blocks(maxima.data(), sums.data(), logit_blocks(n), 1),
+                  log_sum_exp(x.data(), n, 1), 1e-5);
+      EXPECT_NEAR(log_sum_exp_of_blocks(maxima.data(), scaled.data(), logit_blocks(n), scale),
+                  log_sum_exp(x.data(), n, scale), 1e-5);
+    }
+  }
+}
+
 TEST(TopK, EqualsASort) {
   std::mt19937_64 random(7);
   for (int trial = 0; trial < 120; ++trial) {
