@@ -55,25 +55,30 @@ class Parts {
       parts_[p].next.store(p == 0 ? 0 : group_at(total / n_parts_ * p), std::memory_order_relaxed);
       parts_[p].end = p + 1 == n_parts_ ? n_all : group_at(total / n_parts_ * (p + 1));
     }
-    // A chunk is a sixteenth of a part, but at least 16 KiB, about 1.5 us of reading, beside which
-    // taking it costs nothing. With many rows each chunk passes over all their activations, more
-    // than a core's cache holds: then a quarter of a part.
+    // At least 16 KiB, about 1.5 us of reading, beside which taking a chunk costs nothing. With
+    // many rows each chunk passes over all their activations, more than a core's cache holds: then
+    // a quarter of a part.
     constexpr std::int64_t kManyRows = 64;
     const std::int64_t mean = n_all > 0 ? total / n_all : 1;
-    chunk_ = n_all / n_parts_ / (n_rows < kManyRows ? 16 : 4);
-    const std::int64_t least = (16384 + mean - 1) / mean;
-    if (chunk_ < least) chunk_ = least;
-    chunk_ = (chunk_ + step_ - 1) / step_ * step_;
+    least_ = (16384 + mean - 1) / mean;
+    if (n_rows >= kManyRows && least_ < n_all / n_parts_ / 4) least_ = n_all / n_parts_ / 4;
+    least_ = (least_ + step_ - 1) / step_ * step_;
   }
 
   void work(int worker, const Activations::Impl& x, LinearGroups groups) {
     for (int i = 0; i < n_parts_; ++i) {
       Part& part = parts_[(worker + i) % n_parts_];
       for (;;) {
-        if (part.next.load(std::memory_order_relaxed) >= part.end) break;
-        const std::int64_t first = part.next.fetch_add(chunk_, std::memory_order_relaxed);
+        std::int64_t first = part.next.load(std::memory_order_relaxed), last = 0;
+        do {
+          if (first >= part.end) break;
+          // A quarter of what is left: the last chunks are small, so that the workers end together.
+          std::int64_t n = (part.end - first) / 4 / step_ * step_;
+          if (n < least_) n = least_;
+          last = first + n < part.end ? first + n : part.end;
+        } while (!part.next.compare_exchange_weak(first, last, std::memory_order_relaxed));
         if (first >= part.end) break;
-        run(first, first + chunk_ < part.end ? first + chunk_ : part.end, x, groups);
+        run(first, last, x, groups);
       }
     }
   }
@@ -132,7 +137,7 @@ class Parts {
   // Parts and chunks begin at multiples of this many groups: a block of logits is one chunk's. (A
   // job that wants summaries comes alone.)
   std::int64_t step_ = 1;
-  std::int64_t chunk_ = 1;
+  std::int64_t least_ = 1;  // groups a chunk
   Part parts_[kMaxParts];
 };
 
