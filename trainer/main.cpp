@@ -330,12 +330,9 @@ int main(int argc, char** argv) {
                            options.session.learner.model);
     if (!weights) return fail(weights.error());
     Eagle3LearnerOptions& eagle3 = options.session.learner.eagle3.emplace();
+    static_cast<StepOptions&>(eagle3) = head;
     eagle3.start = std::move(*checkpoint);
     eagle3.learning_rate = eagle3_rate;
-    eagle3.objective = head.objective;
-    eagle3.early_passes = head.early_passes;
-    eagle3.late_passes = head.late_passes;
-    eagle3.seed = head.seed;
   }
   if (!traces_dir.empty() && replays_gate) {
     gate_replay.traces = traces_dir;

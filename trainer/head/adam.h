@@ -2,9 +2,14 @@
 // torch.
 #pragma once
 
+#include <ATen/ops/_foreach_lerp.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -42,6 +47,34 @@ class Adam {
 
  private:
   std::vector<torch::Tensor> parameters_;
+};
+
+// Sums of gradients times `scale`, cut back to a norm of `clip`. False: they are not finite.
+inline bool scale_and_clip(const std::vector<torch::Tensor>& gradients, double scale, double clip) {
+  torch::NoGradGuard no_grad;
+  double squares = 0;
+  for (const torch::Tensor& norm : at::_foreach_norm(gradients)) {
+    const double value = norm.item<double>() * scale;
+    squares += value * value;
+  }
+  const double norm = std::sqrt(squares);
+  if (!std::isfinite(norm)) return false;
+  at::_foreach_mul_(gradients, scale * std::min(1.0, clip / std::max(norm, 1e-12)));
+  return true;
+}
+
+// The average that is served; of few steps it forgets faster.
+inline void move_average(std::vector<torch::Tensor> average, const std::vector<torch::Tensor>& now,
+                         double decay, std::int64_t step) {
+  torch::NoGradGuard no_grad;
+  at::_foreach_lerp_(average, now,
+                     1 - std::min(decay, (1.0 + double(step)) / (10.0 + double(step))));
+}
+
+// Of a step's losses, nats a position; NaN before the first.
+struct SmoothedLoss {
+  double value = std::numeric_limits<double>::quiet_NaN();
+  void add(double mean) { value = std::isnan(value) ? mean : 0.95 * value + 0.05 * mean; }
 };
 
 // As name.0, name.1, ...

@@ -1,14 +1,7 @@
 #include "trainer/head/eagle3_learner.h"
 
-#include <ATen/ops/_foreach_lerp.h>
-#include <ATen/ops/_foreach_mul.h>
-#include <ATen/ops/_foreach_norm.h>
-
 #include <cmath>
-#include <deque>
-#include <limits>
 
-#include "foretoken/kernels/splitmix64.h"
 #include "runtime/speculate/head/draft_head.h"
 #include "runtime/speculate/head/head_bundle.h"
 #include "trainer/head/adam.h"
@@ -17,23 +10,13 @@
 #include "trainer/objective/row_objective.h"
 
 namespace foretoken::trainer {
-namespace {
-
-constexpr std::size_t kManyWaiting = 16;  // as the recurrent head's learner
-
-std::uint64_t mix(std::uint64_t z) { return kernels::splitmix64(z + kernels::kSplitMixStep); }
-
-}  // namespace
-
 struct Eagle3Learner::Impl {
-  struct Piece {
-    std::uint64_t sequence;
-    std::int64_t start, count;  // chains from these generated tokens on
-  };
-
   Impl(const Eagle3LearnerOptions& options_in, std::shared_ptr<const VocabularyRows> model_in,
        const TraceSource& source_in)
-      : options(options_in), model(std::move(model_in)), source(source_in) {
+      : options(options_in),
+        model(std::move(model_in)),
+        source(source_in),
+        schedule(options, source_in) {
     auto made = Eagle3Parameters::of(options.start);
     head = std::move(*made);
     const auto found = *head.config.taps(model->n_layers());
@@ -65,65 +48,31 @@ struct Eagle3Learner::Impl {
     return head_example(trace, model->hidden(), model->n_vocab());
   }
 
-  void observe(std::uint64_t sequence, const RequestTrace& trace) {
-    observed_end = sequence + 1;
-    const auto example = example_of(trace);
-    if (!example) return;
-    tokens += example->n;
-    add(fresh, sequence, example->first, example->n - 1 - example->first);
-    fresh_chains += example->n_starts();
+  static Piece starts_of(std::uint64_t sequence, const HeadExample& example) {
+    return {sequence, example.first, example.n_starts()};
   }
-  template <class Pieces>
-  void add(Pieces& pieces, std::uint64_t sequence, std::int64_t start, std::int64_t count) const {
-    for (std::int64_t done = 0; done < count; done += options.chains_per_slice) {
-      pieces.push_back(
-          {sequence, start + done, std::min<std::int64_t>(options.chains_per_slice, count - done)});
-    }
+
+  void observe(std::uint64_t sequence, const RequestTrace& trace) {
+    const auto example = example_of(trace);
+    if (!example) return schedule.observe(sequence, std::nullopt, 0);
+    schedule.observe(sequence, starts_of(sequence, *example), example->n);
   }
 
   bool begin_step(std::size_t fresh_waiting) {
-    const std::int64_t enough = options.tokens_per_step * 9 / 10;
-    std::int64_t taken = 0;
-    if (fresh_chains >= enough) {
-      while (!fresh.empty() && taken < enough) {
-        taken += fresh.front().count;
-        batch.push_back(fresh.front());
-        fresh.pop_front();
-      }
-      fresh_chains -= taken;
-      const double passes =
-          tokens < options.early_tokens ? options.early_passes : options.late_passes;
-      owed_chains += (passes - 1) * double(taken);
-    } else if (owed_chains >= double(options.tokens_per_step)) {
-      if (fresh_waiting > kManyWaiting) {
-        owed_chains = 0;
-        return false;
-      }
-      const std::uint64_t oldest = source.oldest_sequence();
-      for (int tries = 0; taken < enough && tries < 64 && oldest < observed_end; ++tries) {
-        const std::uint64_t sequence =
-            oldest + mix(options.seed ^ mix(draws++)) % (observed_end - oldest);
-        const auto trace = source.trace(sequence);
-        const auto example = trace ? example_of(*trace) : std::nullopt;
-        if (!example || example->n_starts() == 0) continue;
-        const std::int64_t count =
-            std::min<std::int64_t>(options.tokens_per_step, example->n_starts());
-        const std::uint64_t room = std::uint64_t(example->n_starts() - count);
-        const auto skip = room ? mix(options.seed ^ mix(draws++)) % (room + 1) : 0;
-        add(batch, sequence, example->first + std::int64_t(skip), count);
-        taken += count;
-      }
-      owed_chains = taken ? owed_chains - double(taken) : 0;
-    }
-    batch_at = 0;
     step_loss = step_weight_sum = 0;
-    return !batch.empty();
+    return schedule.begin(fresh_waiting, schedule.tokens() < options.early_tokens,
+                          [this](std::uint64_t sequence) -> std::optional<Piece> {
+                            const auto trace = source.trace(sequence);
+                            const auto example = trace ? example_of(*trace) : std::nullopt;
+                            if (!example) return std::nullopt;
+                            return starts_of(sequence, *example);
+                          });
   }
 
   bool work(std::size_t fresh_waiting) {
-    if (batch.empty() && !begin_step(fresh_waiting)) return false;
-    slice(batch[batch_at]);
-    if (++batch_at == batch.size()) end_step();
+    if (!schedule.under_way() && !begin_step(fresh_waiting)) return false;
+    slice(*schedule.take(options.chains_per_slice));
+    if (!schedule.under_way()) end_step();
     return true;
   }
 
@@ -210,33 +159,20 @@ struct Eagle3Learner::Impl {
   }
 
   void end_step() {
-    batch.clear();
     if (step_weight_sum <= 0) return;
-    torch::NoGradGuard no_grad;
     std::vector<torch::Tensor> gradients;
     for (const torch::Tensor& p : parameters) {
       if (!p.grad().defined()) p.mutable_grad() = torch::zeros_like(p);
       gradients.push_back(p.grad());
     }
     // The mean over positions, weights included, then the clip.
-    const double scale = 1 / step_weight_sum;
-    double squares = 0;
-    for (const torch::Tensor& norm : at::_foreach_norm(gradients)) {
-      const double value = norm.item<double>() * scale;
-      squares += value * value;
-    }
-    const double norm = std::sqrt(squares);
-    if (std::isfinite(norm)) {
-      at::_foreach_mul_(gradients, scale * std::min(1.0, options.clip / std::max(norm, 1e-12)));
+    if (scale_and_clip(gradients, 1 / step_weight_sum, options.clip)) {
       ++step;
-      const double warmup = std::min(1.0, double(step) / options.warmup_steps);
-      adam->step(options.learning_rate * warmup);
-      const double decay =
-          std::min(options.average_decay, (1.0 + double(step)) / (10.0 + double(step)));
-      at::_foreach_lerp_(average, adam->values(), 1 - decay);
-      const double mean = step_loss / step_weight_sum;
-      smoothed_loss = std::isnan(smoothed_loss) ? mean : 0.95 * smoothed_loss + 0.05 * mean;
+      adam->step(options.learning_rate * std::min(1.0, double(step) / options.warmup_steps));
+      move_average(average, adam->values(), options.average_decay, step);
+      loss.add(step_loss / step_weight_sum);
     }
+    torch::NoGradGuard no_grad;
     for (torch::Tensor& gradient : gradients) gradient.zero_();
   }
 
@@ -256,6 +192,7 @@ struct Eagle3Learner::Impl {
   Eagle3LearnerOptions options;
   std::shared_ptr<const VocabularyRows> model;
   const TraceSource& source;
+  StepSchedule schedule;
   HeadTaps taps{};
   std::vector<double> step_weights;
   Eagle3Parameters head;
@@ -263,15 +200,10 @@ struct Eagle3Learner::Impl {
   std::unique_ptr<Adam> adam;
   std::vector<std::int32_t> slot_of;  // [n_vocab], -1: not in the draft vocabulary
 
-  std::deque<Piece> fresh;
-  std::int64_t fresh_chains = 0, tokens = 0, chains = 0;
-  std::uint64_t observed_end = 0, draws = 0;
-  double owed_chains = 0;
-  std::vector<Piece> batch;  // of the step under way; empty between steps
-  std::size_t batch_at = 0;
-  double step_loss = 0, step_weight_sum = 0;
+  std::int64_t chains = 0;
+  double step_loss = 0, step_weight_sum = 0;  // of the step under way
   std::int64_t step = 0;
-  double smoothed_loss = std::numeric_limits<double>::quiet_NaN();
+  SmoothedLoss loss;
 };
 
 Eagle3Learner::Eagle3Learner(const Eagle3LearnerOptions& options,
@@ -285,7 +217,7 @@ void Eagle3Learner::observe(std::uint64_t sequence, const RequestTrace& trace) {
 bool Eagle3Learner::work(std::size_t fresh_waiting) { return impl_->work(fresh_waiting); }
 bool Eagle3Learner::trained() const { return impl_->step > 0; }
 std::int64_t Eagle3Learner::step() const { return impl_->step; }
-double Eagle3Learner::loss() const { return impl_->smoothed_loss; }
+double Eagle3Learner::loss() const { return impl_->loss.value; }
 std::int64_t Eagle3Learner::chains() const { return impl_->chains; }
 
 void Eagle3Learner::add_to(Bundle& bundle) const {
@@ -294,15 +226,10 @@ void Eagle3Learner::add_to(Bundle& bundle) const {
 
 void Eagle3Learner::save(StateMap& map) const {
   const Impl& s = *impl_;
-  map.put_one("eagle3.tokens", s.tokens);
   map.put_one("eagle3.chains", s.chains);
-  map.put_one("eagle3.observed_end", s.observed_end);
-  map.put_one("eagle3.draws", s.draws);
-  map.put_one("eagle3.owed", s.owed_chains);
   map.put_one("eagle3.step", s.step);
-  map.put_one("eagle3.loss", s.smoothed_loss);
-  map.put("eagle3.fresh", std::vector<Impl::Piece>(s.fresh.begin(), s.fresh.end()));
-  map.put("eagle3.batch", s.batch);  // begun again: its gradients are not kept
+  map.put_one("eagle3.loss", s.loss.value);
+  s.schedule.save(map, "eagle3");
   map.put("eagle3.taps", std::span<const int>(s.taps));
   put(map, "eagle3.value", s.parameters);
   put(map, "eagle3.average", s.average);
@@ -323,18 +250,10 @@ Status Eagle3Learner::restore(const StateMap& map) {
     return Error{ErrorCode::kInvalidInput,
                  "learner state: eagle3: weights of another shape, or not finite"};
   }
-  s.tokens = map.get_one<std::int64_t>("eagle3.tokens", 0);
   s.chains = map.get_one<std::int64_t>("eagle3.chains", 0);
-  s.observed_end = map.get_one<std::uint64_t>("eagle3.observed_end", 0);
-  s.draws = map.get_one<std::uint64_t>("eagle3.draws", 0);
-  s.owed_chains = map.get_one<double>("eagle3.owed", 0);
   s.step = map.get_one<std::int64_t>("eagle3.step", 0);
-  s.smoothed_loss = map.get_one<double>("eagle3.loss", 0);
-  for (const Impl::Piece& piece : map.get<Impl::Piece>("eagle3.fresh")) {
-    s.fresh.push_back(piece);
-    s.fresh_chains += piece.count;
-  }
-  s.batch = map.get<Impl::Piece>("eagle3.batch");
+  s.loss.value = map.get_one<double>("eagle3.loss", 0);
+  s.schedule.restore(map, "eagle3");
   impl_ = std::move(made);
   return Ok{};
 }

@@ -12,30 +12,17 @@
 
 #include "runtime/model/vocabulary_rows.h"
 #include "runtime/speculate/head/eagle3_checkpoint.h"
-#include "trainer/learner.h"
-#include "trainer/objective/objective_kind.h"
-#include "trainer/state_map.h"
+#include "trainer/head/step_schedule.h"
 
 namespace foretoken::trainer {
 
-struct Eagle3LearnerOptions {
-  Eagle3Checkpoint start;  // eagle3_parts() has found it good
+struct Eagle3LearnerOptions : StepOptions {
   // Published heads are fine-tuned at 1e-5 to 1e-4 on millions of tokens; here there are thousands.
-  double learning_rate = 1e-4;
-  int warmup_steps = 10;
-  double clip = 1;
-  double average_decay = 0.97;
-  int tokens_per_step = 270;
-  int unroll = 3;
-  double step_weight = 0.8;
-  ObjectiveKind objective = ObjectiveKind::kOverlap;
-  double early_passes = 4, late_passes = 2;
-  std::int64_t early_tokens = 10000;
-  int chains_per_slice = 64;
+  Eagle3LearnerOptions() { learning_rate = 1e-4; }
+  Eagle3Checkpoint start;  // eagle3_parts() has found it good
   // Rows before a slice's first chain that its attention sees, of the 256 when it serves: the
   // nearest ones weigh most, and each costs as much as a chain's first step.
   std::int64_t context_rows = 96;
-  std::uint64_t seed = 1;
 };
 
 class Eagle3Learner {

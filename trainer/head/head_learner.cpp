@@ -1,14 +1,7 @@
 #include "trainer/head/head_learner.h"
 
-#include <ATen/ops/_foreach_lerp.h>
-#include <ATen/ops/_foreach_mul.h>
-#include <ATen/ops/_foreach_norm.h>
-
 #include <cmath>
-#include <deque>
-#include <limits>
 
-#include "foretoken/kernels/splitmix64.h"
 #include "runtime/speculate/head/head_bundle.h"
 #include "trainer/head/adam.h"
 #include "trainer/head/draft_vocabulary.h"
@@ -26,25 +19,15 @@ constexpr std::int64_t kFirstVocabularyTokens = 512;
 // A new vocabulary costs a gathering of rows (milliseconds), and a new candidate begins its gate
 // again: worth it for half a percent of the drafts.
 constexpr double kVocabularyGain = 0.005;
-// With more fresh requests waiting than this, replay is given up: what is new teaches more.
-constexpr std::size_t kManyWaiting = 16;
-
-std::uint64_t mix(std::uint64_t z) { return kernels::splitmix64(z + kernels::kSplitMixStep); }
-
 }  // namespace
 
 struct HeadLearner::Impl {
-  // A piece of a request: at most tokens_per_step chains.
-  struct Piece {
-    std::uint64_t sequence;
-    std::int64_t start, count;
-  };
-
   Impl(const HeadOptions& options_in, std::shared_ptr<const VocabularyRows> model_in,
        const TraceSource& source_in)
       : options(options_in),
         model(std::move(model_in)),
         source(source_in),
+        schedule(options, source_in),
         cache(options.cache_bytes, model->hidden(), model->n_vocab(), source),
         counts(model->n_vocab()),
         product_type(!options.bf16.has_value() ? fast_product_type()
@@ -74,6 +57,7 @@ struct HeadLearner::Impl {
 
   // Between steps only: what a step was begun with stays until it is done.
   void recount() {
+    const std::int64_t tokens = schedule.tokens();
     if (tokens < next_recount) return;
     next_recount = std::max(tokens + tokens / 2, kFirstVocabularyTokens);
     auto best = counts.most_frequent(std::size_t(options.vocabulary));
@@ -91,77 +75,37 @@ struct HeadLearner::Impl {
     }
   }
 
-  void observe(std::uint64_t sequence, const RequestTrace& trace) {
-    observed_end = sequence + 1;
-    const auto example = cache.put(sequence, trace);
-    if (!example) return;
-    if (!layers) layers = example->tap_layers;
-    counts.observe(trace);
-    tokens += example->n;
-    for (std::int64_t start = example->first; start < example->n - 1;) {
-      const std::int64_t count =
-          std::min<std::int64_t>(options.tokens_per_step, example->n - 1 - start);
-      fresh.push_back({sequence, start, count});
-      fresh_chains += count;
-      start += count;
-    }
+  std::optional<Piece> starts_of(std::uint64_t sequence) const {
+    const auto example = cache.get(sequence);
+    if (!example || example->tap_layers != layers) return std::nullopt;
+    return Piece{sequence, example->first, example->n_starts()};
   }
 
-  // Takes the pieces of the next step, if one is due.
+  void observe(std::uint64_t sequence, const RequestTrace& trace) {
+    const auto example = cache.put(sequence, trace);
+    if (!example) return schedule.observe(sequence, std::nullopt, 0);
+    if (!layers) layers = example->tap_layers;
+    counts.observe(trace);
+    schedule.observe(sequence, Piece{sequence, example->first, example->n_starts()}, example->n);
+  }
+
   bool begin_step(std::size_t fresh_waiting) {
     recount();
     if (!vocabulary) return false;
-    // A step closes with the piece that brings it nearest to tokens_per_step.
-    const std::int64_t enough = options.tokens_per_step * 9 / 10;
-    if (fresh_chains >= enough) {
-      step_is_fresh = true;
-      std::int64_t chains = 0;
-      while (!fresh.empty() && chains < enough) {
-        chains += fresh.front().count;
-        fresh_chains -= fresh.front().count;
-        batch.push_back(fresh.front());
-        fresh.pop_front();
-      }
-      owed_chains += ((early() ? options.early_passes : options.late_passes) - 1) * double(chains);
-    } else if (owed_chains >= double(options.tokens_per_step)) {
-      if (fresh_waiting > kManyWaiting) {
-        owed_chains = 0;
-        return false;
-      }
-      step_is_fresh = false;
-      std::int64_t chains = 0;
-      const std::uint64_t oldest = source.oldest_sequence();
-      // Some numbers have nothing to learn from; a buffer of those alone must not hold us.
-      for (int tries = 0; chains < enough && tries < 64 && oldest < observed_end; ++tries) {
-        const std::uint64_t sequence =
-            oldest + mix(options.seed ^ mix(draws++)) % (observed_end - oldest);
-        const auto example = cache.get(sequence);
-        if (!example || example->n_starts() == 0 || example->tap_layers != layers) continue;
-        const std::int64_t count =
-            std::min<std::int64_t>(options.tokens_per_step, example->n_starts());
-        const std::uint64_t room = std::uint64_t(example->n_starts() - count);
-        const auto skip = room ? mix(options.seed ^ mix(draws++)) % (room + 1) : 0;
-        batch.push_back({sequence, example->first + std::int64_t(skip), count});
-        chains += count;
-      }
-      owed_chains -= double(chains);
-      if (chains == 0) owed_chains = 0;
-    }
-    batch_at = 0;
-    piece_at = 0;
     step_loss = step_weight_sum = 0;
     watched.clear();
-    return !batch.empty();
+    return schedule.begin(fresh_waiting, early(),
+                          [this](std::uint64_t sequence) { return starts_of(sequence); });
   }
 
   bool work(std::size_t fresh_waiting) {
-    if (batch.empty() && !begin_step(fresh_waiting)) return false;
+    if (!schedule.under_way() && !begin_step(fresh_waiting)) return false;
     slice();
-    if (batch_at >= batch.size()) end_step();
+    if (!schedule.under_way()) end_step();
     return true;
   }
 
-  bool early() const { return tokens < std::max(options.early_tokens, drift_until); }
+  bool early() const { return schedule.tokens() < std::max(options.early_tokens, drift_until); }
 
   // What the head said of a request's fresh chains before it learned from them.
   struct Watched {
@@ -184,8 +128,8 @@ struct HeadLearner::Impl {
       if (options.drift_tokens == 0 ||
           !drift.observe(w.domain, w.predicted, w.accepted, w.positions))
         continue;
-      if (!early()) log_drift(tokens);
-      drift_until = tokens + options.drift_tokens;
+      if (!early()) log_drift(schedule.tokens());
+      drift_until = schedule.tokens() + options.drift_tokens;
     }
   }
 
@@ -193,22 +137,20 @@ struct HeadLearner::Impl {
   void slice() {
     std::vector<ChainRange> ranges;
     std::int64_t room = options.chains_per_slice;
-    while (room > 0 && batch_at < batch.size()) {
-      const Piece& piece = batch[batch_at];
-      const std::int64_t count = std::min(room, piece.count - piece_at);
-      if (auto example = cache.get(piece.sequence)) {
+    while (room > 0) {
+      const std::optional<Piece> piece = schedule.take(room);
+      if (!piece) break;
+      if (auto example = cache.get(piece->sequence)) {
         ranges.push_back(
-            {std::move(example), std::int32_t(piece.start + piece_at), std::int32_t(count)});
+            {std::move(example), std::int32_t(piece->start), std::int32_t(piece->count)});
       }
-      room -= count;
-      piece_at += count;
-      if (piece_at >= piece.count) ++batch_at, piece_at = 0;
+      room -= piece->count;
     }
     if (ranges.empty()) return;
     const HeadBatch made = make_head_batch(ranges, options.unroll, *model);
     const auto r = run_head(working, made.x, made.embedded);
     const HeadLoss loss = head_loss(options.objective, working, *vocabulary, made, r, step_weights);
-    if (step_is_fresh) watch(made, loss);
+    if (schedule.fresh()) watch(made, loss);
     r.backward(loss.r_gradient);
     if (product_type != torch::kFloat32) gather_gradients();
     step_loss += loss.sum;
@@ -230,50 +172,35 @@ struct HeadLearner::Impl {
   }
 
   void end_step() {
-    batch.clear();
     if (step_weight_sum <= 0) return;
     hear_watched();
+    std::vector<torch::Tensor> gradients, table_gradients;
+    for (const torch::Tensor& p : head.weights()) gradients.push_back(p.grad());
+    for (const torch::Tensor& p : head.table()) table_gradients.push_back(p.grad());
+    // The mean over positions, weights included, then the clip.
+    const double scale = 1 / step_weight_sum;
+    if (!scale_and_clip(gradients, scale, options.clip)) {
+      log_step_left_out();
+      clear_gradients();
+      return;
+    }
     {
       torch::NoGradGuard no_grad;
-      std::vector<torch::Tensor> gradients, table_gradients;
-      for (const torch::Tensor& p : head.weights()) gradients.push_back(p.grad());
-      for (const torch::Tensor& p : head.table()) table_gradients.push_back(p.grad());
-      // The mean over positions, weights included, then the clip.
-      const double scale = 1 / step_weight_sum;
-      double squares = 0;
-      for (const torch::Tensor& norm : at::_foreach_norm(gradients)) {
-        const double value = norm.item<double>() * scale;
-        squares += value * value;
-      }
-      const double norm = std::sqrt(squares);
-      if (!std::isfinite(norm)) {
-        log_step_left_out();
-        clear_gradients();
-        return;
-      }
-      at::_foreach_mul_(gradients, scale * std::min(1.0, options.clip / std::max(norm, 1e-12)));
       at::_foreach_mul_(table_gradients, scale);
       head.gain.mutable_grad().mul_(scale);
     }
     ++step;
     const double warmup = std::min(1.0, double(step) / options.warmup_steps);
-    const double drifted = tokens < drift_until ? options.drift_learning_rate : 1.0;
+    const double drifted = schedule.tokens() < drift_until ? options.drift_learning_rate : 1.0;
     adam->step(options.learning_rate * warmup * drifted);
     gain_adam->step(options.gain_learning_rate * warmup * std::abs(head.gain.item<double>()));
-    if (step_is_fresh) table_adam->step(options.table_learning_rate * warmup);
+    if (schedule.fresh()) table_adam->step(options.table_learning_rate * warmup);
     clear_gradients();
     round();
-    {
-      torch::NoGradGuard no_grad;
-      const double decay =
-          std::min(options.average_decay, (1.0 + double(step)) / (10.0 + double(step)));
-      std::vector<torch::Tensor> now;
-      for (const torch::Tensor& p : head.all()) now.push_back(p.detach());
-      auto averaged = average.all();
-      at::_foreach_lerp_(averaged, now, 1 - decay);
-    }
-    const double mean = step_loss / step_weight_sum;
-    smoothed_loss = std::isnan(smoothed_loss) ? mean : 0.95 * smoothed_loss + 0.05 * mean;
+    std::vector<torch::Tensor> now;
+    for (const torch::Tensor& p : head.all()) now.push_back(p.detach());
+    move_average(average.all(), now, options.average_decay, step);
+    loss.add(step_loss / step_weight_sum);
   }
 
   void clear_gradients() {
@@ -285,6 +212,7 @@ struct HeadLearner::Impl {
   HeadOptions options;
   std::shared_ptr<const VocabularyRows> model;
   const TraceSource& source;
+  StepSchedule schedule;
   std::vector<double> step_weights;
   mutable ExampleCache cache;
   VocabularyCounts counts;
@@ -295,22 +223,13 @@ struct HeadLearner::Impl {
   HeadParameters head, average, working;
   std::unique_ptr<Adam> adam, table_adam, gain_adam;
 
-  std::deque<Piece> fresh;
-  std::int64_t fresh_chains = 0, tokens = 0, chains = 0, next_recount = kFirstVocabularyTokens;
+  std::int64_t chains = 0, next_recount = kFirstVocabularyTokens;
   DriftDetector drift;
-  std::int64_t drift_until = 0;  // tokens
-  std::uint64_t observed_end = 0, draws = 0;
-  double owed_chains = 0;
-
-  std::vector<Piece> batch;  // of the step under way; empty between steps
-  std::size_t batch_at = 0;
-  std::int64_t piece_at = 0;
-  bool step_is_fresh = true;
-  double step_loss = 0, step_weight_sum = 0;
+  std::int64_t drift_until = 0;               // tokens
+  double step_loss = 0, step_weight_sum = 0;  // of the step under way
   std::vector<Watched> watched;
-
   std::int64_t step = 0;
-  double smoothed_loss = std::numeric_limits<double>::quiet_NaN();
+  SmoothedLoss loss;
 };
 
 HeadLearner::HeadLearner(const HeadOptions& options, std::shared_ptr<const VocabularyRows> model,
@@ -327,7 +246,7 @@ void HeadLearner::observe(std::uint64_t sequence, const RequestTrace& trace) {
 bool HeadLearner::work(std::size_t fresh_waiting) { return impl_->work(fresh_waiting); }
 bool HeadLearner::trained() const { return impl_->step > 0; }
 std::int64_t HeadLearner::step() const { return impl_->step; }
-double HeadLearner::loss() const { return impl_->smoothed_loss; }
+double HeadLearner::loss() const { return impl_->loss.value; }
 std::int64_t HeadLearner::chains() const { return impl_->chains; }
 
 void HeadLearner::add_to(Bundle& bundle) const {
@@ -343,19 +262,12 @@ void HeadLearner::save(StateMap& map) const {
   if (s.layers) map.put("head.tap_layers", *s.layers);
   map.put("head.mass", s.counts.mass());
   map.put_one("head.next_recount", s.next_recount);
-  map.put_one("head.tokens", s.tokens);
   map.put_one("head.chains", s.chains);
-  map.put_one("head.observed_end", s.observed_end);
-  map.put_one("head.draws", s.draws);
-  map.put_one("head.owed", s.owed_chains);
   map.put("head.drift", s.drift.state());
   map.put_one("head.drift_until", s.drift_until);
   map.put_one("head.step", s.step);
-  map.put_one("head.loss", s.smoothed_loss);
-  map.put("head.fresh", std::vector<Impl::Piece>(s.fresh.begin(), s.fresh.end()));
-  // A step under way is begun again: its gradients are not kept.
-  map.put("head.batch", s.batch);
-  map.put_one("head.step_is_fresh", std::uint8_t(s.step_is_fresh));
+  map.put_one("head.loss", s.loss.value);
+  s.schedule.save(map, "head");
   if (!s.vocabulary) return;
   map.put("head.vocabulary", s.vocabulary->tokens);
   put(map, "head.value", s.head.all());
@@ -383,21 +295,12 @@ Status HeadLearner::restore(const StateMap& map) {
   if (!s.counts.restore(map.get<float>("head.mass"))) return wrong("counts of another vocabulary");
   if (map.has("head.tap_layers")) s.layers = map.get<std::int32_t>("head.tap_layers");
   s.next_recount = map.get_one<std::int64_t>("head.next_recount", kFirstVocabularyTokens);
-  s.tokens = map.get_one<std::int64_t>("head.tokens", 0);
   s.chains = map.get_one<std::int64_t>("head.chains", 0);
-  s.observed_end = map.get_one<std::uint64_t>("head.observed_end", 0);
-  s.draws = map.get_one<std::uint64_t>("head.draws", 0);
-  s.owed_chains = map.get_one<double>("head.owed", 0);
   if (!s.drift.restore(map.get<DriftDetector::Domain>("head.drift"))) return wrong("drift");
   s.drift_until = map.get_one<std::int64_t>("head.drift_until", 0);
   s.step = map.get_one<std::int64_t>("head.step", 0);
-  s.smoothed_loss = map.get_one<double>("head.loss", 0);
-  for (const Impl::Piece& piece : map.get<Impl::Piece>("head.fresh")) {
-    s.fresh.push_back(piece);
-    s.fresh_chains += piece.count;
-  }
-  s.batch = map.get<Impl::Piece>("head.batch");
-  s.step_is_fresh = map.get_one<std::uint8_t>("head.step_is_fresh", 1) != 0;
+  s.loss.value = map.get_one<double>("head.loss", 0);
+  s.schedule.restore(map, "head");
   if (map.get_one<std::uint8_t>("head.trained", 0)) {
     auto tokens = map.get<TokenId>("head.vocabulary");
     if (std::int64_t(tokens.size()) != s.options.vocabulary)

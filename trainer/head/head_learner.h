@@ -10,39 +10,24 @@
 #include <vector>
 
 #include "runtime/model/vocabulary_rows.h"
-#include "trainer/learner.h"
-#include "trainer/objective/objective_kind.h"
-#include "trainer/state_map.h"
+#include "trainer/head/step_schedule.h"
 
 namespace foretoken::trainer {
 
-struct HeadOptions {
+struct HeadOptions : StepOptions {
   std::int64_t inner = 0;       // 0: 512 where the target's hidden width is below 768, else 1536
   std::int64_t vocabulary = 0;  // 0: 4096 or 8192, by the same
-  double learning_rate = 6e-4;
   double table_learning_rate = 0.02;  // of the candidates' biases, fresh positions only
   // Of the gain, as a share of itself: it begins at a tenth, so that the head begins as its
   // candidates do, and has a factor of twenty to go; at the others' rate it would never get there.
   double gain_learning_rate = 0.06;
-  int warmup_steps = 10;
-  double clip = 1;  // of the gradient's norm over everything but the biases
-  double average_decay = 0.97;
-  int tokens_per_step = 270;
-  int unroll = 3;
-  double step_weight = 0.8;  // of step i: step_weight^i
-  ObjectiveKind objective = ObjectiveKind::kOverlap;
-  // Passes over a token: so many below `early_tokens` tokens of traffic, then fewer.
-  double early_passes = 4, late_passes = 2;
-  std::int64_t early_tokens = 10000;
   // After a change of traffic (drift_detector.h; 0: none is looked for): so many tokens with
   // early_passes again, at a learning rate so much higher.
   std::int64_t drift_tokens = 0;
   double drift_learning_rate = 1;
-  // One slice of work: 30 to 50 ms of a core for the 135M's head in fp32; in bf16 as long.
-  int chains_per_slice = 64, chains_per_fast_slice = 135;
+  int chains_per_fast_slice = 135;                   // where products are in bf16
   std::optional<bool> bf16;                          // products in bf16; unset: where they are fast
   std::size_t cache_bytes = std::size_t{256} << 20;  // decoded features in memory
-  std::uint64_t seed = 1;
 };
 
 class HeadLearner {

@@ -1,0 +1,102 @@
+#include "trainer/head/step_schedule.h"
+
+#include <algorithm>
+
+#include "foretoken/kernels/splitmix64.h"
+
+namespace foretoken::trainer {
+namespace {
+
+constexpr std::size_t kManyWaiting = 16;
+
+std::uint64_t mix(std::uint64_t z) { return kernels::splitmix64(z + kernels::kSplitMixStep); }
+
+}  // namespace
+
+std::uint64_t StepSchedule::draw() { return mix(options_.seed ^ mix(draws_++)); }
+
+void StepSchedule::observe(std::uint64_t sequence, std::optional<Piece> starts,
+                           std::int64_t tokens) {
+  observed_end_ = sequence + 1;
+  if (!starts) return;
+  tokens_ += tokens;
+  for (std::int64_t done = 0; done < starts->count; done += options_.tokens_per_step) {
+    const std::int64_t count =
+        std::min<std::int64_t>(options_.tokens_per_step, starts->count - done);
+    fresh_.push_back({sequence, starts->start + done, count});
+    fresh_chains_ += count;
+  }
+}
+
+bool StepSchedule::begin(std::size_t fresh_waiting, bool early, const StartsOf& starts_of) {
+  batch_.clear();
+  at_ = 0;
+  taken_ = 0;
+  // A step closes with the piece that brings it nearest to tokens_per_step.
+  const std::int64_t enough = options_.tokens_per_step * 9 / 10;
+  std::int64_t chains = 0;
+  if (fresh_chains_ >= enough) {
+    is_fresh_ = true;
+    while (!fresh_.empty() && chains < enough) {
+      chains += fresh_.front().count;
+      batch_.push_back(fresh_.front());
+      fresh_.pop_front();
+    }
+    fresh_chains_ -= chains;
+    owed_chains_ += ((early ? options_.early_passes : options_.late_passes) - 1) * double(chains);
+  } else if (owed_chains_ >= double(options_.tokens_per_step)) {
+    if (fresh_waiting > kManyWaiting) {
+      owed_chains_ = 0;
+      return false;
+    }
+    is_fresh_ = false;
+    const std::uint64_t oldest = source_.oldest_sequence();
+    // Some numbers have nothing to learn from; a buffer of those alone must not hold us.
+    for (int tries = 0; chains < enough && tries < 64 && oldest < observed_end_; ++tries) {
+      const std::uint64_t sequence = oldest + draw() % (observed_end_ - oldest);
+      const auto starts = starts_of(sequence);
+      if (!starts || starts->count == 0) continue;
+      const std::int64_t count = std::min<std::int64_t>(options_.tokens_per_step, starts->count);
+      const auto room = std::uint64_t(starts->count - count);
+      const std::uint64_t skip = room ? draw() % (room + 1) : 0;
+      batch_.push_back({sequence, starts->start + std::int64_t(skip), count});
+      chains += count;
+    }
+    owed_chains_ = chains ? owed_chains_ - double(chains) : 0;
+  }
+  return !batch_.empty();
+}
+
+std::optional<Piece> StepSchedule::take(std::int64_t room) {
+  if (!under_way()) return std::nullopt;
+  const Piece& piece = batch_[at_];
+  const Piece part{piece.sequence, piece.start + taken_, std::min(room, piece.count - taken_)};
+  taken_ += part.count;
+  if (taken_ >= piece.count) ++at_, taken_ = 0;
+  return part;
+}
+
+void StepSchedule::save(StateMap& map, const std::string& name) const {
+  map.put_one(name + ".tokens", tokens_);
+  map.put_one(name + ".observed_end", observed_end_);
+  map.put_one(name + ".draws", draws_);
+  map.put_one(name + ".owed", owed_chains_);
+  map.put(name + ".fresh", std::vector<Piece>(fresh_.begin(), fresh_.end()));
+  map.put(name + ".batch", under_way() ? batch_ : std::vector<Piece>());
+  map.put_one(name + ".step_is_fresh", std::uint8_t(is_fresh_));
+}
+
+void StepSchedule::restore(const StateMap& map, const std::string& name) {
+  tokens_ = map.get_one<std::int64_t>(name + ".tokens", 0);
+  observed_end_ = map.get_one<std::uint64_t>(name + ".observed_end", 0);
+  draws_ = map.get_one<std::uint64_t>(name + ".draws", 0);
+  owed_chains_ = map.get_one<double>(name + ".owed", 0);
+  for (const Piece& piece : map.get<Piece>(name + ".fresh")) {
+    fresh_.push_back(piece);
+    fresh_chains_ += piece.count;
+  }
+  batch_ = map.get<Piece>(name + ".batch");
+  is_fresh_ = map.get_one<std::uint8_t>(name + ".step_is_fresh", 1) != 0;
+}
+
+}  // namespace foretoken::trainer

@@ -1,0 +1,81 @@
+// Which positions the next optimiser step learns from: a head's chains begin at generated tokens of
+// logged requests. Fresh requests come once, in their order; then, as many passes over a token as
+// are wanted, replays drawn uniformly from the whole buffer. No torch. One thread. Deterministic.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "trainer/learner.h"
+#include "trainer/objective/objective_kind.h"
+#include "trainer/state_map.h"
+
+namespace foretoken::trainer {
+
+// What the heads' learners have in common.
+struct StepOptions {
+  double learning_rate = 6e-4;
+  int warmup_steps = 10;
+  double clip = 1;              // of the gradient's norm
+  double average_decay = 0.97;  // of the moving average that is served
+  int tokens_per_step = 270;
+  int unroll = 3;
+  double step_weight = 0.8;  // of step i: step_weight^i
+  ObjectiveKind objective = ObjectiveKind::kOverlap;
+  // Passes over a token: so many below `early_tokens` tokens of traffic, then fewer.
+  double early_passes = 4, late_passes = 2;
+  std::int64_t early_tokens = 10000;
+  // One slice of work: 30 to 50 ms of a core for the 135M's head in fp32.
+  int chains_per_slice = 64;
+  std::uint64_t seed = 1;
+};
+
+// A piece of a request: chains from these generated tokens on.
+struct Piece {
+  std::uint64_t sequence;
+  std::int64_t start, count;
+};
+
+class StepSchedule {
+ public:
+  // The chains that a request offers, from generated token `start` on; nullopt: none.
+  using StartsOf = std::function<std::optional<Piece>(std::uint64_t sequence)>;
+
+  StepSchedule(const StepOptions& options, const TraceSource& source)
+      : options_(options), source_(source) {}
+
+  // A new request; `starts` is what it offers, or nothing.
+  void observe(std::uint64_t sequence, std::optional<Piece> starts, std::int64_t tokens);
+  // Takes the pieces of the next step. With many fresh requests waiting it gives up replaying: what
+  // is new teaches more. `early`: whether early_passes hold. False: no step is due.
+  bool begin(std::size_t fresh_waiting, bool early, const StartsOf& starts_of);
+  // Of the step under way: at most `room` chains more; nullopt: all are taken.
+  std::optional<Piece> take(std::int64_t room);
+  bool under_way() const { return at_ < batch_.size(); }
+  bool fresh() const { return is_fresh_; }
+  std::int64_t tokens() const { return tokens_; }  // of all requests that offered something
+
+  // A step under way is begun again: what it has computed is not kept.
+  void save(StateMap& map, const std::string& name) const;
+  void restore(const StateMap& map, const std::string& name);
+
+ private:
+  std::uint64_t draw();
+
+  const StepOptions options_;
+  const TraceSource& source_;
+  std::deque<Piece> fresh_;
+  std::int64_t fresh_chains_ = 0, tokens_ = 0;
+  std::uint64_t observed_end_ = 0, draws_ = 0;
+  double owed_chains_ = 0;
+  std::vector<Piece> batch_;  // of the step under way
+  std::size_t at_ = 0;
+  std::int64_t taken_ = 0;  // chains of batch_[at_]
+  bool is_fresh_ = true;
+};
+
+}  // namespace foretoken::trainer
