@@ -376,8 +376,19 @@ std::int64_t top_few_of(const float* x, std::int64_t n, std::int64_t k, std::int
   float value[kMost + kBlock];
   std::int32_t id[kMost + kBlock];
   std::int64_t m = 0;
-  auto gather = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t j = begin; j < end; ++j) {
+  auto gather = [&](std::int64_t j, std::int64_t end) {
+#if defined(__AVX512F__)
+    for (; j + 16 <= end; j += 16) {
+      const __m512 lanes = _mm512_loadu_ps(x + j);
+      __mmask16 found = _mm512_cmp_ps_mask(lanes, _mm512_set1_ps(low), _CMP_GE_OQ);
+      for (; found != 0; found = static_cast<__mmask16>(found & (found - 1))) {
+        const std::int64_t at = j + __builtin_ctz(found);
+        value[m] = x[at];
+        id[m++] = static_cast<std::int32_t>(at);
+      }
+    }
+#endif
+    for (; j < end; ++j) {
       value[m] = x[j];
       id[m] = static_cast<std::int32_t>(j);
       m += x[j] >= low;

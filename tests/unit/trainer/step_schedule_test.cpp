@@ -1,0 +1,90 @@
+#include "trainer/head/step_schedule.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+
+namespace foretoken::trainer {
+namespace {
+
+class NoTraces final : public TraceSource {
+ public:
+  std::optional<RequestTrace> trace(std::uint64_t) const override { return std::nullopt; }
+  std::uint64_t oldest_sequence() const override { return 0; }
+};
+
+constexpr int kRequests = 40, kChains = 100;
+
+StepOptions options_of() {
+  StepOptions options;
+  options.tokens_per_step = 270;
+  options.early_passes = 4;
+  options.late_passes = 2;
+  return options;
+}
+// Every third request offers nothing.
+std::optional<Piece> starts_of(std::uint64_t sequence) {
+  if (sequence % 3 == 2) return std::nullopt;
+  return Piece{sequence, 5, kChains};
+}
+// All that is due: how often each request was learned from, fresh and again.
+std::map<std::uint64_t, std::pair<int, int>> run(StepSchedule& schedule, bool early) {
+  std::map<std::uint64_t, std::pair<int, int>> chains;
+  while (schedule.under_way() || schedule.begin(0, early, starts_of)) {
+    while (const auto piece = schedule.take(64)) {
+      EXPECT_GE(piece->start, 5);
+      EXPECT_LE(piece->start + piece->count, 5 + kChains);
+      EXPECT_LE(piece->count, 64);
+      auto& [fresh, again] = chains[piece->sequence];
+      (schedule.fresh() ? fresh : again) += int(piece->count);
+    }
+  }
+  return chains;
+}
+
+TEST(StepSchedule, LearnsFromEachRequestOnceAndThenAsOftenAsIsOwed) {
+  const NoTraces source;
+  for (const bool early : {true, false}) {
+    StepSchedule schedule(options_of(), source);
+    for (std::uint64_t i = 0; i < kRequests; ++i) schedule.observe(i, starts_of(i), kChains + 1);
+    int fresh = 0, again = 0;
+    for (const auto& [sequence, counts] : run(schedule, early)) {
+      EXPECT_NE(sequence % 3, 2u);
+      EXPECT_TRUE(counts.first == 0 || counts.first == kChains) << sequence;
+      fresh += counts.first;
+      again += counts.second;
+    }
+    const int offered = 27 * kChains;  // 0, 1, 3, 4, ... 39
+    EXPECT_EQ(schedule.tokens(), 27 * (kChains + 1));
+    EXPECT_GT(fresh, offered - 270);  // what does not fill a step waits
+    EXPECT_NEAR(again, (early ? 3 : 1) * fresh, 300);
+  }
+}
+
+TEST(StepSchedule, GivesUpReplayWhileManyRequestsWait) {
+  const NoTraces source;
+  StepSchedule schedule(options_of(), source);
+  for (std::uint64_t i = 0; i < 6; ++i) schedule.observe(i, starts_of(i), kChains);
+  ASSERT_TRUE(schedule.begin(0, true, starts_of));
+  EXPECT_TRUE(schedule.fresh());
+  while (schedule.take(1000)) {
+  }
+  EXPECT_FALSE(schedule.begin(17, true, starts_of));
+  EXPECT_FALSE(schedule.begin(0, true, starts_of)) << "what was owed is given up, not put off";
+}
+
+TEST(StepSchedule, GoesOnAfterARestartAsIfThereWereNone) {
+  const NoTraces source;
+  StepSchedule whole(options_of(), source);
+  for (std::uint64_t i = 0; i < kRequests; ++i) whole.observe(i, starts_of(i), kChains);
+  ASSERT_TRUE(whole.begin(0, true, starts_of));
+  StateMap map;
+  whole.save(map, "x");  // a step under way is begun again
+  StepSchedule resumed(options_of(), source);
+  resumed.restore(map, "x");
+  EXPECT_EQ(resumed.tokens(), whole.tokens());
+  EXPECT_EQ(run(resumed, true), run(whole, true));
+}
+
+}  // namespace
+}  // namespace foretoken::trainer
