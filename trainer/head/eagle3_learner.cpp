@@ -48,10 +48,6 @@ struct Eagle3Learner::Impl {
     return head_example(trace, model->hidden(), model->n_vocab());
   }
 
-  static Piece starts_of(std::uint64_t sequence, const HeadExample& example) {
-    return {sequence, example.first, example.n_starts()};
-  }
-
   void observe(std::uint64_t sequence, const RequestTrace& trace) {
     const auto example = example_of(trace);
     if (!example) return schedule.observe(sequence, std::nullopt, 0);

@@ -75,18 +75,12 @@ struct HeadLearner::Impl {
     }
   }
 
-  std::optional<Piece> starts_of(std::uint64_t sequence) const {
-    const auto example = cache.get(sequence);
-    if (!example || example->tap_layers != layers) return std::nullopt;
-    return Piece{sequence, example->first, example->n_starts()};
-  }
-
   void observe(std::uint64_t sequence, const RequestTrace& trace) {
     const auto example = cache.put(sequence, trace);
     if (!example) return schedule.observe(sequence, std::nullopt, 0);
     if (!layers) layers = example->tap_layers;
     counts.observe(trace);
-    schedule.observe(sequence, Piece{sequence, example->first, example->n_starts()}, example->n);
+    schedule.observe(sequence, starts_of(sequence, *example), example->n);
   }
 
   bool begin_step(std::size_t fresh_waiting) {
@@ -95,7 +89,11 @@ struct HeadLearner::Impl {
     step_loss = step_weight_sum = 0;
     watched.clear();
     return schedule.begin(fresh_waiting, early(),
-                          [this](std::uint64_t sequence) { return starts_of(sequence); });
+                          [this](std::uint64_t sequence) -> std::optional<Piece> {
+                            const auto example = cache.get(sequence);
+                            if (!example || example->tap_layers != layers) return std::nullopt;
+                            return starts_of(sequence, *example);
+                          });
   }
 
   bool work(std::size_t fresh_waiting) {

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "trainer/head/head_example.h"
 #include "trainer/learner.h"
 #include "trainer/objective/objective_kind.h"
 #include "trainer/state_map.h"
@@ -39,6 +40,10 @@ struct Piece {
   std::uint64_t sequence;
   std::int64_t start, count;
 };
+// All the chains of a request.
+inline Piece starts_of(std::uint64_t sequence, const HeadExample& example) {
+  return {sequence, example.first, example.n_starts()};
+}
 
 class StepSchedule {
  public:
