@@ -116,6 +116,7 @@ void TrainingSession::resume_candidates(GateState state) {
     if (!weights) spdlog::warn("candidate {} of the checkpoint is lost", trial.candidate);
   }
   gate_.restore(std::move(state), candidates);
+  begin_warm_up();
   forget_candidates();
 }
 
@@ -166,6 +167,10 @@ bool TrainingSession::work() {
   if (!learner_->work(waiting)) {
     const LearnerFacts facts = learner_->facts();
     if (gate_.wants(facts.step, facts.trained_requests)) propose();
+    if (gate_.is_cold()) {
+      warm_up();
+      return true;
+    }
     if (waiting == 0) return false;
     const auto next = buffer_.first_from(next_to_train_);
     if (!next) {  // what is left was deleted as too old, or is damaged
@@ -212,6 +217,7 @@ void TrainingSession::propose() {
     spdlog::warn("no candidate: {}", s.error().message);
     return;
   }
+  gate_.set_costs(costs_with(**weights));
   auto replaced =
       gate_.propose(std::move(weights).value(),
                     {learner_->facts().step, bundle.trained_tokens, bundle.trained_requests,
@@ -220,10 +226,23 @@ void TrainingSession::propose() {
   spdlog::info("candidate {} ({}, step {}, {} requests, {} tokens, loss {:.4f}) is on trial",
                number, bundle.kind, gate_.state().newest.step, bundle.trained_requests,
                bundle.trained_tokens, bundle.loss);
+  begin_warm_up();
   candidates_[number] = std::move(bundle);
   if (replaced) conclude(*replaced);
   if (auto s = checkpoint(); !s) spdlog::warn("{}", s.error().message);
   if (replaced) forget_candidates();
+}
+
+void TrainingSession::begin_warm_up() {
+  next_to_warm_ = next_to_train_ - std::min(next_to_train_, PrequentialGate::kWarmRequests);
+}
+
+void TrainingSession::warm_up() {
+  const auto record =
+      next_to_warm_ < next_to_train_ ? buffer_.first_from(next_to_warm_) : std::nullopt;
+  if (!record || record->sequence >= next_to_train_) return gate_.begin();
+  gate_.warm(record->trace);
+  next_to_warm_ = record->sequence + 1;
 }
 
 void TrainingSession::conclude(PrequentialGate::Decision& decision) {

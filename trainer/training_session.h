@@ -64,6 +64,8 @@ class TrainingSession {
   void resume_candidates(GateState state);
   std::shared_ptr<const LearnedWeights> weights_of(SpeculatorVersion version) const;
   void propose();
+  void begin_warm_up();
+  void warm_up();  // by one request
   RoundCosts costs_with(const LearnedWeights& candidate) const;
   void conclude(PrequentialGate::Decision& decision);
   void forget_candidates();  // bundles and files of those no longer on trial
@@ -81,6 +83,7 @@ class TrainingSession {
   WeightsSender sender_;
   std::unique_ptr<Learner> learner_;  // reads buffer_
   std::uint64_t next_to_train_ = 0;   // sequence numbers below were shown to the learner
+  std::uint64_t next_to_warm_ = 0;    // while candidates are cold
   SpeculatorVersion published_;       // the newest
   SpeculatorVersion served_;  // what candidates are judged against: older once a server gave up
   std::map<std::uint64_t, Bundle> candidates_;  // on trial, by number, as they would be published

@@ -1,7 +1,9 @@
 #include "foretoken/kernels/thread_pool.h"
 
 #include <atomic>
+#include <cassert>
 #include <chrono>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -64,6 +66,7 @@ struct ThreadPool::Impl {
       wait_change(epoch, seen);
       seen = epoch.load(std::memory_order_acquire);
       if (stop.load(std::memory_order_relaxed)) return;
+      run_posted();
       std::uint32_t g = gate.load(std::memory_order_relaxed);
       while ((g & kOpen) != 0 && !gate.compare_exchange_weak(g, g + 1, std::memory_order_acquire,
                                                              std::memory_order_relaxed)) {
@@ -89,6 +92,20 @@ struct ThreadPool::Impl {
     }
   }
 
+  // Counts down, so that a claim is of whatever is posted when it succeeds: there is nothing that a
+  // worker could have read of an earlier post.
+  void run_posted() {
+    int left = unclaimed.load(std::memory_order_relaxed);
+    while (left > 0) {
+      if (!unclaimed.compare_exchange_weak(left, left - 1, std::memory_order_acquire,
+                                           std::memory_order_relaxed))
+        continue;
+      (*posted)(left - 1);
+      if (unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished.notify_one();
+      left = unclaimed.load(std::memory_order_relaxed);
+    }
+  }
+
   static constexpr std::uint32_t kOpen = 1u << 31;
 
   const int n_threads;
@@ -98,6 +115,10 @@ struct ThreadPool::Impl {
   alignas(64) std::atomic<std::uint32_t> epoch{0};  // raised with every job: what workers wait on
   alignas(64) std::atomic<std::uint32_t> gate{0};   // kOpen, plus how many workers are inside
   alignas(64) std::atomic<int> next{0};
+  // Of the posted tasks. Written while none is unfinished; read after a claim (acquire).
+  std::optional<FunctionRef<void(int)>> posted;
+  alignas(64) std::atomic<int> unclaimed{0};
+  alignas(64) std::atomic<int> unfinished{0};
   std::unique_ptr<std::atomic<bool>[]> claimed;  // [n_threads]: the ranges already taken
   std::vector<std::thread> threads;
 };
@@ -148,6 +169,25 @@ void ThreadPool::tasks(int n, FunctionRef<void(int, int)> fn) {
     }
   };
   impl_->run(body);
+}
+
+void ThreadPool::post(int n, FunctionRef<void(int)> fn) {
+  if (n <= 0) return;
+  Impl& p = *impl_;
+  assert(p.unfinished.load() == 0);
+  p.posted = fn;
+  p.unfinished.store(n, std::memory_order_relaxed);
+  p.unclaimed.store(n, std::memory_order_release);
+  p.epoch.fetch_add(1, std::memory_order_release);
+  p.epoch.notify_all();
+}
+
+void ThreadPool::complete() {
+  impl_->run_posted();
+  for (int left = impl_->unfinished.load(std::memory_order_acquire); left != 0;
+       left = impl_->unfinished.load(std::memory_order_acquire)) {
+    wait_change(impl_->unfinished, left);
+  }
 }
 
 }  // namespace foretoken::kernels

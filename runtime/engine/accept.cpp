@@ -13,10 +13,11 @@ void EngineCore::accept() {
     RoundEntry& e = round_.entries[std::size_t(i)];
     e.emitted.clear();
     e.logprobs.clear();
-    e.traces.clear();
+    e.first_report = n_reports_;
     if (e.samples) accept_one(e);
   }
-  report();
+  pool_->post(n_reports_, fill_report_);
+  tell_logprobs();
 }
 
 void EngineCore::accept_one(RoundEntry& e) {
@@ -38,7 +39,10 @@ void EngineCore::accept_one(RoundEntry& e) {
     RowReport* report = nullptr;
     if (reported) {
       report = &reports_[std::size_t(n_reports_++)];
-      report->entry = &e;
+      report->sequence = &s;
+      report->k = s.trace ? kTeacherTopK : s.request.top_logprobs;
+      report->traced_as = -1;
+      report->temperature = sampling.temperature;
       report->raw = logits;
       report->maxima = maxima;
       report->sums = &block_sums_[blocks];
@@ -87,45 +91,64 @@ void EngineCore::accept_one(RoundEntry& e) {
 }
 
 // What is reported and logged of a row is the model's own distribution, before bias, temperature
-// and filters. On all cores, and only of tokens that came.
-void EngineCore::report() {
-  if (n_reports_ == 0) return;
-  const std::int64_t n_vocab = model_->config().n_vocab;
-  pool_->tasks(n_reports_, [&](int i, int) {
-    RowReport& r = reports_[std::size_t(i)];
-    const EngineRequest& request = r.entry->sequence->request;
-    r.log_sum_exp = kernels::log_sum_exp_of_blocks(r.maxima, r.sums, n_blocks_, 1.0f);
-    const std::int64_t k = r.entry->sequence->trace ? kTeacherTopK : request.top_logprobs;
-    r.top_ids.resize(std::size_t(k));
-    r.top_values.resize(std::size_t(k));
-    const std::int64_t n =
-        kernels::top_k(r.raw, n_vocab, k, r.top_ids.data(), r.top_values.data(), r.maxima);
-    r.top_ids.resize(std::size_t(n));
-    r.top_values.resize(std::size_t(n));
-    if (!r.unfiltered) return;
-    const float scale = 1.0f / request.sampling.temperature;
-    r.logprob = double(r.raw[r.token] * scale) -
-                kernels::log_sum_exp_of_blocks(r.maxima, r.scaled_sums, n_blocks_, scale);
-  });
-  for (int i = 0; i < n_reports_; ++i) {
-    const RowReport& r = reports_[std::size_t(i)];
-    const Sequence& s = *r.entry->sequence;
-    if (s.trace) {
-      GeneratedTokenTrace& t = r.entry->traces.emplace_back();
-      t.top_ids = r.top_ids;
-      t.top_logits = r.top_values;
-      t.log_sum_exp = float(r.log_sum_exp);
-      t.logprob = float(r.logprob);
-    }
-    if (s.request.top_logprobs >= 0) {
-      TokenLogprob& p = r.entry->logprobs.emplace_back();
+// and filters.
+void RowReport::fill(std::int64_t n_vocab, std::int64_t n_blocks) {
+  log_sum_exp = kernels::log_sum_exp_of_blocks(maxima, sums, n_blocks, 1.0f);
+  top_ids.resize(std::size_t(k));
+  top_values.resize(std::size_t(k));
+  const std::int64_t n =
+      kernels::top_k(raw, n_vocab, k, top_ids.data(), top_values.data(), maxima);
+  top_ids.resize(std::size_t(n));
+  top_values.resize(std::size_t(n));
+  if (!unfiltered) return;
+  const float scale = 1.0f / temperature;
+  logprob = double(raw[token] * scale) -
+            kernels::log_sum_exp_of_blocks(maxima, scaled_sums, n_blocks, scale);
+}
+
+void EngineCore::FillReport::operator()(int i) const {
+  core->reports_[std::size_t(i)].fill(core->model_->config().n_vocab, core->n_blocks_);
+}
+
+// A client that asked for log probabilities gets them with its tokens: those are waited for.
+void EngineCore::tell_logprobs() {
+  bool completed = false;
+  for (int i = 0; i < round_.n_entries; ++i) {
+    RoundEntry& e = round_.entries[std::size_t(i)];
+    const int wanted = e.sequence->request.top_logprobs;
+    if (wanted < 0) continue;
+    if (!completed) pool_->complete();
+    completed = true;
+    for (std::size_t j = 0; j < e.emitted.size(); ++j) {
+      const RowReport& r = reports_[std::size_t(e.first_report) + j];
+      TokenLogprob& p = e.logprobs.emplace_back();
       p.token = r.token;
       p.logprob = float(double(r.raw[r.token]) - r.log_sum_exp);
-      const auto n = std::min(r.top_ids.size(), std::size_t(s.request.top_logprobs));
+      const auto n = std::min(r.top_ids.size(), std::size_t(wanted));
       for (std::size_t k = 0; k < n; ++k)
         p.top.emplace_back(r.top_ids[k], float(double(r.top_values[k]) - r.log_sum_exp));
     }
   }
+}
+
+// Moves what is reported of committed tokens into their traces: of one sequence, before its trace
+// goes anywhere, or of all, before the next round's logits are written.
+void EngineCore::settle_reports(Sequence* sequence) {
+  if (n_reports_ == 0) return;
+  pool_->complete();
+  for (int i = 0; i < n_reports_; ++i) {
+    RowReport& r = reports_[std::size_t(i)];
+    if (sequence && r.sequence != sequence) continue;
+    if (r.sequence && r.traced_as >= 0) {
+      GeneratedTokenTrace& t = r.sequence->trace->generated[std::size_t(r.traced_as)];
+      t.top_ids = std::move(r.top_ids);
+      t.top_logits = std::move(r.top_values);
+      t.log_sum_exp = float(r.log_sum_exp);
+      t.logprob = float(r.logprob);
+    }
+    r.sequence = nullptr;
+  }
+  if (!sequence) n_reports_ = 0;
 }
 
 }  // namespace foretoken

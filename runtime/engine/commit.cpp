@@ -131,8 +131,8 @@ void EngineCore::commit_one(RoundEntry& e) {
     const std::span<const CandidateList> logged = portfolio_->logged(s.slot);
     for (std::size_t j = 0; j < e.emitted.size(); ++j) {
       const auto candidates = logged[logged.size() - e.emitted.size() + j].view();
-      e.traces[j].candidates.assign(candidates.begin(), candidates.end());
-      trace.generated.push_back(std::move(e.traces[j]));
+      reports_[std::size_t(e.first_report) + j].traced_as = std::int64_t(trace.generated.size());
+      trace.generated.emplace_back().candidates.assign(candidates.begin(), candidates.end());
     }
     if (e.decode) {
       RoundTrace& round = trace.rounds.emplace_back();
@@ -195,6 +195,7 @@ void EngineCore::finish(Sequence& s, FinishReason reason, EngineEvent&& last) {
   } else {
     ++stats_.requests_aborted;
   }
+  if (s.trace) settle_reports(&s);
   if (s.trace && whole && trace_sink_) hand_in_trace(s);
   last.request = s.request.id;
   last.choice = s.request.choice;

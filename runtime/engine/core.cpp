@@ -33,7 +33,9 @@ std::uint64_t owner_of(const std::string& key_id) {
 
 }  // namespace
 
-EngineCore::~EngineCore() = default;
+EngineCore::~EngineCore() {
+  if (pool_) pool_->complete();  // nobody writes to what is destroyed before it
+}
 
 Result<std::unique_ptr<EngineCore>> EngineCore::create(
     std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,

@@ -32,7 +32,7 @@ struct RoundEntry {
   std::uint64_t version = 0;     // of the weights that drafted for it
   std::vector<TokenId> emitted;  // accepted drafts and the target's own token
   std::vector<TokenLogprob> logprobs;
-  std::vector<GeneratedTokenTrace> traces;
+  int first_report = 0;  // of its emitted tokens, if they are reported
 };
 
 struct Round {
@@ -51,9 +51,12 @@ struct Round {
   SteadyTime started;
 };
 
-// What is logged of, or told about, one emitted token's row of logits. Buffers are reused.
+// What is logged of, or told about, one emitted token's row of logits.
 struct RowReport {
-  RoundEntry* entry = nullptr;
+  Sequence* sequence = nullptr;
+  std::int64_t k = 0;         // most likely tokens wanted
+  std::int64_t traced_as = -1;  // index in the trace's `generated`, once it is there
+  float temperature = 0;
   TokenId token = 0;
   const float* raw = nullptr;  // [n_vocab], the model's own
   const float *maxima = nullptr, *sums = nullptr, *scaled_sums = nullptr;  // its summary
@@ -63,6 +66,7 @@ struct RowReport {
   double logprob = 0;       // of the token as sampled: after temperature and filters
   std::vector<TokenId> top_ids;
   std::vector<float> top_values;
+  void fill(std::int64_t n_vocab, std::int64_t n_blocks);
 };
 
 // Which learned weights draft.
@@ -125,7 +129,8 @@ class EngineCore {
   void restore_features(const Sequence& sequence);
   bool wants_features(const Sequence& sequence) const;
   void accept_one(RoundEntry& entry);
-  void report();
+  void tell_logprobs();
+  void settle_reports(Sequence* sequence = nullptr);
   void commit_one(RoundEntry& entry);
   void end_captures();  // measure.cpp
   void hand_in_trace(Sequence& sequence);
@@ -155,8 +160,14 @@ class EngineCore {
   std::int64_t n_blocks_ = 0;                  // of a row's summary
   // [max_logit_rows, n_blocks_] and, the scales, [max_logit_rows].
   std::vector<float> block_maxima_, block_sums_, block_scaled_sums_, row_scales_;
-  std::vector<RowReport> reports_;  // [max_logit_rows], the first n_reports_ in use
+  // [max_logit_rows], the first n_reports_ in use. They are filled in by the pool's idle workers while the engine
+  // commits and drafts, and settled before logits or traces change hands.
+  std::vector<RowReport> reports_;
   int n_reports_ = 0;
+  struct FillReport {
+    EngineCore* core;
+    void operator()(int i) const;
+  } fill_report_{this};
   int max_logit_rows_ = 0;
   ControlCoin coin_{0, 1};
 

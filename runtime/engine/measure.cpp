@@ -9,6 +9,7 @@ namespace foretoken {
 // request; a request that had emitted next to nothing leaves none.
 void EngineCore::end_captures() {
   constexpr std::size_t kLeastRounds = 8;
+  settle_reports();
   for (auto& s : running_) {
     if (!s->trace) continue;
     ++stats_.traces_plain_window;

@@ -52,6 +52,7 @@ void EngineCore::verify() {
     if (e.samples) r.logit_rows.push_back(e.first_row + e.n_rows - 1);
     r.groups.push_back({s.kv, s.computed, e.n_rows, e.first_row});
   }
+  settle_reports();
   if (!r.tokens.empty()) {
     ForwardBatch batch;
     batch.tokens = r.tokens;

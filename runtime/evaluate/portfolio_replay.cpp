@@ -6,8 +6,6 @@
 #include "runtime/speculate/candidates.h"
 #include "runtime/speculate/cheap_speculators.h"
 #include "runtime/speculate/controller.h"
-#include "runtime/speculate/head_lift.h"
-#include "runtime/speculate/ngram_hit_rates.h"
 
 namespace foretoken {
 namespace {
@@ -36,20 +34,14 @@ struct Choice {
 
 }  // namespace
 
-struct PortfolioReplay::Impl {
+// A position is scored once, by the walk that first passes it.
+struct PortfolioReplay::Impl : Calibration {
   Kinds kinds;
   const LearnedWeights* learned;
   const DraftHead* head = nullptr;
   kernels::ThreadPool pool{1};
   std::unique_ptr<HeadWorkspace> workspace;
   HeadMemory memory;  // of the request being walked
-
-  // Calibration, learned as the walks go, as DraftSources and Portfolio do live. A position is
-  // scored once, by the walk that first passes it.
-  AcceptanceEstimator acceptance;
-  NgramHitRates ngram_rates;
-  HeadLift lift;
-  std::array<std::array<Form, kSpeculatorKinds>, 2> traffic_form;
 
   // The request being walked.
   const RequestTrace* trace = nullptr;
@@ -238,7 +230,6 @@ struct PortfolioReplay::Impl {
   PortfolioWalk walk(const RequestTrace& t, int max_draft, const RoundCosts* costs, bool by_cost);
 
   static constexpr double kRateMemory = 200, kRatePrior = 16;  // as the controller's
-  double rate_tokens = 0, rate_ms = 0;
   std::vector<Pending> pending;
   Chains chains;
   std::vector<HeadStart> starts;
@@ -258,6 +249,11 @@ PortfolioReplay::PortfolioReplay(Kinds kinds, const LearnedWeights* learned)
 }
 
 PortfolioReplay::~PortfolioReplay() = default;
+
+const PortfolioReplay::Calibration& PortfolioReplay::calibration() const { return *impl_; }
+void PortfolioReplay::set_calibration(const Calibration& calibration) {
+  static_cast<Calibration&>(*impl_) = calibration;
+}
 
 namespace {
 

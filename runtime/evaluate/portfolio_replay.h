@@ -6,6 +6,7 @@
 // Not thread-safe (it owns the head's buffers); nothing is shared between two of them.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -16,7 +17,9 @@
 #include "runtime/evaluate/round_costs.h"
 #include "runtime/observe/stats.h"
 #include "runtime/speculate/acceptance_estimator.h"
+#include "runtime/speculate/head_lift.h"
 #include "runtime/speculate/learned.h"
+#include "runtime/speculate/ngram_hit_rates.h"
 #include "runtime/speculate/proposal.h"
 
 namespace foretoken {
@@ -56,6 +59,18 @@ class PortfolioReplay {
   // what they drafted), each round's accepted count is the logged one. Positions of other kinds
   // (model) count as logged.
   PortfolioWalk walk_logged(const RequestTrace& trace, const RoundCosts* costs = nullptr);
+
+  // What the walks have learned of the kinds' confidences, as DraftSources, Portfolio and
+  // Controller do live. There a swap does not reset it: another version's replay may begin with it.
+  struct Calibration {
+    AcceptanceEstimator acceptance;
+    NgramHitRates ngram_rates;
+    HeadLift lift;
+    std::array<std::array<Form, kSpeculatorKinds>, 2> traffic_form;
+    double rate_tokens = 0, rate_ms = 0;  // the policy's own speed, forgetting
+  };
+  const Calibration& calibration() const;
+  void set_calibration(const Calibration& calibration);
 
  private:
   struct Impl;

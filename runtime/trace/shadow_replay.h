@@ -2,8 +2,8 @@
 // replayed on the same finished request (portfolio_replay.h): what its decoding would have cost
 // with the one and with the other, drafts being as long as they pay. Round costs are those this
 // server had measured when the pair was first seen, and stay: a test must not change its units
-// while it runs. Each one's calibration is learned from the requests replayed, in their order, from
-// nothing for both. One thread.
+// while it runs. Each one's calibration is learned from the requests replayed, in their order; new
+// weights begin with that of the pair before, as live. One thread.
 #pragma once
 
 #include <functional>

@@ -81,35 +81,41 @@ std::optional<PrequentialGate::Decision> PrequentialGate::propose(
   }
   state_.newest = trial.facts;
   state_.trials.push_back(std::move(trial));
-  replays_.push_back({std::move(weights), nullptr, {}});
+  replays_.push_back({std::move(weights), true, nullptr, {}});
   start(state_.trials.size() - 1);
   return replaced;
 }
 
 void PrequentialGate::start(std::size_t trial) {
   Replays& replays = replays_[trial];
-  replays.served = std::make_unique<PortfolioReplay>(
-      PortfolioReplay::Kinds{true, true, served_->head != nullptr}, served_.get());
+  replays.served = replay_of_served();
   for (int i = 0; i < state_.trials[trial].tier_count(); ++i) {
     replays.tiers[std::size_t(i)] = std::make_unique<PortfolioReplay>(
         PortfolioReplay::Kinds{true, true, Tier(i) == Tier::kHead}, replays.candidate.get());
   }
 }
 
-void PrequentialGate::judge_anew(std::size_t trial) {
+std::unique_ptr<PortfolioReplay> PrequentialGate::replay_of_served() const {
+  return std::make_unique<PortfolioReplay>(
+      PortfolioReplay::Kinds{true, true, served_->head != nullptr}, served_.get());
+}
+
+void PrequentialGate::judge_anew(std::size_t trial, const PortfolioReplay& calibrated) {
   for (TierScore& tier : state_.trials[trial].tiers) {
     std::map<std::string, PairedSums> domains;
     for (const auto& [domain, sums] : tier.domains) domains.try_emplace(domain);
     tier = {};
     tier.domains = std::move(domains);
   }
-  start(trial);
+  auto replay = replay_of_served();
+  replay->set_calibration(calibrated.calibration());
+  replays_[trial].served = std::move(replay);
 }
 
 void PrequentialGate::set_served(std::shared_ptr<const LearnedWeights> served) {
   // The replays speak of the old weights until each has been made anew.
   const auto kept = std::exchange(served_, std::move(served));
-  for (std::size_t i = 0; i < state_.trials.size(); ++i) judge_anew(i);
+  for (std::size_t i = 0; i < state_.trials.size(); ++i) judge_anew(i, *replays_[i].served);
 }
 
 SequentialTest PrequentialGate::test_of(const Trial& trial, int tier) const {
@@ -121,20 +127,38 @@ SequentialTest PrequentialGate::test_of(const Trial& trial, int tier) const {
   return test;
 }
 
+PortfolioWalk PrequentialGate::walk(PortfolioReplay& replay, const Trial& trial,
+                                    const RequestTrace& trace) const {
+  return walk_by_plan(replay, {options_.plan, options_.draft_length, trial.costs}, trace);
+}
+
+bool PrequentialGate::is_cold() const { return std::ranges::any_of(replays_, &Replays::cold); }
+
+void PrequentialGate::begin() {
+  for (Replays& replays : replays_) replays.cold = false;
+}
+
+void PrequentialGate::warm(const RequestTrace& trace) {
+  if (trace.gap) return;
+  for (std::size_t t = 0; t < state_.trials.size(); ++t) {
+    if (!replays_[t].cold) continue;
+    walk(*replays_[t].served, state_.trials[t], trace);
+    for (int i = 0; i < state_.trials[t].tier_count(); ++i)
+      walk(*replays_[t].tiers[std::size_t(i)], state_.trials[t], trace);
+  }
+}
+
 void PrequentialGate::score(Trial& trial, Replays& replays, const RequestTrace& trace) const {
   const auto usable = [](const PortfolioWalk& walk) {
     // Without features nothing can be said of a head, neither for nor against it.
     return walk.stats.rounds > 0 && walk.rounds_without_features == 0;
   };
-  const auto walk = [&](PortfolioReplay& replay) {
-    return walk_by_plan(replay, {options_.plan, options_.draft_length, trial.costs}, trace);
-  };
-  const PortfolioWalk served = walk(*replays.served);
+  const PortfolioWalk served = walk(*replays.served, trial, trace);
   if (!usable(served)) return;
   for (int i = 0; i < trial.tier_count(); ++i) {
     TierScore& tier = trial.tiers[std::size_t(i)];
     if (tier.verdict != Verdict::kUndecided) continue;
-    const PortfolioWalk candidate = walk(*replays.tiers[std::size_t(i)]);
+    const PortfolioWalk candidate = walk(*replays.tiers[std::size_t(i)], trial, trace);
     if (!usable(candidate)) continue;
     tier.candidate_rounds += candidate.stats.rounds;
     tier.candidate_emitted += candidate.stats.emitted;
@@ -151,6 +175,7 @@ std::vector<PrequentialGate::Decision> PrequentialGate::score(const RequestTrace
                                                               std::int64_t unix_ms) {
   state_.recent.push_back(trace.domain);
   if (state_.recent.size() > kRecent) state_.recent.pop_front();
+  begin();
   std::vector<Decision> decisions;
   if (trace.gap) return decisions;
   std::optional<std::size_t> promoted;
@@ -179,10 +204,13 @@ std::vector<PrequentialGate::Decision> PrequentialGate::score(const RequestTrace
     }
   }
   std::shared_ptr<const LearnedWeights> served;
+  std::unique_ptr<PortfolioReplay> replay;  // the promoted one's
   if (promoted) {
     decisions.push_back(decide(state_.trials[*promoted], unix_ms, nullptr));
+    const Tier tier = decisions.back().tier;
     const auto& weights = replays_[*promoted].candidate;
-    served = decisions.back().tier == Tier::kHead ? weights : without_head(*weights);
+    served = tier == Tier::kHead ? weights : without_head(*weights);
+    replay = std::move(replays_[*promoted].tiers[std::size_t(tier)]);
   }
   for (std::size_t t = state_.trials.size(); t-- > 0;) {
     if (!ended[t]) continue;
@@ -191,7 +219,8 @@ std::vector<PrequentialGate::Decision> PrequentialGate::score(const RequestTrace
   }
   if (promoted) {
     for (Trial& trial : state_.trials) number(trial, unix_ms);
-    set_served(std::move(served));
+    const auto kept = std::exchange(served_, std::move(served));
+    for (std::size_t i = 0; i < state_.trials.size(); ++i) judge_anew(i, *replay);
   }
   return decisions;
 }
@@ -297,7 +326,7 @@ void PrequentialGate::restore(
     const auto& weights = candidates[i];
     if (!weights || (weights->head != nullptr) != trials[i].facts.has_head) continue;
     state_.trials.push_back(std::move(trials[i]));
-    replays_.push_back({weights, nullptr, {}});
+    replays_.push_back({weights, true, nullptr, {}});
     start(state_.trials.size() - 1);
   }
 }

@@ -76,6 +76,28 @@ TEST(ThreadPool, LateWorkersAreNotWaitedFor) {
   EXPECT_EQ(sum, 3000 * (159 * 160 / 2));
 }
 
+// Posted tasks run once each, beside and between jobs, and are all done when complete() returns,
+// however few workers had time for them.
+TEST(ThreadPool, PostedTasksAreDoneOnceWhenCompleted) {
+  for (int n_threads = 1; n_threads <= 5; ++n_threads) {
+    ThreadPool pool(n_threads);
+    pool.complete();
+    for (int round = 0; round < 2000; ++round) {
+      std::vector<int> hits(static_cast<std::size_t>(round % 7));
+      const auto task = [&](int i) { ++hits[static_cast<std::size_t>(i)]; };
+      pool.post(static_cast<int>(hits.size()), task);
+      for (int job = round % 3; job > 0; --job) {
+        std::atomic<int> done{0};
+        pool.tasks(8, [&](int, int) { ++done; });
+        ASSERT_EQ(done, 8);
+      }
+      if (round % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      pool.complete();
+      for (const int h : hits) ASSERT_EQ(h, 1) << n_threads << " threads, round " << round;
+    }
+  }
+}
+
 TEST(Isa, NamesAreExactAndUnknownOnesAreRefused) {
   EXPECT_EQ(isa_name(Isa::kScalar), "scalar");
   EXPECT_EQ(isa_name(Isa::kAvx2), "avx2");

@@ -190,5 +190,43 @@ TEST_F(GateHead, AHeadThatServesIsWhatMustBeBeaten) {
   EXPECT_NE(gate.served().head, nullptr);
 }
 
+// A trial that was warmed up with fifty requests knows what one knows that has scored them, and has
+// counted nothing: the next request costs the same.
+TEST_F(GateHead, AWarmedUpTrialIsCalibratedAsOneThatHasScored) {
+  std::vector<RequestTrace> earlier;
+  for (int i = 0; i < 50; ++i) earlier.push_back(request());
+  const RequestTrace next = request();
+  GateOptions options;
+  options.test.least_requests = 1000;  // no decision meanwhile
+  const auto costs_of_next = [&](bool warm, bool score) {
+    PrequentialGate gate(options, initial_weights());
+    gate.set_costs(RoundCosts::measured(kRoundMs, 0.1f, 0.1f));
+    gate.propose(candidate_, kFacts, 0);
+    EXPECT_TRUE(gate.is_cold());
+    PairedSums before;
+    for (const RequestTrace& trace : earlier) {
+      if (warm) gate.warm(trace);
+      if (score) {
+        EXPECT_TRUE(gate.score(trace, 0).empty());
+      }
+    }
+    const auto sums = [&] {
+      PairedSums all;
+      for (const auto& [domain, s] : gate.state().trials[0].tiers[1].domains) all.add(s);
+      return all;
+    };
+    before = sums();
+    EXPECT_EQ(before.requests, score ? 50 : 0);
+    gate.score(next, 0);
+    EXPECT_FALSE(gate.is_cold());
+    gate.warm(earlier[0]);  // too late: no trial is cold
+    return std::pair(sums().candidate - before.candidate, sums().served - before.served);
+  };
+  const auto scored = costs_of_next(false, true), warmed = costs_of_next(true, false);
+  EXPECT_NEAR(warmed.first, scored.first, 1e-6);
+  EXPECT_NEAR(warmed.second, scored.second, 1e-6);
+  EXPECT_NE(costs_of_next(false, false).first, warmed.first);
+}
+
 }  // namespace
 }  // namespace foretoken::trainer

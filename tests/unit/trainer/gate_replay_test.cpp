@@ -34,8 +34,10 @@ class GateReplay : public ::testing::Test {
     }
     return folder;
   }
-  json::object replay(const std::filesystem::path& traces) const {
+  json::object replay(const std::filesystem::path& traces,
+                      std::optional<RoundCosts> costs = std::nullopt) const {
     GateReplayOptions options;
+    options.costs = std::move(costs);
     options.traces = traces;
     options.session.signing_key = test_signing_key();
     options.json = folder_.file("out.json");
@@ -58,6 +60,16 @@ TEST_F(GateReplay, SaysWhatTheDaemonWouldHaveMadeOfARecording) {
     promotions += candidate.at("version").to_number<std::int64_t>() != 0;
   EXPECT_EQ(promotions, report.at("promotions").as_int64());
   EXPECT_EQ(json::serialize(replay(traces)), json::serialize(report));
+}
+
+// What a round costs on the server decides: where every row is as dear as a round, drafts pay
+// nothing, however good.
+TEST_F(GateReplay, CandidatesAreJudgedByTheServersCosts) {
+  std::vector<float> dear;
+  for (int rows = 1; rows <= 9; ++rows) dear.push_back(10.0f * static_cast<float>(rows));
+  const auto traces = record("traces", 150, false);
+  EXPECT_GT(replay(traces).at("promotions").as_int64(), 0);
+  EXPECT_EQ(replay(traces, RoundCosts::measured(dear, 0, 0)).at("promotions").as_int64(), 0);
 }
 
 TEST_F(GateReplay, NothingToLearnIsNothingPromoted) {

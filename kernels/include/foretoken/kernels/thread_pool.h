@@ -47,6 +47,13 @@ class ThreadPool {
   // fn(task, worker) for every task in [0, n), handed out one by one as workers become free.
   void tasks(int n, FunctionRef<void(int, int)> fn);
 
+  // fn(task) for every task in [0, n), by workers that have nothing else to do, while the caller goes on; a job
+  // that begins meanwhile has them when they are through. `fn` is kept as a reference: what it refers to, and what
+  // the tasks read and write, is left alone until complete() returns, which does what nobody has taken up. One
+  // post at a time.
+  void post(int n, FunctionRef<void(int)> fn);
+  void complete();
+
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
