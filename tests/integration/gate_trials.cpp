@@ -6,6 +6,9 @@
 //   at least 5 % slower in some domain         -> never promoted
 //   at least 10 % faster, no domain slower      -> promoted within 150 requests in 95 % of trials
 //   at least 3 % faster, no domain slower       -> promoted within 1,000 requests in 95 %
+// And what a server does with weights that were forced past the gate, 1,000 times as well:
+//   at least 20 % slower -> taken back within 200 requests; 5 % -> within 1,000; over those requests
+//   less than 2 % of the time is lost
 // Prints JSON; exits with 1 if a pair did otherwise, 2 if the log does not offer every kind.
 #include <fmt/format.h>
 
@@ -21,10 +24,12 @@
 #include "foretoken/protocol/bundle.h"
 #include "foretoken/protocol/trace.h"
 #include "foretoken/protocol/trace_segment.h"
+#include "foretoken/protocol/transport_memory.h"
 #include "runtime/evaluate/evaluation.h"
 #include "runtime/evaluate/fusion_replay.h"
 #include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/evaluate/sequential_test.h"
+#include "runtime/trace/version_keeper.h"
 
 namespace foretoken {
 namespace {
@@ -40,6 +45,7 @@ struct Variant {
   bool head = false, shifted_taps = false;
   std::unique_ptr<PortfolioReplay> replay;
   std::vector<double> ms;  // by request
+  std::vector<std::int64_t> rounds, tokens;
 };
 
 struct Corpus {
@@ -95,8 +101,12 @@ class Variants {
   }
   void add(std::string kind, std::string name, std::shared_ptr<const LearnedWeights> weights,
            bool head, bool shifted_taps) {
-    Variant variant{
-        std::move(name), std::move(kind), std::move(weights), head, shifted_taps, {}, {}};
+    Variant variant;
+    variant.name = std::move(name);
+    variant.kind = std::move(kind);
+    variant.weights = std::move(weights);
+    variant.head = head;
+    variant.shifted_taps = shifted_taps;
     // The learned kinds alone: with the n-gram rule beside it a harmed table is hardly used, and
     // the harm that the gate is to find is gone before it looks.
     variant.replay = std::make_unique<PortfolioReplay>(PortfolioReplay::Kinds{false, true, head},
@@ -187,6 +197,69 @@ Outcome try_pair(const Pair& pair, const Corpus& corpus, std::int64_t limit) {
   }
   std::sort(outcome.requests.begin(), outcome.requests.end());
   return outcome;
+}
+
+struct Forced {
+  int taken_back = 0;                  // within the limit
+  std::vector<std::int64_t> requests;  // that it took
+  double most_lost = 0;                // of the time of the limit's requests
+};
+
+// The server's own keeper of versions, given the pair's candidate as if a trainer had published it.
+Forced force(const Pair& pair, const Corpus& corpus, std::int64_t limit) {
+  Forced forced;
+  ManualClock clock;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    std::mt19937_64 random(std::uint64_t(trial) * 2654435761u + 29);
+    auto made = VersionKeeper::create({}, pair.served->weights, std::nullopt, clock);
+    if (!made) return forced;
+    VersionKeeper& keeper = **made;
+    VersionKeeperHooks hooks;
+    auto candidate = std::make_shared<LearnedWeights>(*pair.candidate->weights);
+    candidate->version = {1};
+    hooks.prepare = [&](const Bundle&) -> Result<LearnedPointer> {
+      return LearnedPointer(candidate);
+    };
+    hooks.publish = [](LearnedPointer, LearnedPointer, double) {};
+    std::size_t i = 0;  // the request that is being played
+    hooks.replay = [&](const RequestTrace&, const LearnedPointer& a, const LearnedPointer& b) {
+      const auto ms = [&](const LearnedPointer& weights) {
+        return (weights == candidate ? pair.candidate : pair.served)->ms[i];
+      };
+      return std::optional(PairedCosts{ms(a), ms(b)});
+    };
+    keeper.restore(hooks);
+    Bundle bundle;
+    bundle.version = {1};
+    if (!keeper.offer(bundle, {})) return forced;
+    double lost = 0, all = 0;
+    bool back = false;
+    for (std::int64_t requests = 1; requests <= limit; ++requests) {
+      i = random() % corpus.domain.size();
+      auto trace = std::make_unique<RequestTrace>();
+      trace->request = RequestId{random()};
+      const bool serves =
+          !back && (keeper.served().value == 1 ||
+                    is_canary(trace->request, {1}, VersionKeeperOptions{}.canary_fraction));
+      const Variant& drafts = serves ? *pair.candidate : *pair.served;
+      lost += drafts.ms[i] - pair.served->ms[i];
+      all += pair.served->ms[i];
+      if (back || drafts.rounds[i] == 0) continue;
+      trace->rounds.resize(std::size_t(drafts.rounds[i]));
+      for (RoundTrace& round : trace->rounds) round.version = {serves ? 1u : 0u};
+      trace->rounds[0].accepted = std::int32_t(drafts.tokens[i] - drafts.rounds[i]);
+      keeper.observe(std::move(trace));
+      while (keeper.judge()) {
+      }
+      if (keeper.served().value != 0 || keeper.canary().value != 0) continue;
+      back = true;
+      forced.requests.push_back(requests);
+    }
+    forced.taken_back += back;
+    forced.most_lost = std::max(forced.most_lost, lost / all);
+  }
+  std::sort(forced.requests.begin(), forced.requests.end());
+  return forced;
 }
 
 int fail(const std::string& text) {
@@ -280,19 +353,25 @@ int run(int argc, char** argv) {
       shift_taps(shifted);
     }
     for (Variant& variant : variants.all) {
-      variant.ms.push_back(
-          variant.replay->walk_fixed(variant.shifted_taps ? shifted : trace, kDraftLength, &costs)
-              .predicted_ms);
+      const PortfolioWalk walk =
+          variant.replay->walk_fixed(variant.shifted_taps ? shifted : trace, kDraftLength, &costs);
+      variant.ms.push_back(walk.predicted_ms);
+      variant.rounds.push_back(walk.stats.rounds);
+      variant.tokens.push_back(walk.stats.emitted);
     }
   });
   if (!second) return fail(second.error().message);
 
-  std::vector<Pair> harmed, tenth, third;
+  std::vector<Pair> harmed, tenth, third, fifth_slower, slower;
   std::map<std::string, int> of_kind;
   for (const Variant& served : variants.all) {
     for (const Variant& candidate : variants.all) {
       if (&served == &candidate) continue;
       const Pair pair = pair_of(served, candidate, corpus);
+      if (pair.gain <= -0.20)
+        fifth_slower.push_back(pair);
+      else if (pair.gain <= -0.05)
+        slower.push_back(pair);
       if (pair.worst() <= -0.05) {
         // Near the border first: great harm is easy to see. And what gains elsewhere above all.
         if (pair.worst() >= -0.12 || pair.gain > 0 || candidate.kind == "shifted-tap")
@@ -310,11 +389,13 @@ int run(int argc, char** argv) {
                 [&](const Pair& pair) { return ++of_kind[pair.candidate->kind] > kPairsOfAKind; });
   const auto hardest = [](std::vector<Pair>& pairs) {
     std::sort(pairs.begin(), pairs.end(),
-              [](const Pair& a, const Pair& b) { return a.gain < b.gain; });
+              [](const Pair& a, const Pair& b) { return std::abs(a.gain) < std::abs(b.gain); });
     if (pairs.size() > kPairsOfAKind) pairs.resize(kPairsOfAKind);
   };
   hardest(tenth);
   hardest(third);
+  hardest(fifth_slower);
+  hardest(slower);
 
   bool held = true;
   json::array results;
@@ -353,12 +434,40 @@ int run(int argc, char** argv) {
   judge("harmed", harmed, 0);
   judge("ten", tenth, 150);
   judge("three", third, 1000);
+  const auto judge_forced = [&](const char* what, const std::vector<Pair>& pairs,
+                                std::int64_t limit) {
+    for (const Pair& pair : pairs) {
+      const Forced forced = force(pair, corpus, limit);
+      const bool ok = forced.taken_back == kTrials && forced.most_lost < 0.02;
+      held = held && ok;
+      json::object result{{"kind", what},
+                          {"served", pair.served->name},
+                          {"forced", pair.candidate->name},
+                          {"true_gain", pair.gain},
+                          {"trials", kTrials},
+                          {"limit_requests", limit},
+                          {"taken_back_within_limit", forced.taken_back},
+                          {"most_time_lost", forced.most_lost},
+                          {"held", ok}};
+      if (!forced.requests.empty()) {
+        result["requests_median"] = forced.requests[forced.requests.size() / 2];
+        result["requests_most"] = forced.requests.back();
+      }
+      fmt::print(stderr,
+                 "{:8} {} -> {}: true {:+.1f} %, taken back {} of {}, at most {:.2f} % lost{}\n",
+                 what, pair.served->name, pair.candidate->name, 100 * pair.gain, forced.taken_back,
+                 kTrials, 100 * forced.most_lost, ok ? "" : "  BROKEN");
+      results.emplace_back(std::move(result));
+    }
+  };
+  judge_forced("forced20", fifth_slower, 200);
+  judge_forced("forced5", slower, 1000);
   json::object out{{"requests", corpus.domain.size()},
                    {"draft_length", kDraftLength},
                    {"held", held},
                    {"pairs", std::move(results)}};
   fmt::print("{}\n", json::serialize(out));
-  if (harmed.empty() || tenth.empty() || third.empty())
+  if (harmed.empty() || tenth.empty() || third.empty() || fifth_slower.empty() || slower.empty())
     return fail("the log offers no pair of some kind");
   return held ? 0 : 1;
 }
