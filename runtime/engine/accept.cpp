@@ -96,8 +96,7 @@ void RowReport::fill(std::int64_t n_vocab, std::int64_t n_blocks) {
   log_sum_exp = kernels::log_sum_exp_of_blocks(maxima, sums, n_blocks, 1.0f);
   top_ids.resize(std::size_t(k));
   top_values.resize(std::size_t(k));
-  const std::int64_t n =
-      kernels::top_k(raw, n_vocab, k, top_ids.data(), top_values.data(), maxima);
+  const std::int64_t n = kernels::top_k(raw, n_vocab, k, top_ids.data(), top_values.data(), maxima);
   top_ids.resize(std::size_t(n));
   top_values.resize(std::size_t(n));
   if (!unfiltered) return;

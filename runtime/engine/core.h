@@ -54,7 +54,7 @@ struct Round {
 // What is logged of, or told about, one emitted token's row of logits.
 struct RowReport {
   Sequence* sequence = nullptr;
-  std::int64_t k = 0;         // most likely tokens wanted
+  std::int64_t k = 0;           // most likely tokens wanted
   std::int64_t traced_as = -1;  // index in the trace's `generated`, once it is there
   float temperature = 0;
   TokenId token = 0;
@@ -160,8 +160,8 @@ class EngineCore {
   std::int64_t n_blocks_ = 0;                  // of a row's summary
   // [max_logit_rows, n_blocks_] and, the scales, [max_logit_rows].
   std::vector<float> block_maxima_, block_sums_, block_scaled_sums_, row_scales_;
-  // [max_logit_rows], the first n_reports_ in use. They are filled in by the pool's idle workers while the engine
-  // commits and drafts, and settled before logits or traces change hands.
+  // [max_logit_rows], the first n_reports_ in use. They are filled in by the pool's idle workers
+  // while the engine commits and drafts, and settled before logits or traces change hands.
   std::vector<RowReport> reports_;
   int n_reports_ = 0;
   struct FillReport {

@@ -7,8 +7,8 @@
 //   at least 10 % faster, no domain slower      -> promoted within 150 requests in 95 % of trials
 //   at least 3 % faster, no domain slower       -> promoted within 1,000 requests in 95 %
 // And what a server does with weights that were forced past the gate, 1,000 times as well:
-//   at least 20 % slower -> taken back within 200 requests; 5 % -> within 1,000; over those requests
-//   less than 2 % of the time is lost
+//   at least 20 % slower -> taken back within 200 requests; 5 % -> within 1,000; over those
+//   requests less than 2 % of the time is lost
 // Prints JSON; exits with 1 if a pair did otherwise, 2 if the log does not offer every kind.
 #include <fmt/format.h>
 
