@@ -3,13 +3,16 @@
 //       trace capture on against off, nobody listening
 //   serving_bench MODEL.gguf trainer FORETOKEN-TRAINER [--pairs 30]
 //       the trainer running against stopped (SIGSTOP)
+//   serving_bench MODEL.gguf speculation [--pairs 30]
+//       speculation on against off where it is in vain (law 3): tokens drawn evenly from 64, so
+//       that n-grams match at every step and one draft in 64 is right
 //   serving_bench MODEL.gguf swaps [--swaps 100]
 //       hot swaps under load: pauses, and tokens changed
-// capture and trainer: alternating blocks, the order within a pair drawn at random. Capture: of the
+// All but swaps: alternating blocks, the order within a pair drawn at random. Capture: of the
 // same requests and without speculation, because what is captured enters the n-gram store as well
-// and would be drafted better the second time; trainer: with it, every block of new requests. The
-// figure is the median over pairs of the ratio of time per token, its 95 % interval from the order
-// statistics; it wants a machine with nothing else to do. JSON on standard output.
+// and would be drafted better the second time; trainer and speculation: every block of new
+// requests. The figure is the median over pairs of the ratio of time per token, its 95 % interval
+// from the order statistics; it wants a machine with nothing else to do. JSON on standard output.
 #include <fmt/format.h>
 #include <signal.h>
 #include <spawn.h>
@@ -66,8 +69,18 @@ EngineRequest request_of(const Options& options, std::int64_t n_vocab, int block
   r.sampling.seed = random();
   r.max_tokens = options.max_tokens;
   r.domain = "bench";
+  if (options.mode == "speculation") {
+    r.sampling.temperature = 100;  // beside the bias, logits are nothing
+    for (TokenId token = 1000; token < 1064; ++token)
+      r.sampling.logit_bias.emplace_back(token, 5000.0f);
+  }
   return r;
 }
+
+// How a block is served.
+struct Arm {
+  bool trace = true, speculation = true;
+};
 
 struct Block {
   double seconds = 0;
@@ -76,8 +89,7 @@ struct Block {
   double ms_per_token() const { return 1000 * seconds / static_cast<double>(tokens); }
 };
 
-Block run_block(Engine& engine, const Options& options, std::int64_t n_vocab, int block,
-                bool trace) {
+Block run_block(Engine& engine, const Options& options, std::int64_t n_vocab, int block, Arm arm) {
   Block result;
   result.outputs.resize(static_cast<std::size_t>(options.requests));
   std::mutex mutex;
@@ -91,7 +103,8 @@ Block run_block(Engine& engine, const Options& options, std::int64_t n_vocab, in
     }
     EngineRequest r = request_of(options, n_vocab, block, i);
     r.id = engine.next_request_id();
-    r.trace = trace;
+    r.trace = arm.trace;
+    r.speculation = arm.speculation;
     r.sink = [&, i](EngineEvent&& event) {
       std::lock_guard lock(mutex);
       auto& out = result.outputs[static_cast<std::size_t>(i)];
@@ -139,26 +152,27 @@ json::array numbers(const std::vector<double>& values) {
   return out;
 }
 
-// Alternating blocks; set(on) prepares an arm before its block.
+// Alternating blocks; set(on) prepares a block of either kind.
 template <class Set>
 json::object alternate(Engine& engine, const Options& options, std::int64_t n_vocab,
                        const Set& set) {
   std::mt19937_64 random(1);
   std::vector<double> ratios, on_ms, off_ms;
   std::int64_t changed = 0;
-  run_block(engine, options, n_vocab, -1, true);  // caches, the controller's first measurements
+  const bool renewed = options.mode != "capture";
+  run_block(engine, options, n_vocab, -1, {});  // caches, the controller's first measurements
   for (int pair = 0; pair < options.pairs; ++pair) {
     Block blocks[2];
     const int first = static_cast<int>(random() % 2);
     for (const int arm : {first, 1 - first}) {
-      const bool trace = set(arm == 1);
-      const int requests = options.mode == "trainer" ? 2 * pair + arm : pair;
-      blocks[arm] = run_block(engine, options, n_vocab, requests, trace);
+      const Arm how = set(arm == 1);
+      const int requests = renewed ? 2 * pair + arm : pair;
+      blocks[arm] = run_block(engine, options, n_vocab, requests, how);
     }
     on_ms.push_back(blocks[1].ms_per_token());
     off_ms.push_back(blocks[0].ms_per_token());
     ratios.push_back(on_ms.back() / off_ms.back());
-    changed += options.mode != "trainer" && blocks[0].outputs != blocks[1].outputs;
+    changed += !renewed && blocks[0].outputs != blocks[1].outputs;
     fmt::print(stderr, "\rpair {} of {}: {:.4f} ", pair + 1, options.pairs, ratios.back());
   }
   fmt::print(stderr, "\n");
@@ -249,18 +263,26 @@ int run(const Options& options) {
                    {"threads", engine->options().threads},
                    {"requests_in_flight", options.in_flight}};
   if (options.mode == "capture") {
-    out["capture"] = alternate(*engine, options, n_vocab, [](bool on) { return on; });
+    out["capture"] = alternate(*engine, options, n_vocab, [](bool on) { return Arm{on, true}; });
     out["wanted"] = "the interval of the median ratio below 1.01";
+  } else if (options.mode == "speculation") {
+    out["speculation"] = alternate(*engine, options, n_vocab, [](bool on) {
+      return Arm{true, on};
+    });
+    const AcceptanceStats acceptance = engine->stats().acceptance;
+    out["drafted"] = acceptance.drafted;
+    out["accepted"] = acceptance.accepted;
+    out["wanted"] = "the interval of the median ratio below 1.02";
   } else if (options.mode == "trainer") {
     const pid_t child = spawn(command);
     if (child < 0) return fail(options.trainer + ": cannot be started");
     // Something to learn from, and its first steps taken: an idle trainer costs nothing.
-    for (int i = 0; i < 6; ++i) run_block(*engine, options, n_vocab, 1000 + i, true);
+    for (int i = 0; i < 6; ++i) run_block(*engine, options, n_vocab, 1000 + i, {});
     std::this_thread::sleep_for(std::chrono::seconds(2));
     out["trainer"] = alternate(*engine, options, n_vocab, [&](bool on) {
       ::kill(child, on ? SIGCONT : SIGSTOP);
       std::this_thread::sleep_for(std::chrono::milliseconds(300));
-      return true;
+      return Arm{};
     });
     ::kill(child, SIGCONT);
     ::kill(child, SIGTERM);
@@ -270,7 +292,7 @@ int run(const Options& options) {
     out["traces_sent"] = stats.traces_sent;
     out["wanted"] = "median at most 1.10 on shared cores";
   } else {
-    const Block wanted = run_block(*engine, options, n_vocab, 0, true);
+    const Block wanted = run_block(*engine, options, n_vocab, 0, {});
     const std::int64_t before = engine->stats().swaps;
     std::atomic<bool> stop{false};
     std::thread swapper([&] {
@@ -284,7 +306,7 @@ int run(const Options& options) {
     });
     std::int64_t changed = 0, tokens = 0;
     while (engine->stats().swaps - before < options.swaps) {
-      const Block block = run_block(*engine, options, n_vocab, 0, true);
+      const Block block = run_block(*engine, options, n_vocab, 0, {});
       for (std::size_t i = 0; i < block.outputs.size(); ++i) {
         const auto &a = block.outputs[i], &b = wanted.outputs[i];
         const auto [at, other] = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
@@ -338,8 +360,12 @@ int main(int argc, char** argv) {
   if (words.size() >= 2) options.model = words[0], options.mode = words[1];
   if (words.size() == 3) options.trainer = words[2];
   if (options.mode == "capture") options.spec = SpecType::kNone;
-  const bool known = (options.mode == "capture" || options.mode == "swaps") && words.size() == 2;
+  const bool known =
+      (options.mode == "capture" || options.mode == "speculation" || options.mode == "swaps") &&
+      words.size() == 2;
   if (!known && !(options.mode == "trainer" && words.size() == 3))
-    return fail("usage: serving_bench MODEL.gguf capture | swaps | trainer FORETOKEN-TRAINER");
+    return fail(
+        "usage: serving_bench MODEL.gguf capture | speculation | swaps | trainer "
+        "FORETOKEN-TRAINER");
   return run(options);
 }
