@@ -33,6 +33,7 @@ class VocabularyRows {
   // Of the file, that a step of one row reads: all but the embedding, where the output has a matrix
   // of its own. (Of a mixture of experts a step reads less.)
   std::size_t step_bytes() const { return step_bytes_; }
+  std::size_t output_row_bytes() const { return output_.row_bytes; }
   // The file's values, dequantised. out: [hidden]. token in [0, n_vocab).
   void embedding(TokenId token, float* out) const;
   void output(TokenId token, float* out) const;

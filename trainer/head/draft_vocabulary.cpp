@@ -42,6 +42,21 @@ std::vector<TokenId> VocabularyCounts::most_frequent(std::size_t size) const {
   return ids;
 }
 
+std::vector<TokenId> VocabularyCounts::frequent(const std::vector<TokenId>& vocab,
+                                                double share) const {
+  const double least = share * std::accumulate(mass_.begin(), mass_.end(), 0.0);
+  std::vector<TokenId> ids = vocab;
+  std::stable_sort(ids.begin(), ids.end(), [&](TokenId a, TokenId b) {
+    return mass_[std::size_t(a)] > mass_[std::size_t(b)];
+  });
+  const auto n = std::size_t(
+      std::ranges::find_if(ids, [&](TokenId token) { return mass_[std::size_t(token)] < least; }) -
+      ids.begin());
+  ids.resize(std::min(ids.size(), std::max<std::size_t>(16, (n + 15) / 16 * 16)));
+  std::sort(ids.begin(), ids.end());
+  return ids;
+}
+
 double VocabularyCounts::coverage(const std::vector<TokenId>& vocab) const {
   double total = 0, held = 0;
   for (const float m : mass_) total += m;

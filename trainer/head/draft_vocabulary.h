@@ -19,6 +19,10 @@ class VocabularyCounts {
   // The `size` tokens of most mass, ascending by id; ties to the lower id, which in a byte-pair
   // vocabulary is the more common token.
   std::vector<TokenId> most_frequent(std::size_t size) const;
+  // Of `vocab` (ascending, a multiple of 16) the tokens that have at least `share` of the mass,
+  // filled up to a multiple of 16 with the next in mass: what else is read at every step of a head
+  // and hardly ever drafted.
+  std::vector<TokenId> frequent(const std::vector<TokenId>& vocab, double share) const;
   // The share of the mass that `vocab` holds; 1 where there is none.
   double coverage(const std::vector<TokenId>& vocab) const;
 
