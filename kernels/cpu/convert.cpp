@@ -38,4 +38,46 @@ void quantize_q8_0(const float* x, std::int64_t n, std::byte* out) {
   }
 }
 
+namespace {
+
+// The code of x in steps of `step`, in [-8, 7].
+float q4_code(float x, float step) {
+  const float code = step != 0 ? std::round(x / step) : 0.0f;
+  return code > 7.0f ? 7.0f : code >= -8.0f ? code : -8.0f;  // of NaN, -8
+}
+
+}  // namespace
+
+void quantize_q4_0(const float* x, std::int64_t n, std::byte* out) {
+  constexpr int kBlock = 32, kSteps = 12;
+  for (std::int64_t b = 0; b < n; b += kBlock, x += kBlock, out += 18) {
+    float largest = 0;
+    for (int i = 0; i < kBlock; ++i)
+      largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
+    std::uint16_t best = 0;
+    double least = -1;
+    for (int k = 0; k < 2 * kSteps; ++k) {
+      const float wanted =
+          (k % 2 ? -largest : largest) / (6.0f + 0.25f * static_cast<float>(k / 2));
+      const float bounded = wanted < -65504.0f ? -65504.0f : wanted > 65504.0f ? 65504.0f : wanted;
+      const std::uint16_t d = to_half(bounded);
+      const float step = half_to_float(d);
+      double error = 0;
+      for (int i = 0; i < kBlock; ++i) {
+        const double off =
+            static_cast<double>(x[i]) - static_cast<double>(q4_code(x[i], step) * step);
+        error += off * off;
+      }
+      if (least < 0 || error < least) least = error, best = d;
+    }
+    std::memcpy(out, &best, 2);
+    const float step = half_to_float(best);
+    for (int i = 0; i < kBlock / 2; ++i) {
+      const int low = static_cast<int>(q4_code(x[i], step)) + 8;
+      const int high = static_cast<int>(q4_code(x[i + kBlock / 2], step)) + 8;
+      out[2 + i] = static_cast<std::byte>(low | high << 4);
+    }
+  }
+}
+
 }  // namespace foretoken::kernels

@@ -130,16 +130,25 @@ void shift_taps(RequestTrace& trace) {
   }
 }
 
-// The int8 weights of the head's blocks moved at random by up to `step`.
+// The weights of the head's blocks moved at random by up to `step` of 127, or by as much of
+// Q4_0's 8.
 Bundle noisy_head(const Bundle& bundle, int step, std::uint64_t seed) {
   Bundle out = bundle;
   std::mt19937_64 random(seed);
   for (auto& [name, tensor] : out.tensors) {
+    const auto moved = [&] { return int(random() % std::uint64_t(2 * step + 1)) - step; };
+    if (tensor.type == TensorType::kQ4_0) {
+      const auto code = [&](int q) { return std::clamp(q + moved() / 16, 0, 15); };
+      for (std::size_t i = 0; i < tensor.bytes.size(); ++i) {
+        if (i % 18 < 2) continue;  // the block's scale
+        const int both = int(tensor.bytes[i]);
+        tensor.bytes[i] = static_cast<std::byte>(code(both & 15) | code(both >> 4) << 4);
+      }
+    }
     if (tensor.type != TensorType::kQ8_0) continue;
     for (std::size_t i = 0; i < tensor.bytes.size(); ++i) {
-      if (i % 34 < 2) continue;  // the block's scale
-      const int value = static_cast<std::int8_t>(tensor.bytes[i]) +
-                        int(random() % std::uint64_t(2 * step + 1)) - step;
+      if (i % 34 < 2) continue;
+      const int value = static_cast<std::int8_t>(tensor.bytes[i]) + moved();
       tensor.bytes[i] =
           static_cast<std::byte>(static_cast<std::int8_t>(std::clamp(value, -127, 127)));
     }

@@ -40,7 +40,7 @@ struct HeadParameters {
                                 std::uint64_t seed);
   static HeadParameters zeros(std::int64_t hidden, std::int64_t inner);
 
-  // Rounded for serving (Q8_0), and back with the values as rounded: parts -> parameters -> parts
+  // Rounded for serving (Q4_0), and back with the values as rounded: parts -> parameters -> parts
   // gives the same bytes.
   HeadParts parts(std::vector<TokenId> vocab) const;
   static Result<HeadParameters> of(const HeadParts& parts);
