@@ -1,7 +1,7 @@
-// foretoken evaluate TRACES (--quality MODEL: evaluate_quality.cpp): what each portfolio of speculators would have made of recorded
-// requests, offline: tokens a round and predicted speed, by domain, with 95 % intervals; and of two
-// bundles, which the trainer's gate would serve. No model runs; of --model only the rows that a
-// head shares with its target are read.
+// foretoken evaluate TRACES (--quality MODEL: evaluate_quality.cpp): what each portfolio of
+// speculators would have made of recorded requests, offline: tokens a round and predicted speed, by
+// domain, with 95 % intervals; and of two bundles, which the trainer's gate would serve. No model
+// runs; of --model only the rows that a head shares with its target are read.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -296,19 +296,23 @@ Result<json::object> evaluate(const Options& options) {
 
   const std::int64_t end =
       options.to_request > 0 ? std::min(options.to_request, survey->requests) : survey->requests;
-  const std::int64_t begin = std::max<std::int64_t>(0, options.from_request - kWarmRequests);
+  const std::int64_t from =
+      options.from_request >= 0
+          ? options.from_request
+          : std::max<std::int64_t>(0, survey->requests + options.from_request);
+  const std::int64_t begin = std::max<std::int64_t>(0, from - kWarmRequests);
   Progress progress("evaluate");
   const auto read =
       each_request(options.traces, nullptr, [&](std::int64_t i, const RequestTrace& trace) {
         if (i >= end) return false;
         if (i < begin || trace.model_fingerprint != survey->model) return true;
         for (auto& [plan, evaluation] : evaluations) {
-          if (i < options.from_request)
+          if (i < from)
             evaluation->warm(trace);
           else
             evaluation->add(trace);
         }
-        if (comparison && i >= options.from_request) comparison->add(trace);
+        if (comparison && i >= from) comparison->add(trace);
         progress(double(i + 1 - begin) / double(std::max<std::int64_t>(end - begin, 1)));
         return true;
       });
@@ -323,7 +327,7 @@ Result<json::object> evaluate(const Options& options) {
                    {"requests_in_log", survey->requests},
                    {"requests_of_other_models", survey->other_models},
                    {"messages_refused", survey->refused},
-                   {"from_request", options.from_request},
+                   {"from_request", from},
                    {"to_request", end},
                    {"draft_length", options.draft_length},
                    {"max_draft", options.max_draft},
@@ -340,7 +344,7 @@ Result<json::object> evaluate(const Options& options) {
   if (options.as_json) return out;
 
   fmt::print("{} requests of {}; costs of rounds from {}: {:.3g} ms a row, {:.3g} of {}\n",
-             end - options.from_request, options.traces, costs_from, costs.round(1),
+             end - from, options.traces, costs_from, costs.round(1),
              costs.round(1 + options.draft_length), 1 + options.draft_length);
   for (const auto& [plan, evaluation] : evaluations) {
     fmt::print("\n{}\n", describe(plan, options));
@@ -385,8 +389,8 @@ int evaluate_main(int argc, char** argv) {
                "weight bundle of the learned speculator; else as shipped");
   flags.option("against", options.against, "another bundle: compare as the trainer's gate does");
   flags.option("model", options.model, "the target's GGUF file (bundles with a head)");
-  flags.option("from-request", options.from_request, "count from this request of the log on")
-      ->check(CLI::NonNegativeNumber);
+  flags.option("from-request", options.from_request,
+               "count from this request of the log on; negative: the last so many");
   flags.option("to-request", options.to_request, "up to before this one; 0: to the end")
       ->check(CLI::NonNegativeNumber);
   flags.option("rounds", options.rounds, "fixed drafts, by cost, both, or the logged rounds")
@@ -411,7 +415,8 @@ int evaluate_main(int argc, char** argv) {
   return 0;
 }
 
-const Subcommand kEvaluate{"evaluate", "score a speculator on recorded traces, or KV modes (--quality)",
+const Subcommand kEvaluate{"evaluate",
+                           "score a speculator on recorded traces, or KV modes (--quality)",
                            evaluate_main, 42};
 
 }  // namespace
