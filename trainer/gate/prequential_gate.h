@@ -16,10 +16,9 @@
 //   the next snapshot needs its place, is replaced.
 // - Warm-up: how sure each kind may be is learned from outcomes, so a trial begins by walking the
 //   requests before its snapshot (warm()), for what serves and for the candidate alike, and counts
-//   nothing of them. From nothing a head's calibration cost it 2 % over the first hundred requests:
-//   candidates that were 4 % faster were given up. (It has learned from those requests, and is too
-//   sure of itself at first: that is against it.) After a promotion or a restart nobody begins
-//   from nothing either.
+//   nothing of them. From nothing a head's calibration cost it 2 % over the first hundred requests.
+//   (It has learned from those before, and is too sure of itself at first: that is against it.)
+//   After a promotion or a restart nobody begins from nothing either.
 // - A promotion ends the trials of older candidates; newer ones begin again, against what serves
 //   now and with an error of their own.
 // Pure state machine: no I/O, the wall clock is passed in; its state is plain data for the
