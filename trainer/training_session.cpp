@@ -234,7 +234,7 @@ void TrainingSession::propose() {
 }
 
 void TrainingSession::begin_warm_up() {
-  next_to_warm_ = next_to_train_ - std::min(next_to_train_, PrequentialGate::kWarmRequests);
+  next_to_warm_ = next_to_train_ - std::min(next_to_train_, gate_.warm_requests());
 }
 
 void TrainingSession::warm_up() {

@@ -128,9 +128,13 @@ class PrequentialGate {
   // took its place.
   std::optional<Decision> propose(std::shared_ptr<const LearnedWeights> weights,
                                   const CandidateFacts& facts, std::int64_t unix_ms);
-  // Trials that are new here: warm() walks an earlier request with each of them, in order; then
-  // begin() ends the warm-up. score() does so too.
-  static constexpr std::uint64_t kWarmRequests = 64;
+  // Trials that are new here: warm() walks an earlier request with each of them, in order, the last
+  // warm_requests() of them; then begin() ends the warm-up. score() does so too. Twice what a
+  // verdict takes at least: where candidates are quickly judged, warming up must not be the work.
+  std::uint64_t warm_requests() const {
+    return 2 *
+           static_cast<std::uint64_t>(std::clamp(options_.test.least_requests, 0, kLeastRequests));
+  }
   bool is_cold() const;
   void warm(const RequestTrace& trace);
   void begin();
