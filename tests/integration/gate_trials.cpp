@@ -138,7 +138,10 @@ Bundle noisy_head(const Bundle& bundle, int step, std::uint64_t seed) {
   for (auto& [name, tensor] : out.tensors) {
     const auto moved = [&] { return int(random() % std::uint64_t(2 * step + 1)) - step; };
     if (tensor.type == TensorType::kQ4_0) {
-      const auto code = [&](int q) { return std::clamp(q + moved() / 16, 0, 15); };
+      // A step of these is sixteen of those: rounded by chance, or small moves would be none.
+      const auto code = [&](int q) {
+        return std::clamp(q + ((moved() + int(random() % 16)) >> 4), 0, 15);
+      };
       for (std::size_t i = 0; i < tensor.bytes.size(); ++i) {
         if (i % 18 < 2) continue;  // the block's scale
         const int both = int(tensor.bytes[i]);

@@ -81,15 +81,15 @@ std::optional<PrequentialGate::Decision> PrequentialGate::propose(
   }
   state_.newest = trial.facts;
   state_.trials.push_back(std::move(trial));
-  replays_.push_back({std::move(weights), true, nullptr, {}});
-  start(state_.trials.size() - 1);
+  start(std::move(weights));
   return replaced;
 }
 
-void PrequentialGate::start(std::size_t trial) {
-  Replays& replays = replays_[trial];
+void PrequentialGate::start(std::shared_ptr<const LearnedWeights> candidate) {
+  Replays& replays = replays_.emplace_back();
+  replays.candidate = std::move(candidate);
   replays.served = replay_of_served();
-  for (int i = 0; i < state_.trials[trial].tier_count(); ++i) {
+  for (int i = 0; i < state_.trials.back().tier_count(); ++i) {
     replays.tiers[std::size_t(i)] = std::make_unique<PortfolioReplay>(
         PortfolioReplay::Kinds{true, true, Tier(i) == Tier::kHead}, replays.candidate.get());
   }
@@ -112,10 +112,16 @@ void PrequentialGate::judge_anew(std::size_t trial, const PortfolioReplay& calib
   replays_[trial].served = std::move(replay);
 }
 
-void PrequentialGate::set_served(std::shared_ptr<const LearnedWeights> served) {
+void PrequentialGate::serve(std::shared_ptr<const LearnedWeights> weights,
+                            const PortfolioReplay* calibrated) {
   // The replays speak of the old weights until each has been made anew.
-  const auto kept = std::exchange(served_, std::move(served));
-  for (std::size_t i = 0; i < state_.trials.size(); ++i) judge_anew(i, *replays_[i].served);
+  const auto kept = std::exchange(served_, std::move(weights));
+  for (std::size_t i = 0; i < state_.trials.size(); ++i)
+    judge_anew(i, calibrated ? *calibrated : *replays_[i].served);
+}
+
+void PrequentialGate::set_served(std::shared_ptr<const LearnedWeights> served) {
+  serve(std::move(served), nullptr);
 }
 
 SequentialTest PrequentialGate::test_of(const Trial& trial, int tier) const {
@@ -219,8 +225,7 @@ std::vector<PrequentialGate::Decision> PrequentialGate::score(const RequestTrace
   }
   if (promoted) {
     for (Trial& trial : state_.trials) number(trial, unix_ms);
-    const auto kept = std::exchange(served_, std::move(served));
-    for (std::size_t i = 0; i < state_.trials.size(); ++i) judge_anew(i, *replay);
+    serve(std::move(served), replay.get());
   }
   return decisions;
 }
@@ -326,8 +331,7 @@ void PrequentialGate::restore(
     const auto& weights = candidates[i];
     if (!weights || (weights->head != nullptr) != trials[i].facts.has_head) continue;
     state_.trials.push_back(std::move(trials[i]));
-    replays_.push_back({weights, true, nullptr, {}});
-    start(state_.trials.size() - 1);
+    start(weights);
   }
 }
 

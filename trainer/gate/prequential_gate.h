@@ -170,10 +170,11 @@ class PrequentialGate {
   Decision decide(const Trial& trial, std::int64_t unix_ms, const char* ended_by) const;
   std::string text_of(const TierScore& score, const SequentialFigures& figures) const;
   void number(Trial& trial, std::int64_t unix_ms);
-  void start(std::size_t trial);
+  void start(std::shared_ptr<const LearnedWeights> candidate);  // of the newest trial
   PortfolioWalk walk(PortfolioReplay& replay, const Trial& trial, const RequestTrace& trace) const;
   std::unique_ptr<PortfolioReplay> replay_of_served() const;
-  // Whose calibration: what the replay of what serves now begins with.
+  // calibrated: what the replay of what serves now begins with; null: as the one before had it.
+  void serve(std::shared_ptr<const LearnedWeights> weights, const PortfolioReplay* calibrated);
   void judge_anew(std::size_t trial, const PortfolioReplay& calibrated);
 
   const GateOptions options_;

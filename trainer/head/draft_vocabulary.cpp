@@ -49,9 +49,8 @@ std::vector<TokenId> VocabularyCounts::frequent(const std::vector<TokenId>& voca
   std::stable_sort(ids.begin(), ids.end(), [&](TokenId a, TokenId b) {
     return mass_[std::size_t(a)] > mass_[std::size_t(b)];
   });
-  const auto n = std::size_t(
-      std::ranges::find_if(ids, [&](TokenId token) { return mass_[std::size_t(token)] < least; }) -
-      ids.begin());
+  const auto n = std::size_t(std::ranges::count_if(
+      ids, [&](TokenId token) { return mass_[std::size_t(token)] >= least; }));
   ids.resize(std::min(ids.size(), std::max<std::size_t>(16, (n + 15) / 16 * 16)));
   std::sort(ids.begin(), ids.end());
   return ids;

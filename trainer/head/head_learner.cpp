@@ -20,9 +20,7 @@ constexpr std::int64_t kFirstVocabularyTokens = 512;
 // again: worth it for half a percent of the drafts.
 constexpr double kVocabularyGain = 0.005;
 // What is served has the rows that pay: a row costs each step of the head its bytes beside the
-// target's, and is right about one time in seven that its token comes, which is seldom. (Of 8,192
-// tokens the 0.5B's head then has some 3,000 on templated traffic, and its step costs a quarter
-// less.)
+// target's, and is right about one time in seven that its token comes, which is seldom.
 constexpr double kSeldomRight = 1.0 / 7;
 
 }  // namespace

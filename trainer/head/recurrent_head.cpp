@@ -12,18 +12,12 @@
 namespace foretoken::trainer {
 namespace {
 
-constexpr std::int64_t kBlock = 32;
-std::int64_t block_bytes(kernels::WeightType type) {
-  return type == kernels::WeightType::kQ8_0 ? 34 : 18;
-}
-
-// Four bits: on GSM8K and a mixed log no head accepted fewer tokens than in eight, and a step reads
-// half as much.
+// Four bits: half the bytes a step of eight, and as many tokens accepted (trainer/README.md).
 HeadMatrix rounded(const torch::Tensor& values) {
   const auto contiguous = values.contiguous();
   HeadMatrix matrix;
   matrix.type = kernels::WeightType::kQ4_0;
-  matrix.rows.resize(std::size_t(contiguous.numel() / kBlock * block_bytes(matrix.type)));
+  matrix.rows.resize(kernels::weight_row_bytes(matrix.type, contiguous.numel()));
   kernels::quantize_q4_0(contiguous.data_ptr<float>(), contiguous.numel(), matrix.rows.data());
   return matrix;
 }
@@ -33,7 +27,7 @@ Status read(const char* name, const HeadMatrix& from, torch::Tensor to) {
     return Error{ErrorCode::kUnsupported,
                  std::string("head: ") + name + ": only Q8_0 and Q4_0 are trained"};
   const std::int64_t n = to.numel();
-  if (std::int64_t(from.rows.size()) != n / kBlock * block_bytes(from.type))
+  if (from.rows.size() != kernels::weight_row_bytes(from.type, n))
     return Error{ErrorCode::kInvalidInput, std::string("shape: head: ") + name};
   const auto values = torch::empty({n});  // `to` may be a view of several rows of another
   kernels::dequantize_file_row(from.type, from.rows.data(), n, values.data_ptr<float>());
