@@ -177,7 +177,11 @@ class HostileInput(unittest.TestCase):
         long_prompt = json.dumps({"prompt": "word " * 1500, "max_tokens": 400, "ignore_eos": True}).encode()
         plain = json.dumps({"prompt": "Tell me a story.", "max_tokens": 1500, "ignore_eos": True}).encode()
         stream = json.dumps({"prompt": "Tell me a story.", "max_tokens": 1500, "ignore_eos": True, "stream": True}).encode()
+        def at_work(stats):
+            return stats["requests"]["running"] + stats["requests"]["waiting"]
         for body, wait_for in ((long_prompt, b""), (plain, b""), (stream, b"data: {")):
+            # (An answer may arrive a moment before /stats knows that its request has ended: that one is not meant below.)
+            self.server.eventually(lambda x: at_work(x) == 0, "the requests before have ended")
             with self.connect() as s:
                 s.sendall(self.post_bytes(body))
                 if wait_for:
@@ -185,7 +189,7 @@ class HostileInput(unittest.TestCase):
                     while wait_for not in seen:
                         seen += s.recv(4096)
                 else:
-                    self.server.eventually(lambda x: x["requests"]["running"] + x["requests"]["waiting"] > 0, "it was admitted")
+                    self.server.eventually(lambda x: at_work(x) > 0, "it was admitted")
             aborted += 1
             self.server.eventually(lambda x: x["requests"]["aborted"] == aborted, "it was cancelled")
 

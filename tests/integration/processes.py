@@ -217,8 +217,8 @@ class Traffic:
                     self.versions.add(body["foretoken"]["speculator_version"])
                     if self.answers.setdefault(which, text) != text:
                         self.changed.append((self.QUESTIONS[which], self.answers[which], text))
-            # Gaps, in which the trainer trains and the canary is judged.
-            self.stopping.wait(rng.uniform(0, 0.1))
+            # Gaps, in which the trainer trains and the canary is judged; it must keep up on a machine with other work.
+            self.stopping.wait(rng.uniform(0, 0.6))
 
     def answered(self):
         with self.lock:
