@@ -20,10 +20,10 @@ constexpr int kLanes = 4;
 typedef float Lanes __attribute__((vector_size(kLanes * 4)));
 typedef float LanesUnaligned __attribute__((vector_size(kLanes * 4), aligned(4)));
 
-// Steps of a uniform quantiser with the least squared error on a unit Gaussian (4 and 16 levels;
+// The step of a uniform quantiser with the least squared error on a unit Gaussian (4 and 16 levels;
 // Max 1960): a channel's static step is this times its deviation, so a channel in units of its step
 // has deviation 1/this.
-constexpr float kStep2 = 0.9957f, kStep4 = 0.3352f;
+constexpr float optimal_step(int bits) { return bits == 2 ? 0.9957f : 0.3352f; }
 // Most scales of a page, in 64s: K by channel in groups of 16 tokens.
 constexpr int kMaxGroups = 4 * kMaxHeadDim / kPageTokens;
 // Rounds of (codes for the scale, least-squares scale for the codes). On Gaussian rows of 64 to 128
@@ -140,7 +140,7 @@ inline void quantise_rows(const float* x, const float* channel_weight, int bits,
     shape.low[i] = i < n4 ? -half_doubled : coded ? -half_levels : 0.0f;
     shape.high[i] = i < n4 ? half_doubled - 1 : coded ? half_levels - 1 : 0.0f;
     shape.weight[i] = coded ? channel_weight[i] : 0.0f;
-    const float step = i < n4 || bits > 2 ? kStep4 : kStep2;
+    const float step = optimal_step(i < n4 ? 2 * bits : bits);
     shape.expected += shape.weight[i] / (step * step);
   }
   for (int t = 0; t < kPageTokens; ++t) {

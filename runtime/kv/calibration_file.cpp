@@ -21,7 +21,7 @@
 namespace foretoken {
 namespace {
 
-constexpr char kMagic[8] = {'F', 'T', 'K', 'V', 'C', 'A', 'L', '3'};
+constexpr char kMagic[8] = {'F', 'T', 'K', 'V', 'C', 'A', 'L', '4'};
 
 struct Header {
   char magic[8];
@@ -40,7 +40,8 @@ struct HeadHeader {
 };
 
 constexpr KvTransformKind kCalibrated[] = {KvTransformKind::kRotation, KvTransformKind::kPaired,
-                                           KvTransformKind::kPairedClasses};
+                                           KvTransformKind::kPairedClasses2,
+                                           KvTransformKind::kPairedClasses4};
 
 std::size_t section_bytes(const KvGeometry& geometry, KvTransformKind kind, bool shared) {
   const std::size_t heads = static_cast<std::size_t>(geometry.n_layers) * geometry.n_kv_heads;
@@ -51,7 +52,7 @@ std::size_t section_bytes(const KvGeometry& geometry, KvTransformKind kind, bool
 
 // Channels of two digits: none of a mode without classes, else as many as leave no count negative.
 int most_doubled(KvTransformKind kind, int digits) {
-  return kind == KvTransformKind::kPairedClasses ? digits / 2 : 0;
+  return kernels::has_classes(kind) ? digits / 2 : 0;
 }
 
 // One section from `at`, which has as many bytes as it needs; an error message or none.
@@ -164,7 +165,7 @@ Result<std::shared_ptr<const KvCalibration>> KvCalibration::load(
   if (error || !in.read(reinterpret_cast<char*>(&header), sizeof header))
     return bad("is shorter than its header");
   if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0)
-    return bad("does not begin with FTKVCAL3");
+    return bad("does not begin with FTKVCAL4");
   if (std::memcmp(header.fingerprint, fingerprint.data(), 32) != 0)
     return bad(fmt::format("was made for another model: fingerprint {}, wanted {}",
                            to_hex(header.fingerprint).substr(0, 16),

@@ -25,7 +25,8 @@ KvTransforms::Extents KvTransforms::extents(KvTransformKind kind, int head_dim) 
     case KvTransformKind::kRotation:
       return {.k_encode = d * d, .k_query = d * d, .v_encode = d * d, .v_decode = d * d};
     case KvTransformKind::kPaired:
-    case KvTransformKind::kPairedClasses:
+    case KvTransformKind::kPairedClasses2:
+    case KvTransformKind::kPairedClasses4:
       return {.k_encode = d * d,
               .k_query = d * k,
               .v_encode = d * d,
@@ -148,19 +149,20 @@ const kernels::KvTransform* KvCalibration::layer(KvMode mode, int layer) const {
 
 std::shared_ptr<const KvCalibration> KvCalibration::data_free(const KvGeometry& geometry) {
   auto calibration = std::make_shared<KvCalibration>(geometry);
-  for (const auto kind : {KvTransformKind::kPaired, KvTransformKind::kPairedClasses})
+  for (const auto kind : {KvTransformKind::kPaired, KvTransformKind::kPairedClasses2,
+                          KvTransformKind::kPairedClasses4})
     calibration->add(uniform(geometry, kind, true, true, false));
   calibration->add(hadamard_blocks(geometry, KvTransformKind::kRotation));  // OSCAR's own fallback
   return calibration;
 }
 std::shared_ptr<const KvCalibration> KvCalibration::naive(const KvGeometry& geometry) {
   auto calibration = std::make_shared<KvCalibration>(geometry);
-  calibration->add(uniform(geometry, KvTransformKind::kPairedClasses, false, false, true));
+  calibration->add(uniform(geometry, KvTransformKind::kPairedClasses2, false, false, true));
   return calibration;
 }
 std::shared_ptr<const KvCalibration> KvCalibration::hadamard(const KvGeometry& geometry) {
   auto calibration = std::make_shared<KvCalibration>(geometry);
-  calibration->add(uniform(geometry, KvTransformKind::kPairedClasses, true, false, false));
+  calibration->add(uniform(geometry, KvTransformKind::kPairedClasses2, true, false, false));
   return calibration;
 }
 

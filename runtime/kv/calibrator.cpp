@@ -29,9 +29,16 @@ constexpr double kFloor = 0.1;
 // Where a window is long enough, only what a query reads sealed counts: past a sink of a page, and
 // before a recent window of four.
 constexpr int kSinkPages = 1, kWindowPages = 4, kLeastPages = 16;
-// Steps and errors of uniform quantisers of 4 and 16 levels on a unit Gaussian (Max 1960); no bits:
-// error 1.
-constexpr double kStep2 = 0.9957, kStep4 = 0.3352, kError2 = 0.1188, kError4 = 0.01154, kError0 = 1;
+// A uniform quantiser of 2^bits levels, at the step of the least squared error on a unit Gaussian
+// (Max 1960, whose table ends at 36 levels: 256 computed).
+struct Quantiser {
+  double step, error;
+};
+constexpr Quantiser quantiser(int bits) {
+  return bits == 2   ? Quantiser{0.9957, 0.1188}
+         : bits == 4 ? Quantiser{0.3352, 0.01154}
+                     : Quantiser{0.03076, 8.769e-5};
+}
 constexpr int kSixteenths[] = {0, 1, 2, 3, 4, 6};  // candidates for n4, in d/16
 
 struct HeadMoments {
@@ -94,9 +101,9 @@ struct Side {
   int n4 = 0;     // channels of two digits
 };
 
-// Channels in up to three classes: two digits, one, none; n_digits in all. Without classes all
-// channels have one digit of `flat_step` deviations.
-Side with_classes(const PairedBasis& paired, int n_digits, bool classes) {
+// Channels in up to three classes: two digits, one, none; n_digits of `bits` bits in all. Without
+// classes all channels have one digit.
+Side with_classes(const PairedBasis& paired, int n_digits, int bits, bool classes) {
   const int d = static_cast<int>(paired.values.size());
   Matrix basis = paired.basis;
   // Rotated inside a class, every channel has the class's mean energy and its mean importance.
@@ -110,9 +117,9 @@ Side with_classes(const PairedBasis& paired, int n_digits, bool classes) {
     const int n4 = classes ? sixteenths * d / 16 : 0, none = n4 + d - n_digits;
     if (none < 0 || n4 + none > d) continue;
     const int n2 = d - n4 - none;
-    const double loss = kError4 * n4 * std::pow(mean(0, n4), 2) +
-                        kError2 * n2 * std::pow(mean(n4, n2), 2) +
-                        kError0 * paired.values.tail(none).squaredNorm();
+    const double loss = quantiser(2 * bits).error * n4 * std::pow(mean(0, n4), 2) +
+                        quantiser(bits).error * n2 * std::pow(mean(n4, n2), 2) +
+                        paired.values.tail(none).squaredNorm();
     if (least < 0 || loss < least) least = loss, side.n4 = n4, n0 = none;
   }
 
@@ -130,7 +137,8 @@ Side with_classes(const PairedBasis& paired, int n_digits, bool classes) {
     }
     basis.middleCols(first[k], n) = (basis.middleCols(first[k], n) * hartley).eval();
     const double deviation = std::sqrt(std::max(mean(first[k], n), 1e-20));
-    side.step.segment(first[k], n).setConstant(deviation * (k == 0 || !classes ? kStep4 : kStep2));
+    side.step.segment(first[k], n)
+        .setConstant(deviation * quantiser(k == 0 ? 2 * bits : bits).step);
   }
   side.encode = paired.half * basis * side.step.cwiseInverse().asDiagonal();
   side.decode = side.step.asDiagonal() * basis.transpose() * paired.inverse_half;
@@ -210,9 +218,10 @@ class Calibrator final : public MomentCalibrator {
     };
     const auto rotation = make(KvTransformKind::kRotation);
     const auto flat = make(KvTransformKind::kPaired);
-    const auto classes = make(KvTransformKind::kPairedClasses);
+    const auto classes2 = make(KvTransformKind::kPairedClasses2);
+    const auto classes4 = make(KvTransformKind::kPairedClasses4);
     const int d = geometry_.head_dim;
-    for (int i = 0; i < classes->n_transforms(); ++i) {
+    for (int i = 0; i < flat->n_transforms(); ++i) {
       const HeadMoments& head = heads_[i];
       const int layer = i / geometry_.n_kv_heads, kv_head = i % geometry_.n_kv_heads;
       const PairedBasis key = paired_basis(head.query / positive(head.query_weight),
@@ -227,16 +236,15 @@ class Calibrator final : public MomentCalibrator {
       const Vector mean = head.value_sum / positive(head.value_weight);
       const PairedBasis value = paired_basis(
           importance, head.value / positive(head.value_weight) - mean * mean.transpose());
-      write_paired(key, value, mean, *flat, i);
-      write_paired(key, value, mean, *classes, i);
+      for (const auto& transforms : {flat, classes2, classes4})
+        write_paired(key, value, mean, *transforms, i);
       write_rotation(oscar_rotation(head.plain_query), oscar_rotation(head.oscar_value), *rotation,
                      i);
-      if (progress) progress(static_cast<double>(i + 1) / classes->n_transforms());
+      if (progress) progress(static_cast<double>(i + 1) / flat->n_transforms());
     }
     auto calibration = std::make_shared<KvCalibration>(geometry_);
     calibration->add(rotation);
-    calibration->add(flat);
-    calibration->add(classes);
+    for (const auto& transforms : {flat, classes2, classes4}) calibration->add(transforms);
     return calibration;
   }
 
@@ -376,15 +384,19 @@ class Calibrator final : public MomentCalibrator {
                            const Vector& mean, KvTransforms& transforms, int index) {
     const int d = static_cast<int>(mean.size());
     const kernels::KvFormat& format = KvTransforms::format(transforms.kind());
-    const bool classes = transforms.kind() == KvTransformKind::kPairedClasses;
+    const bool classes = kernels::has_classes(transforms.kind());
     const int k_n = kernels::k_digits(format, d), v_n = kernels::v_digits(format, d);
-    const Side key = with_classes(key_basis, k_n, classes);
-    const Side value = with_classes(value_basis, v_n, classes);
+    // (Without classes int8, whose step is the row's: 4 bits' in the transform, as in the seal.)
+    const int bits = classes ? format.bits : 4;
+    const Side key = with_classes(key_basis, k_n, bits, classes);
+    const Side value = with_classes(value_basis, v_n, bits, classes);
     // Digit -> channel and weight: n4 high digits, n4 low, the rest.
     const auto channel = [&](const Side& side, int digit) {
       return digit < side.n4 ? digit : digit - side.n4;
     };
-    const auto weight = [&](const Side& side, int digit) { return digit < side.n4 ? 4.0 : 1.0; };
+    const auto weight = [&](const Side& side, int digit) {
+      return digit < side.n4 ? static_cast<double>(1 << format.bits) : 1.0;
+    };
     float* k_encode = transforms.floats(index);
     float *k_query = k_encode + d * d, *v_encode = k_query + d * k_n, *v_decode = v_encode + d * d,
           *vectors = v_decode + v_n * d;

@@ -79,7 +79,7 @@ struct OwnedTransform {
       make_rotation(d, random, true);
       if (format.transform == Kind::kRotation) make_rotation(d, random, false);
     } else if (format.transform != Kind::kIdentity) {
-      const bool classes = format.transform == Kind::kPairedClasses;
+      const bool classes = kernels::has_classes(format.transform);
       const int k_n = kernels::k_digits(format, d), v_n = kernels::v_digits(format, d);
       view.k_n4 = std::max(classes ? k_n4 : 0, k_n - d);
       view.v_n4 = classes ? v_n4 : 0;
@@ -111,7 +111,11 @@ struct OwnedTransform {
     std::vector<float> encode(d * d), decode(d * n_digits), weight(d);
     std::vector<double> step(d);
     for (int i = 0; i < d; ++i) {
-      step[i] = (i < n4 || bits > 2 ? 0.335 : 0.996) * std::exp(-1.5 * i / d);
+      const int channel_bits = i < n4 ? 2 * bits : bits;
+      step[i] = (channel_bits == 2   ? 0.996
+                 : channel_bits == 4 ? 0.335
+                                     : 0.031) *
+                std::exp(-1.5 * i / d);
       weight[i] = static_cast<float>(step[i] * step[i]);
     }
     for (int j = 0; j < d; ++j) {

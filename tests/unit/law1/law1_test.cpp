@@ -320,7 +320,8 @@ TEST_F(Law1, EveryKvModeOverManyPrompts) {
   int first_prompt = 0, end_prompt = n_prompts;
   if (const char* wanted = std::getenv("FORETOKEN_TEST_LAW1_PROMPTS")) {
     ASSERT_EQ(std::sscanf(wanted, "%d-%d", &first_prompt, &end_prompt), 2) << wanted;
-    ASSERT_TRUE(0 <= first_prompt && first_prompt < end_prompt && end_prompt <= n_prompts) << wanted;
+    ASSERT_TRUE(0 <= first_prompt && first_prompt < end_prompt && end_prompt <= n_prompts)
+        << wanted;
   }
   const char* wanted_modes = std::getenv("FORETOKEN_TEST_LAW1_MODES");
   auto tokenizer = Tokenizer::from_gguf(models_->model->file());

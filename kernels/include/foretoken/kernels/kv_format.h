@@ -19,11 +19,11 @@
 namespace foretoken::kernels {
 
 enum class KvMode : std::uint8_t {
-  kBf16,       // no sealed pages
-  kInt8,       // ours: paired transform at 8 bits
-  kInt4,       // ours: paired transform at 4 bits
-  kInt2,       // ours: paired transform with bits allocated between channels
-  kInt2Kivi,   // KIVI (arXiv 2402.02750): K by channel, V by token, groups of 32
+  kBf16,      // no sealed pages
+  kInt8,      // ours: paired transform at 8 bits
+  kInt4,      // ours: paired transform with 4 bits a channel on average, allocated between channels
+  kInt2,      // ours: the same with 2
+  kInt2Kivi,  // KIVI (arXiv 2402.02750): K by channel, V by token, groups of 32
   kInt2Kitty,  // Kitty (arXiv 2511.18643): K by channel, a quarter of its channels at 4 bits
   kInt2Oscar,  // OSCAR (arXiv 2605.17757): calibrated rotations, clipped rows
   kInt4Saw,    // SAW-INT4 (arXiv 2604.19157): block-diagonal Hadamard of K
@@ -31,11 +31,12 @@ enum class KvMode : std::uint8_t {
 
 // What is multiplied onto rows before they are coded, and where it comes from.
 enum class KvTransformKind : std::uint8_t {
-  kIdentity,       // nothing
-  kHadamard,       // no data: block-diagonal Hadamard on K
-  kRotation,       // calibrated orthogonal rotations of K and V
-  kPaired,         // calibrated paired transform, every channel alike
-  kPairedClasses,  // the same with channels of 2 * bits, bits and no bits
+  kIdentity,        // nothing
+  kHadamard,        // no data: block-diagonal Hadamard on K
+  kRotation,        // calibrated orthogonal rotations of K and V
+  kPaired,          // calibrated paired transform, every channel alike
+  kPairedClasses2,  // the same with channels of 4, 2 and no bits
+  kPairedClasses4,  // with channels of 8, 4 and no bits
 };
 
 struct KvFormat {
@@ -65,11 +66,14 @@ inline constexpr KvFormat kKvFormats[] = {
      .transform = KvTransformKind::kPaired,
      // 256 levels reach further than any row of 256 channels does: nothing is gained by clipping.
      .max_scale = true},
-    {.mode = KvMode::kInt4, .name = "int4", .bits = 4, .transform = KvTransformKind::kPaired},
+    {.mode = KvMode::kInt4,
+     .name = "int4",
+     .bits = 4,
+     .transform = KvTransformKind::kPairedClasses4},
     {.mode = KvMode::kInt2,
      .name = "int2",
      .bits = 2,
-     .transform = KvTransformKind::kPairedClasses,
+     .transform = KvTransformKind::kPairedClasses2,
      .wide_query = false},
     // As published: groups of 32 tokens of a K channel and 32 channels of a V row, min to max.
     {.mode = KvMode::kInt2Kivi,
@@ -110,6 +114,11 @@ constexpr int k_digits(const KvFormat& f, int d) {
 }
 constexpr int v_digits(const KvFormat& f, int d) {
   return d - digits_rounded(f.k_extra_sixteenths * d / 16);
+}
+
+// Whether a mode's channels differ in bits: 2 * bits, bits or none.
+constexpr bool has_classes(KvTransformKind kind) {
+  return kind == KvTransformKind::kPairedClasses2 || kind == KvTransformKind::kPairedClasses4;
 }
 
 // kBf16's for a mode without a row.
