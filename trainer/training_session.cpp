@@ -217,12 +217,12 @@ void TrainingSession::propose() {
     spdlog::warn("no candidate: {}", s.error().message);
     return;
   }
-  gate_.set_costs(costs_with(**weights));
+  const RoundCosts costs = costs_with(**weights);
   auto replaced =
       gate_.propose(std::move(weights).value(),
                     {learner_->facts().step, bundle.trained_tokens, bundle.trained_requests,
                      bundle.loss, content_hash(bytes), bundle.kind != "fusion"},
-                    clock_.unix_ms());
+                    costs, clock_.unix_ms());
   spdlog::info("candidate {} ({}, step {}, {} requests, {} tokens, loss {:.4f}) is on trial",
                number, bundle.kind, gate_.state().newest.step, bundle.trained_requests,
                bundle.trained_tokens, bundle.loss);

@@ -36,7 +36,7 @@ std::shared_ptr<const LearnedWeights> without_head(const LearnedWeights& weights
 
 PrequentialGate::PrequentialGate(const GateOptions& options,
                                  std::shared_ptr<const LearnedWeights> served)
-    : options_(options), costs_(RoundCosts::typical()), served_(std::move(served)) {}
+    : options_(options), served_(std::move(served)) {}
 
 int Trial::most_requests() const {
   return static_cast<int>(
@@ -60,7 +60,7 @@ void PrequentialGate::number(Trial& trial, std::int64_t unix_ms) {
 
 std::optional<PrequentialGate::Decision> PrequentialGate::propose(
     std::shared_ptr<const LearnedWeights> weights, const CandidateFacts& facts,
-    std::int64_t unix_ms) {
+    const RoundCosts& costs, std::int64_t unix_ms) {
   std::optional<Decision> replaced;
   if (state_.trials.size() == kTrials) {
     replaced = decide(state_.trials.front(), unix_ms, "a later snapshot takes its place");
@@ -72,7 +72,7 @@ std::optional<PrequentialGate::Decision> PrequentialGate::propose(
   number(trial, unix_ms);
   trial.facts = facts;
   trial.facts.has_head = weights->head != nullptr;
-  trial.costs = costs_;
+  trial.costs = costs;
   std::map<std::string, int> counts;
   for (const std::string& domain : state_.recent) ++counts[domain];
   for (const auto& [domain, n] : counts) {

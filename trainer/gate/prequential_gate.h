@@ -124,10 +124,11 @@ class PrequentialGate {
 
   // Is a snapshot due, of a learner at this step that has seen so many requests?
   bool wants(std::int64_t step, std::int64_t trained_requests) const;
-  // `weights` exactly as they would be served. The decision is of the oldest trial, where this one
-  // took its place.
+  // `weights` exactly as they would be served, at the costs that the server measured. The decision
+  // is of the oldest trial, where this one took its place.
   std::optional<Decision> propose(std::shared_ptr<const LearnedWeights> weights,
-                                  const CandidateFacts& facts, std::int64_t unix_ms);
+                                  const CandidateFacts& facts, const RoundCosts& costs,
+                                  std::int64_t unix_ms);
   // Trials that are new here: warm() walks an earlier request with each of them, in order, the last
   // warm_requests() of them; then begin() ends the warm-up. score() does so too. Twice what a
   // verdict takes at least: where candidates are quickly judged, warming up must not be the work.
@@ -142,8 +143,6 @@ class PrequentialGate {
   // promotion, the last of them; what it promotes is what is served.
   std::vector<Decision> score(const RequestTrace& trace, std::int64_t unix_ms);
 
-  // As measured by the server; for candidates from now on.
-  void set_costs(const RoundCosts& costs) { costs_ = costs; }
   // Something else serves now (the server rolled back): every candidate is judged anew against it.
   void set_served(std::shared_ptr<const LearnedWeights> served);
   const LearnedWeights& served() const { return *served_; }
@@ -179,7 +178,6 @@ class PrequentialGate {
 
   const GateOptions options_;
   GateState state_;
-  RoundCosts costs_;
   std::shared_ptr<const LearnedWeights> served_;
   std::vector<Replays> replays_;  // of each of state_.trials
 };

@@ -122,8 +122,7 @@ TEST_F(GateHead, IsPromotedWhereItCostsLittle) {
     options.plan = plan;
     options.draft_length = 4;
     PrequentialGate gate(options, initial_weights());
-    gate.set_costs(RoundCosts::measured(kRoundMs, 0.1f, 0.1f));
-    gate.propose(candidate_, kFacts, 0);
+    gate.propose(candidate_, kFacts, RoundCosts::measured(kRoundMs, 0.1f, 0.1f), 0);
     const auto decision = decide(gate);
     EXPECT_EQ(decision.verdict, Verdict::kPromoted) << decision.record.text;
     EXPECT_EQ(decision.tier, Tier::kHead);
@@ -141,8 +140,7 @@ TEST_F(GateHead, IsNotPromotedWhereItCostsMoreThanItBrings) {
     options.plan = plan;
     options.draft_length = 4;
     PrequentialGate gate(options, initial_weights());
-    gate.set_costs(RoundCosts::measured(kRoundMs, 10, 10));
-    gate.propose(candidate_, kFacts, 0);
+    gate.propose(candidate_, kFacts, RoundCosts::measured(kRoundMs, 10, 10), 0);
     const auto decision = decide(gate);
     EXPECT_NE(decision.verdict, Verdict::kPromoted) << decision.record.text;
     EXPECT_EQ(gate.served().head, nullptr);
@@ -159,8 +157,7 @@ TEST_F(GateHead, FusionAloneIsServedWhereOnlyItGains) {
   candidate->fusion.bias[3] = -3;
   candidate->fusion.bias[20] = 4;
   PrequentialGate gate({}, initial_weights());
-  gate.set_costs(RoundCosts::measured(kRoundMs, 30, 30));
-  gate.propose(candidate, kFacts, 0);
+  gate.propose(candidate, kFacts, RoundCosts::measured(kRoundMs, 30, 30), 0);
   const auto decision = decide(gate);
   EXPECT_EQ(decision.verdict, Verdict::kPromoted) << decision.record.text;
   EXPECT_EQ(decision.tier, Tier::kFusion);
@@ -172,7 +169,7 @@ TEST_F(GateHead, WithoutFeaturesThereIsNoEvidence) {
   auto served = std::make_shared<LearnedWeights>();
   served->head = candidate_->head;
   PrequentialGate gate({}, served);
-  gate.propose(candidate_, kFacts, 0);
+  gate.propose(candidate_, kFacts, RoundCosts::typical(), 0);
   for (int i = 0; i < 50; ++i) EXPECT_TRUE(gate.score(request(false), 0).empty());
   EXPECT_EQ(gate.state().trials[0].tiers[0].served_rounds, 0);
 }
@@ -181,10 +178,9 @@ TEST_F(GateHead, WithoutFeaturesThereIsNoEvidence) {
 TEST_F(GateHead, AHeadThatServesIsWhatMustBeBeaten) {
   GateOptions options;
   PrequentialGate gate(options, candidate_);
-  gate.set_costs(RoundCosts::measured(kRoundMs, 0.1f, 0.1f));
   CandidateFacts facts = kFacts;
   facts.has_head = false;
-  gate.propose(initial_weights(), facts, 0);
+  gate.propose(initial_weights(), facts, RoundCosts::measured(kRoundMs, 0.1f, 0.1f), 0);
   const auto decision = decide(gate);
   EXPECT_EQ(decision.verdict, Verdict::kInferior) << decision.record.text;
   EXPECT_NE(gate.served().head, nullptr);
@@ -200,8 +196,7 @@ TEST_F(GateHead, AWarmedUpTrialIsCalibratedAsOneThatHasScored) {
   options.test.least_requests = 1000;  // no decision meanwhile
   const auto costs_of_next = [&](bool warm, bool score) {
     PrequentialGate gate(options, initial_weights());
-    gate.set_costs(RoundCosts::measured(kRoundMs, 0.1f, 0.1f));
-    gate.propose(candidate_, kFacts, 0);
+    gate.propose(candidate_, kFacts, RoundCosts::measured(kRoundMs, 0.1f, 0.1f), 0);
     EXPECT_TRUE(gate.is_cold());
     PairedSums before;
     for (const RequestTrace& trace : earlier) {

@@ -31,6 +31,8 @@ FusionTable inverted_table() {
   return table;
 }
 
+const RoundCosts kCosts = RoundCosts::typical();
+
 CandidateFacts facts(std::int64_t trained_requests = 1000) {
   return {10, 2000, trained_requests, 0.5, 77, false};
 }
@@ -57,7 +59,7 @@ TEST(PrequentialGate, PromotesWhatIsFasterAndServesIt) {
   EXPECT_FALSE(gate.has_candidate());
   SyntheticTraffic traffic(1);
   EXPECT_TRUE(gate.score(traffic.next(0), 0).empty());
-  gate.propose(weights_of(true_table()), facts(), 0);
+  gate.propose(weights_of(true_table()), facts(), kCosts, 0);
   const Outcome outcome = decide(gate, of(traffic));
   EXPECT_EQ(outcome.decision.verdict, Verdict::kPromoted) << outcome.decision.record.text;
   EXPECT_GE(outcome.requests, kLeastRequests);
@@ -77,11 +79,11 @@ TEST(PrequentialGate, PromotesWhatIsFasterAndServesIt) {
 TEST(PrequentialGate, RefusesWhatIsWorseAndWhatIsTheSame) {
   PrequentialGate gate({}, weights_of(true_table()));
   SyntheticTraffic traffic(2);
-  gate.propose(weights_of(inverted_table()), facts(), 0);
+  gate.propose(weights_of(inverted_table()), facts(), kCosts, 0);
   const Outcome worse = decide(gate, of(traffic));
   EXPECT_EQ(worse.decision.verdict, Verdict::kInferior) << worse.decision.record.text;
   EXPECT_LE(worse.requests, 100);
-  gate.propose(weights_of(true_table()), facts(), 0);
+  gate.propose(weights_of(true_table()), facts(), kCosts, 0);
   const Outcome same = decide(gate, of(traffic));
   EXPECT_NE(same.decision.verdict, Verdict::kPromoted);
   EXPECT_THAT(same.decision.record.text, StartsWith("refused"));
@@ -100,12 +102,12 @@ TEST(PrequentialGate, GivesNoDomainUp) {
   FusionTable level;  // neither's
   PrequentialGate gate({}, weights_of(level));
   for (int i = 0; i < 20; ++i) gate.score(mixed(i), 0);
-  gate.propose(weights_of(true_table()), facts(), 0);
+  gate.propose(weights_of(true_table()), facts(), kCosts, 0);
   const Outcome outcome = decide(gate, mixed);
   EXPECT_EQ(outcome.decision.verdict, Verdict::kInferior);
   EXPECT_THAT(outcome.decision.record.text, HasSubstr("worse than -2 % on chat"));
   // Without the other domain it would have passed.
-  gate.propose(weights_of(true_table()), facts(), 0);
+  gate.propose(weights_of(true_table()), facts(), kCosts, 0);
   EXPECT_EQ(decide(gate, of(math)).decision.verdict, Verdict::kPromoted);
 }
 
@@ -116,7 +118,7 @@ TEST(PrequentialGate, ReplacesWhatIsNeverDecided) {
   SyntheticTraffic traffic(5);
   FusionTable near = true_table();
   near.bias[7] += 0.02f;
-  gate.propose(weights_of(near), facts(200), 0);
+  gate.propose(weights_of(near), facts(200), kCosts, 0);
   EXPECT_EQ(gate.state().trials[0].most_requests(), 200);
   const Outcome outcome = decide(gate, of(traffic));
   EXPECT_NE(outcome.decision.verdict, Verdict::kPromoted);
@@ -133,9 +135,9 @@ TEST(PrequentialGate, DoesNotPromoteByChance) {
     FusionTable candidate = true_table();
     for (float& bias : candidate.bias) bias += normal(random);
     PrequentialGate gate({}, weights_of(true_table()));
-    gate.propose(weights_of(candidate), facts(150), 0);
+    gate.propose(weights_of(candidate), facts(150), kCosts, 0);
     for (float& bias : candidate.bias) bias += normal(random);
-    gate.propose(weights_of(candidate), facts(150), 0);
+    gate.propose(weights_of(candidate), facts(150), kCosts, 0);
     SyntheticTraffic traffic(1000 + seed);
     while (gate.has_candidate()) {
       const Outcome outcome = decide(gate, [&](int) { return traffic.next(0, 40); });
@@ -148,7 +150,7 @@ TEST(PrequentialGate, DoesNotPromoteByChance) {
 TEST(PrequentialGate, SpendsItsErrorsByTheDay) {
   PrequentialGate gate({}, initial_weights());
   const auto propose = [&](std::int64_t unix_ms) {
-    gate.propose(weights_of(true_table()), facts(), unix_ms);
+    gate.propose(weights_of(true_table()), facts(), kCosts, unix_ms);
     return gate.state().number_in_day;
   };
   EXPECT_EQ(propose(10 * kDay), 1);
@@ -163,7 +165,7 @@ TEST(PrequentialGate, WantsTheNextSnapshotOnceHalfAsMuchAgainIsLearned) {
   PrequentialGate gate({}, initial_weights());
   EXPECT_FALSE(gate.wants(5, 15));
   EXPECT_TRUE(gate.wants(5, 16));
-  gate.propose(weights_of(true_table()), facts(20), 0);  // of step 10
+  gate.propose(weights_of(true_table()), facts(20), kCosts, 0);  // of step 10
   EXPECT_FALSE(gate.wants(11, 29));
   EXPECT_FALSE(gate.wants(10, 30));  // nothing was learned since
   EXPECT_TRUE(gate.wants(11, 30));
@@ -175,9 +177,9 @@ TEST(PrequentialGate, ABetterOneOvertakes) {
   FusionTable level;
   PrequentialGate gate({}, weights_of(level));
   SyntheticTraffic traffic(9);
-  gate.propose(weights_of(level), facts(), 0);
+  gate.propose(weights_of(level), facts(), kCosts, 0);
   for (int i = 0; i < 10; ++i) ASSERT_TRUE(gate.score(traffic.next(0), 0).empty());
-  EXPECT_FALSE(gate.propose(weights_of(true_table()), facts(), 0));
+  EXPECT_FALSE(gate.propose(weights_of(true_table()), facts(), kCosts, 0));
   std::vector<PrequentialGate::Decision> decisions;
   int requests = 0;
   while (decisions.empty() || decisions.back().verdict != Verdict::kPromoted) {
@@ -199,9 +201,9 @@ TEST(PrequentialGate, APromotionIsANewBarForTheOthers) {
   FusionTable level;
   PrequentialGate gate({}, weights_of(level));
   SyntheticTraffic traffic(10);
-  gate.propose(weights_of(true_table()), facts(), 0);
+  gate.propose(weights_of(true_table()), facts(), kCosts, 0);
   for (int i = 0; i < 20; ++i) ASSERT_TRUE(gate.score(traffic.next(0), 0).empty());
-  gate.propose(weights_of(true_table()), facts(), 0);
+  gate.propose(weights_of(true_table()), facts(), kCosts, 0);
   const Outcome first = decide(gate, of(traffic));
   EXPECT_EQ(first.decision.verdict, Verdict::kPromoted);
   EXPECT_EQ(first.decision.record.candidate, 1u);
@@ -217,10 +219,10 @@ TEST(PrequentialGate, APromotionIsANewBarForTheOthers) {
 TEST(PrequentialGate, ALaterSnapshotTakesTheOldestsPlace) {
   PrequentialGate gate({}, weights_of(true_table()));
   SyntheticTraffic traffic(11);
-  EXPECT_FALSE(gate.propose(weights_of(true_table()), facts(), 0));
-  EXPECT_FALSE(gate.propose(weights_of(true_table()), facts(), 0));
+  EXPECT_FALSE(gate.propose(weights_of(true_table()), facts(), kCosts, 0));
+  EXPECT_FALSE(gate.propose(weights_of(true_table()), facts(), kCosts, 0));
   for (int i = 0; i < 10; ++i) ASSERT_TRUE(gate.score(traffic.next(0), 0).empty());
-  const auto replaced = gate.propose(weights_of(true_table()), facts(), 0);
+  const auto replaced = gate.propose(weights_of(true_table()), facts(), kCosts, 0);
   ASSERT_TRUE(replaced);
   EXPECT_EQ(replaced->record.candidate, 1u);
   EXPECT_EQ(replaced->verdict, Verdict::kStale);
@@ -231,7 +233,7 @@ TEST(PrequentialGate, ALaterSnapshotTakesTheOldestsPlace) {
 TEST(PrequentialGate, StartsOverWhenSomethingElseServes) {
   PrequentialGate gate({}, initial_weights());
   SyntheticTraffic traffic(6);
-  gate.propose(weights_of(true_table()), facts(), 0);
+  gate.propose(weights_of(true_table()), facts(), kCosts, 0);
   for (int i = 0; i < 20; ++i) ASSERT_TRUE(gate.score(traffic.next(0), 0).empty());
   gate.set_served(weights_of(true_table()));
   EXPECT_NE(decide(gate, of(traffic)).decision.verdict, Verdict::kPromoted);
@@ -239,7 +241,7 @@ TEST(PrequentialGate, StartsOverWhenSomethingElseServes) {
 
 TEST(PrequentialGate, ARequestWithAGapIsNoEvidence) {
   PrequentialGate gate({}, initial_weights());
-  gate.propose(weights_of(true_table()), facts(), 0);
+  gate.propose(weights_of(true_table()), facts(), kCosts, 0);
   SyntheticTraffic traffic(8);
   for (int i = 0; i < 100; ++i) {
     RequestTrace trace = traffic.next(0);
@@ -253,10 +255,10 @@ TEST(PrequentialGate, GoesOnFromACheckpoint) {
       std::filesystem::temp_directory_path() / ("foretoken-gate-" + std::to_string(::getpid()));
   PrequentialGate first({}, initial_weights()), second({}, initial_weights());
   const auto candidate = weights_of(true_table());
-  first.set_costs(RoundCosts::measured(std::vector<float>{10, 11, 13, 16}, 0.5f, 0.25f));
   SyntheticTraffic a(7);
   a.next(0);
-  first.propose(candidate, facts(), 12 * kDay);
+  first.propose(candidate, facts(),
+                RoundCosts::measured(std::vector<float>{10, 11, 13, 16}, 0.5f, 0.25f), 12 * kDay);
   std::vector<RequestTrace> traces;
   for (int i = 0; i < 200; ++i) {
     traces.push_back(a.next(0));
