@@ -43,9 +43,13 @@ struct MemoryNetwork::State {
     channel.queue.insert(at, {due, std::move(message)});
   }
 
+  bool has_room(int index, bool peer_alive) const {
+    return peer_alive && channels[index].queue.size() < channels[index].high_water_mark;
+  }
+
   bool send(int index, bool peer_alive, Message message) {
+    if (!has_room(index, peer_alive)) return false;
     Channel& channel = channels[index];
-    if (!peer_alive || channel.queue.size() >= channel.high_water_mark) return false;
     if (uniform() < faults.loss) return true;
     if (uniform() < faults.corrupt && !message.empty()) {
       Frame& frame = message[random() % message.size()];
@@ -81,12 +85,14 @@ class MemorySender final : public Sender {
         server_(server),
         life_(server ? state_->server_life : state_->trainer_life) {}
   bool try_send(Message message) override {
-    const std::uint64_t own = server_ ? state_->server_life : state_->trainer_life;
-    const std::uint64_t peer = server_ ? state_->trainer_life : state_->server_life;
-    return own == life_ && state_->send(server_ ? 0 : 1, peer != 0, std::move(message));
+    return alive() && state_->send(server_ ? 0 : 1, peer_alive(), std::move(message));
   }
+  bool ready() override { return alive() && state_->has_room(server_ ? 0 : 1, peer_alive()); }
 
  private:
+  bool alive() const { return life_ == (server_ ? state_->server_life : state_->trainer_life); }
+  bool peer_alive() const { return (server_ ? state_->trainer_life : state_->server_life) != 0; }
+
   std::shared_ptr<MemoryNetwork::State> state_;
   bool server_;
   std::uint64_t life_;

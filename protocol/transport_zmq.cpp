@@ -203,6 +203,14 @@ class ZmqSender final : public Sender {
       return false;
     }
   }
+  bool ready() override {
+    try {
+      retry_.turn(socket_);
+      return (socket_.get(zmq::sockopt::events) & ZMQ_POLLOUT) != 0;
+    } catch (const zmq::error_t&) {
+      return false;
+    }
+  }
 
  private:
   std::shared_ptr<zmq::context_t> context_;  // outlives the socket

@@ -23,6 +23,7 @@ constexpr std::chrono::milliseconds kTurnInterval{50};
 class NoSender final : public Sender {
  public:
   bool try_send(Message) override { return false; }
+  bool ready() override { return false; }
 };
 
 }  // namespace

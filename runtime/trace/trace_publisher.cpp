@@ -50,7 +50,9 @@ void TracePublisher::pump(Sender& sender, bool trainer_connected,
                           const std::function<void(std::unique_ptr<RequestTrace>)>& sent) {
   while (std::unique_ptr<RequestTrace> trace = ring_.try_pop()) {
     trace->server_run = server_run_;
-    Message message = serialize(*trace);
+    // Encoding costs more than sending: not for nobody.
+    const bool wanted = segments_ || sender.ready();
+    Message message = wanted ? serialize(*trace) : Message();
     if (!sent) trace.reset();
     if (segments_) {
       if (auto appended = segments_->append(message); !appended) {
@@ -61,7 +63,7 @@ void TracePublisher::pump(Sender& sender, bool trainer_connected,
         disk_warned_ = false;
       }
     }
-    if (sender.try_send(std::move(message))) {
+    if (wanted && sender.try_send(std::move(message))) {
       sent_.fetch_add(1, std::memory_order_relaxed);
     } else {
       count(trainer_connected ? kHighWaterMark : kNoTrainer);

@@ -56,6 +56,7 @@ TEST(ZmqLink, CarriesMessagesBothWays) {
 TEST(ZmqLink, WithoutAPeerASendIsRefused) {
   Link server = open_server();
   for (int i = 0; i < 1000; ++i) EXPECT_FALSE(server.sender->try_send(hello(1)));
+  EXPECT_FALSE(server.sender->ready());
   Link trainer = *open_trainer_link({"tcp://127.0.0.1:1", "tcp://127.0.0.1:1", 50});
   EXPECT_FALSE(trainer.sender->try_send(hello(1)));
 }
@@ -64,6 +65,7 @@ TEST(ZmqLink, APeerThatDoesNotReadFillsTheQueueAndNoMore) {
   Link server = open_server();
   Link trainer = *open_trainer_link(server.endpoints);
   ASSERT_TRUE(send_until_taken(*server.sender, hello(0)));
+  EXPECT_TRUE(server.sender->ready());
   // Far more than two high-water marks of 64 KiB messages and the kernel's socket buffers.
   const Message big = seal(MessageType::kTrace, {Frame(65536)});
   int taken = 0;

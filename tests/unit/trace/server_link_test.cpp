@@ -116,6 +116,7 @@ TEST_F(ServerLinkTest, CountsWhatItDropsByReason) {
   };
   push(300);  // 256 fit into the ring; of those, 5 into the queue
   server_->turn();
+  EXPECT_EQ(server_->stats().traces_sent, 5);
   EXPECT_THAT(server_->stats().traces_dropped,
               ElementsAre(Pair("no_trainer", 251), Pair("ring_full", 44)));
   sent();

@@ -29,6 +29,7 @@ class Sender {
  public:
   virtual ~Sender() = default;
   virtual bool try_send(Message message) = 0;  // false: high-water mark reached or no peer; dropped
+  virtual bool ready() { return true; }        // false: a message sent now would be dropped
 };
 class Receiver {
  public:
