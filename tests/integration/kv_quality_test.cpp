@@ -113,8 +113,10 @@ const std::vector<std::string> kTexts{"/usr/share/perl/5.36.0/Locale/Maketext/TP
                                       "/usr/include/c++/12/bits/locale_facets_nonio.h",
                                       "/usr/share/cmake-3.25/Modules/FetchContent.cmake"};
 
-// The same for all models. int8 is asked for its perplexity; its KL on SmolLM2 was measured at
-// .003.
+// The same for all models. Part of a KL is what any change at all does to activations that are
+// rounded to 8 bits: int8's, whose own error is nothing. (SmolLM2, int8 and int4: .0033 and .0059;
+// with the same weights in fp16, whose inputs stay floats, .0001 and .0019. That model is made by
+// tests/tools/dequantise_gguf.py.) So int4 is asked for what it has beyond int8.
 constexpr Gate kInt8{0.001, 0.005}, kInt4{0.005, 0.005};
 
 void full(const std::string& file, Gate int2, bool key_biases) {
@@ -139,7 +141,7 @@ void full(const std::string& file, Gate int2, bool key_biases) {
       measure(subject, windows, {mode(KvMode::kInt2), mode(KvMode::kInt4), mode(KvMode::kInt8)});
   expect_within(q[1], int2);
   EXPECT_GT(q[1].all.kl.value, 1e-4);
-  expect_within(q[2], kInt4);
+  expect_within(q[2], {kInt4.change, kInt4.kl + q[3].all.kl.value});
   expect_within(q[3], kInt8);
 
   // What rotates keys with large biases loses the model; on models without, int2's controls still
