@@ -181,8 +181,9 @@ class Traffic:
                                 "Once upon a time, in a small village by the sea,", "def add(a, b):\n    return a + b\n\ndef")
                  for temperature in (0, 0.8)]
 
-    def __init__(self, port, answers, clients=2, seed=0):
+    def __init__(self, port, answers, clients=2, seed=0, longest_gap=0.1):
         self.port, self.answers, self.outcomes, self.changed, self.versions = port, answers, [], [], set()
+        self.longest_gap = longest_gap
         self.stopping = threading.Event()
         self.lock = threading.Lock()
         self.threads = [threading.Thread(target=self.run, args=(random.Random(seed + i),), daemon=True) for i in range(clients)]
@@ -217,8 +218,8 @@ class Traffic:
                     self.versions.add(body["foretoken"]["speculator_version"])
                     if self.answers.setdefault(which, text) != text:
                         self.changed.append((self.QUESTIONS[which], self.answers[which], text))
-            # Gaps, in which the trainer trains and the canary is judged; it must keep up on a machine with other work.
-            self.stopping.wait(rng.uniform(0, 0.6))
+            # Gaps, in which the trainer trains and the canary is judged.
+            self.stopping.wait(rng.uniform(0, self.longest_gap))
 
     def answered(self):
         with self.lock:
