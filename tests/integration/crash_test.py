@@ -204,8 +204,8 @@ class Crash(unittest.TestCase):
         published, checkpoint = len(self.published), self.last_checkpoint
         life = pair.start_trainer()
         steps = checkpoint[0] if checkpoint else 0
-        eventually(lambda: life.published() and life.checkpoints() and life.checkpoints()[-1][0] > steps, "training goes on", 120)
-        eventually(lambda: self.speculator()["version"] > 0, "a version is proven on the server", 120)
+        eventually(lambda: life.published() and life.checkpoints() and life.checkpoints()[-1][0] > steps, "training goes on", 300)
+        eventually(lambda: self.speculator()["version"] > 0, "a version is proven on the server", 300)
         traffic.stop()
         self.assertEqual(traffic.failed(), [], "requests were lost")
         self.check_traffic()
@@ -240,7 +240,7 @@ class Crash(unittest.TestCase):
         trainer = pair.start_trainer()
         # Not before there is something to lose.
         traffic = self.start_traffic()
-        eventually(lambda: self.speculator()["version"] > 0, "a version is proven", 120)
+        eventually(lambda: self.speculator()["version"] > 0, "a version is proven", 300)
         for instant in self.instants(["start", "any", "lineage", "version", "promoted"]):
             server, hit = pair.server, True
             if instant == "start":
@@ -271,7 +271,7 @@ class Crash(unittest.TestCase):
             self.connected()
         # The trainer goes on, and its news arrive.
         published = len(trainer.published())
-        eventually(lambda: len(trainer.published()) > published + 2, "the trainer goes on", 120)
+        eventually(lambda: len(trainer.published()) > published + 2, "the trainer goes on", 300)
         received = max(self.lineage.received)
         eventually(lambda: any(e["event"] == "received" and e["version"] > received for e in self.speculator()["lineage"]),
                    "newer versions arrive")
