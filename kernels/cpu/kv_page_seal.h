@@ -4,6 +4,7 @@
 #pragma once
 
 #include "foretoken/kernels/kv_page.h"
+#include "foretoken/kernels/uniform_quantiser.h"
 #include "kernels/cpu/kv_page_layout.h"
 
 namespace foretoken::kernels {
@@ -20,10 +21,6 @@ constexpr int kLanes = 4;
 typedef float Lanes __attribute__((vector_size(kLanes * 4)));
 typedef float LanesUnaligned __attribute__((vector_size(kLanes * 4), aligned(4)));
 
-// The step of a uniform quantiser with the least squared error on a unit Gaussian (4 and 16 levels;
-// Max 1960): a channel's static step is this times its deviation, so a channel in units of its step
-// has deviation 1/this.
-constexpr float optimal_step(int bits) { return bits == 2 ? 0.9957f : 0.3352f; }
 // Most scales of a page, in 64s: K by channel in groups of 16 tokens.
 constexpr int kMaxGroups = 4 * kMaxHeadDim / kPageTokens;
 // Rounds of (codes for the scale, least-squares scale for the codes). On Gaussian rows of 64 to 128
@@ -140,7 +137,8 @@ inline void quantise_rows(const float* x, const float* channel_weight, int bits,
     shape.low[i] = i < n4 ? -half_doubled : coded ? -half_levels : 0.0f;
     shape.high[i] = i < n4 ? half_doubled - 1 : coded ? half_levels - 1 : 0.0f;
     shape.weight[i] = coded ? channel_weight[i] : 0.0f;
-    const float step = optimal_step(i < n4 ? 2 * bits : bits);
+    // A channel's static step is this times its deviation: in units of it, it has deviation 1/this.
+    const auto step = static_cast<float>(kUniformQuantiser[i < n4 ? 2 * bits : bits].step);
     shape.expected += shape.weight[i] / (step * step);
   }
   for (int t = 0; t < kPageTokens; ++t) {

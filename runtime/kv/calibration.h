@@ -5,14 +5,14 @@
 // mean (after rotary, each row weighted by what attention reads sealed: calibrator.cpp), R = M^1/2,
 // M = Sk^-1/2 (Sk^1/2 Sq Sk^1/2)^1/2 Sk^-1/2 (the geometric mean of Sq and Sk^-1, symmetric) gives
 // k' = R k and q' = R^-1 q one second moment C, while q'.k' = q.k. In C's eigenbasis a channel's
-// energy is also its importance, so bits go where they buy most: in int2 the n4 largest get 4 bits,
-// the n4 smallest none, the rest 2 (in int4 8, 0 and 4), n4 by least predicted loss. Inside each
-// class a Hartley rotation spreads the energy evenly, so that one static step a class fits all its
-// channels. Values. The same with Sk the values' covariance and Sq the sum over the group's heads
-// of G_h Wo_h^T Wo_h: what an error in a value costs in the layer's output, G_h being the head's
-// mean sum of squared sealed weights. An orthogonal rotation (QuaRot, arXiv 2404.00456; OSCAR,
-// arXiv 2605.17757) cannot do this: with the key biases of Qwen2.5, hundreds of times the rms, it
-// spreads a few channels' energy over all of them.
+// energy is also its importance, so bits go where they buy most: the n4 largest get 4 bits (int4:
+// 8), the n4 smallest none, the rest 2 (4), n4 by least predicted loss. Inside each class a Hartley
+// rotation spreads the energy evenly, so that one static step a class fits all its channels.
+// Values. The same with Sk the values' covariance and Sq the sum over the group's heads of G_h
+// Wo_h^T Wo_h: what an error in a value costs in the layer's output, G_h being the head's mean sum
+// of squared sealed weights. An orthogonal rotation (QuaRot, arXiv 2404.00456; OSCAR, arXiv
+// 2605.17757) cannot do this: with the key biases of Qwen2.5, hundreds of times the rms, it spreads
+// a few channels' energy over all of them.
 #pragma once
 
 #include <array>

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "foretoken/kernels/uniform_quantiser.h"
 #include "runtime/kv/calibration_transforms.h"
 #include "runtime/kv/calibrator.h"
 
@@ -14,6 +15,7 @@ namespace foretoken {
 namespace {
 
 using kernels::kPageTokens;
+using kernels::kUniformQuantiser;
 using Matrix = Eigen::MatrixXd;
 using Vector = Eigen::VectorXd;
 using FloatRows = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
@@ -29,16 +31,6 @@ constexpr double kFloor = 0.1;
 // Where a window is long enough, only what a query reads sealed counts: past a sink of a page, and
 // before a recent window of four.
 constexpr int kSinkPages = 1, kWindowPages = 4, kLeastPages = 16;
-// A uniform quantiser of 2^bits levels, at the step of the least squared error on a unit Gaussian
-// (Max 1960, whose table ends at 36 levels: 256 computed).
-struct Quantiser {
-  double step, error;
-};
-constexpr Quantiser quantiser(int bits) {
-  return bits == 2   ? Quantiser{0.9957, 0.1188}
-         : bits == 4 ? Quantiser{0.3352, 0.01154}
-                     : Quantiser{0.03076, 8.769e-5};
-}
 constexpr int kSixteenths[] = {0, 1, 2, 3, 4, 6};  // candidates for n4, in d/16
 
 struct HeadMoments {
@@ -117,8 +109,8 @@ Side with_classes(const PairedBasis& paired, int n_digits, int bits, bool classe
     const int n4 = classes ? sixteenths * d / 16 : 0, none = n4 + d - n_digits;
     if (none < 0 || n4 + none > d) continue;
     const int n2 = d - n4 - none;
-    const double loss = quantiser(2 * bits).error * n4 * std::pow(mean(0, n4), 2) +
-                        quantiser(bits).error * n2 * std::pow(mean(n4, n2), 2) +
+    const double loss = kUniformQuantiser[2 * bits].error * n4 * std::pow(mean(0, n4), 2) +
+                        kUniformQuantiser[bits].error * n2 * std::pow(mean(n4, n2), 2) +
                         paired.values.tail(none).squaredNorm();
     if (least < 0 || loss < least) least = loss, side.n4 = n4, n0 = none;
   }
@@ -138,7 +130,7 @@ Side with_classes(const PairedBasis& paired, int n_digits, int bits, bool classe
     basis.middleCols(first[k], n) = (basis.middleCols(first[k], n) * hartley).eval();
     const double deviation = std::sqrt(std::max(mean(first[k], n), 1e-20));
     side.step.segment(first[k], n)
-        .setConstant(deviation * quantiser(k == 0 ? 2 * bits : bits).step);
+        .setConstant(deviation * kUniformQuantiser[k == 0 ? 2 * bits : bits].step);
   }
   side.encode = paired.half * basis * side.step.cwiseInverse().asDiagonal();
   side.decode = side.step.asDiagonal() * basis.transpose() * paired.inverse_half;
@@ -386,7 +378,7 @@ class Calibrator final : public MomentCalibrator {
     const kernels::KvFormat& format = KvTransforms::format(transforms.kind());
     const bool classes = kernels::has_classes(transforms.kind());
     const int k_n = kernels::k_digits(format, d), v_n = kernels::v_digits(format, d);
-    // (Without classes int8, whose step is the row's: 4 bits' in the transform, as in the seal.)
+    // (Without classes, int8: its scale is each row's own, and any step would do.)
     const int bits = classes ? format.bits : 4;
     const Side key = with_classes(key_basis, k_n, bits, classes);
     const Side value = with_classes(value_basis, v_n, bits, classes);
