@@ -26,8 +26,17 @@ FORETOKEN_LANE_FUNCTION std::uint16_t to_half(float x) {
 
 [[maybe_unused]] void encode_half_of(const float* x, std::int64_t n, std::uint16_t* out,
                                      float* scale) {
+  Uint16 largest_lanes{};
+  std::int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const Uint16 magnitude = load_lanes<Uint16>(x + i) & 0x7fffffffu;
+    const Uint16 finite = magnitude & (Uint16)(magnitude < 0x7f800000u);
+    largest_lanes = finite > largest_lanes ? finite : largest_lanes;
+  }
   std::uint32_t largest = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
+  for (int lane = 0; lane < 16; ++lane)
+    largest = largest_lanes[lane] > largest ? largest_lanes[lane] : largest;
+  for (; i < n; ++i) {
     const std::uint32_t magnitude = __builtin_bit_cast(std::uint32_t, x[i]) & 0x7fffffffu;
     const std::uint32_t finite = magnitude < 0x7f800000u ? magnitude : 0u;
     largest = finite > largest ? finite : largest;
@@ -38,7 +47,7 @@ FORETOKEN_LANE_FUNCTION std::uint16_t to_half(float x) {
   exponent = exponent > 253 ? 253u : exponent;
   *scale = __builtin_bit_cast(float, exponent << 23);
   const float inverse = __builtin_bit_cast(float, (254u - exponent) << 23);
-  std::int64_t i = 0;
+  i = 0;
 #if defined(__AVX512F__)
   // The same rounding in one instruction.
   for (; i + 16 <= n; i += 16) {

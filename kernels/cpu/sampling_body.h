@@ -6,6 +6,8 @@
 #include <immintrin.h>
 #endif
 
+#include <utility>
+
 #include "gumbel.h"
 #include "lanes.h"
 #include "philox.h"
@@ -245,21 +247,31 @@ double log_sum_exp_of(const float* x, std::int64_t n, float scale) {
   return static_cast<double>(largest) + log_double(lane[0]);
 }
 
-// e^(x * scale) for x * scale <= 0, relative error below 1e-6.
+// e^(x * scale) for x * scale <= 0, relative error below 1e-6: 2^y = 2^n 2^f, n = floor(y), 2^f by
+// the minimax polynomial of degree 5 on [0, 1).
+constexpr float kPowerOfTwo[] = {0.99999994f, 0.6931531f,    0.24015361f,
+                                 0.05582632f, 0.0089893397f, 0.0018775767f};
 FORETOKEN_LANE_FUNCTION Float16 fast_exp_nonpositive(Float16 x, float scale) {
 #if defined(__AVX512F__)
-  // 2^y = 2^n 2^f, |f| <= 1/2: minimax polynomial of degree 5, scaled by the exponent alone.
-  const __m512 y = _mm512_max_ps(_mm512_mul_ps((__m512)x, _mm512_set1_ps(scale * 1.44269504f)),
-                                 _mm512_set1_ps(-150.0f));
-  const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(y, n);
-  __m512 p = _mm512_set1_ps(1.327647e-3f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.675542e-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5507135e-2f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.402212e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314694e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0000001f));
-  return (Float16)_mm512_scalef_ps(p, n);
+  // Minus infinity has f = 0, and 2^n = 0.
+  const __m512 y = _mm512_mul_ps((__m512)x, _mm512_set1_ps(scale * 1.44269504f));
+  const __m512 f = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 p = _mm512_set1_ps(kPowerOfTwo[5]);
+  for (int i = 4; i >= 0; --i) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kPowerOfTwo[i]));
+  return (Float16)_mm512_scalef_ps(p, y);
+#elif defined(__AVX2__)
+  __m256 half[2];
+  std::memcpy(half, &x, 64);
+  for (__m256& h : half) {
+    const __m256 y = _mm256_mul_ps(h, _mm256_set1_ps(scale * 1.44269504f));
+    const __m256 n = _mm256_floor_ps(y), f = _mm256_sub_ps(y, n);
+    __m256 p = _mm256_set1_ps(kPowerOfTwo[5]);
+    for (int i = 4; i >= 0; --i) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(kPowerOfTwo[i]));
+    const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+    p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power));
+    h = _mm256_and_ps(p, _mm256_cmp_ps(y, _mm256_set1_ps(-125.0f), _CMP_GE_OQ));
+  }
+  return load_lanes<Float16>(half);
 #else
   return exp_nonpositive(x * scale);
 #endif
@@ -291,30 +303,74 @@ double approximate_log_sum_exp_of(const float* x, std::int64_t n, float scale) {
   return static_cast<double>(largest * scale) + log_double(sum);
 }
 
-// A block of minus infinities (and NaN) alone has the sum 0, and so no part in the whole.
+// Of sixteen vectors, the lanes of each folded into one, lane k the k-th's: halves onto halves, as
+// sum_lanes() and max_lanes() have it, but two vectors with each instruction.
+template <int kWidth, int kHalf, std::size_t... kLane>
+FORETOKEN_LANE_FUNCTION Int16 half_of_each(std::index_sequence<kLane...>) {
+  return Int16{static_cast<int>(kLane / 8 * 16 + kLane % 8 / kWidth * 2 * kWidth + kHalf * kWidth +
+                                kLane % kWidth)...};
+}
+template <int kWidth, class Fold>
+FORETOKEN_LANE_FUNCTION void fold_halves(Float16* v, const Fold& fold) {
+  const Int16 low = half_of_each<kWidth, 0>(std::make_index_sequence<16>());
+  const Int16 high = half_of_each<kWidth, 1>(std::make_index_sequence<16>());
+  for (int i = 0; i < kWidth; ++i) {
+    v[i] = fold(__builtin_shuffle(v[2 * i], v[2 * i + 1], low),
+                __builtin_shuffle(v[2 * i], v[2 * i + 1], high));
+  }
+}
+template <class Fold>
+FORETOKEN_LANE_FUNCTION Float16 fold_each(Float16 (&v)[16], const Fold& fold) {
+  fold_halves<8>(v, fold);
+  fold_halves<4>(v, fold);
+  fold_halves<2>(v, fold);
+  fold_halves<1>(v, fold);
+  return v[0];
+}
+
+// Sixteen blocks. A block of minus infinities (and NaN) alone has the sum 0, and so no part in the
+// whole.
+FORETOKEN_LANE_FUNCTION void summarise_blocks(const float* x, float* maxima, float* sums,
+                                              float scale, float* scaled_sums) {
+  const float minus_infinity = -__builtin_inff();
+  Float16 v[16];
+  for (int b = 0; b < 16; ++b) {
+    v[b] = splat(minus_infinity);
+    for (int i = 0; i < kBlock; i += 16)
+      v[b] = larger(load_lanes<Float16>(x + b * kBlock + i), v[b]);
+  }
+  const Float16 largest = fold_each(v, [](Float16 a, Float16 b) { return larger(a, b); });
+  store_lanes(maxima, largest);
+  const auto sum = [&](float s, float* to) {
+    for (int b = 0; b < 16; ++b) {
+      v[b] = Float16{};
+      for (int i = 0; i < kBlock; i += 16)
+        v[b] += fast_exp_nonpositive(load_lanes<Float16>(x + b * kBlock + i) - maxima[b], s);
+    }
+    const Float16 each = fold_each(v, [](Float16 a, Float16 b) { return a + b; });
+    store_lanes(to, largest > minus_infinity ? each : Float16{});
+  };
+  if (sums) sum(1.0f, sums);
+  if (scaled_sums) sum(scale, scaled_sums);
+}
+
 void logit_block_summary_of(const float* x, std::int64_t n, float* maxima, float* sums, float scale,
                             float* scaled_sums) {
-  const float minus_infinity = -__builtin_inff();
-  for (std::int64_t at = 0; at < n; at += kBlock) {
-    Float16 v[4];
-    if (at + kBlock <= n) {
-      for (int i = 0; i < 4; ++i) v[i] = load_lanes<Float16>(x + at + 16 * i);
-    } else {
-      for (Float16& lanes : v) lanes = splat(minus_infinity);
-      for (std::int64_t j = at; j < n; ++j) v[(j - at) / 16][(j - at) % 16] = x[j];
-    }
-    Float16 m = splat(minus_infinity);
-    for (const Float16& lanes : v) m = larger(lanes, m);
-    const float largest = max_lanes(m);
-    *maxima++ = largest;
-    auto sum_at = [&](float s) {
-      Float16 sum{};
-      if (largest > minus_infinity)
-        for (const Float16& lanes : v) sum += fast_exp_nonpositive(lanes - largest, s);
-      return sum_lanes(sum);
-    };
-    if (sums) *sums++ = sum_at(1.0f);
-    if (scaled_sums) *scaled_sums++ = sum_at(scale);
+  constexpr std::int64_t kStep = 16 * kBlock;
+  std::int64_t at = 0, block = 0;
+  for (; at + kStep <= n; at += kStep, block += 16) {
+    summarise_blocks(x + at, maxima + block, sums ? sums + block : nullptr, scale,
+                     scaled_sums ? scaled_sums + block : nullptr);
+  }
+  if (at == n) return;
+  float rest[kStep], of_rest[3][16];
+  for (std::int64_t i = 0; i < kStep; ++i) rest[i] = at + i < n ? x[at + i] : -__builtin_inff();
+  summarise_blocks(rest, of_rest[0], sums ? of_rest[1] : nullptr, scale,
+                   scaled_sums ? of_rest[2] : nullptr);
+  for (std::int64_t i = 0; i < logit_blocks(n - at); ++i) {
+    maxima[block + i] = of_rest[0][i];
+    if (sums) sums[block + i] = of_rest[1][i];
+    if (scaled_sums) scaled_sums[block + i] = of_rest[2][i];
   }
 }
 

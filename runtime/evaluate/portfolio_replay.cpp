@@ -4,7 +4,7 @@
 #include <array>
 
 #include "runtime/speculate/candidates.h"
-#include "runtime/speculate/cheap_speculators.h"
+#include "runtime/speculate/cheap_choice.h"
 #include "runtime/speculate/controller.h"
 
 namespace foretoken {
@@ -26,12 +26,6 @@ SamplingParams sampling_of(const RequestTrace& trace) {
   return sampling;
 }
 
-struct Choice {
-  TokenId token = -1;
-  float confidence = 0;
-  SpeculatorKind kind = SpeculatorKind::kNone;
-};
-
 }  // namespace
 
 // A position is scored once, by the walk that first passes it.
@@ -49,7 +43,7 @@ struct PortfolioReplay::Impl : Calibration {
   bool sampled = false;
   std::vector<CandidateList> candidates;
   bool has_features = false;  // such as the head reads
-  std::array<Form, kSpeculatorKinds> form;
+  std::array<Form, kClaims> form;
 
   void open(const RequestTrace& t) {
     trace = &t;
@@ -86,41 +80,28 @@ struct PortfolioReplay::Impl : Calibration {
   Proposal fusion(std::int64_t position) const {
     return propose_fusion(list(position), learned->fusion, sampling, position, true);
   }
-  float calibrated(SpeculatorKind kind, float raw, int depth) const {
-    return acceptance.estimate(kind, raw, form[std::size_t(kind)].after_hits(depth), sampled);
+  float calibrated(Claim claim, float raw, int depth) const {
+    return acceptance.estimate(claim, raw, form[std::size_t(claim)].after_hits(depth), sampled);
   }
-  Choice cheap(std::int64_t position, int depth) const {
-    Choice best;
-    if (kinds.fusion) {
-      if (const Proposal p = fusion(position); !p.empty())
-        best = {p.token, calibrated(SpeculatorKind::kFusion, p.raw, depth),
-                SpeculatorKind::kFusion};
-    }
-    if (kinds.ngram) {
-      const Proposal p = ngram(position);
-      const float confidence = p.empty() ? 0.0f : calibrated(SpeculatorKind::kNgram, p.raw, depth);
-      if (!p.empty() && (best.token < 0 || confidence > best.confidence + kNgramMargin))
-        best = {p.token, confidence, SpeculatorKind::kNgram};
-    }
-    return best;
+  CheapChoice cheap(std::int64_t position, int depth) const {
+    return choose_cheap(kinds.ngram ? ngram(position) : Proposal(),
+                        kinds.fusion ? fusion(position) : Proposal(),
+                        [&](Claim claim, float raw) { return calibrated(claim, raw, depth); });
   }
-  void score(SpeculatorKind kind, float raw, bool hit) {
-    const auto k = std::size_t(kind);
-    acceptance.update(kind, raw, form[k], sampled, hit);
-    form[k].update(hit);
-    traffic_form[sampled ? 1 : 0][k].update(hit, DraftSources::kTrafficStep);
+  void score(Claim claim, float raw, bool hit) {
+    const auto c = std::size_t(claim);
+    acceptance.update(claim, raw, form[c], sampled, hit);
+    form[c].update(hit);
+    traffic_form[sampled ? 1 : 0][c].update(hit, DraftSources::kTrafficStep);
   }
   // What the cheap kinds would have said of positions [from, to), now that their tokens are known.
   void learn_cheap(std::int64_t from, std::int64_t to) {
     for (std::int64_t at = from; at < to; ++at) {
-      if (const Proposal p = ngram(at); kinds.ngram && !p.empty()) {
-        const bool hit = p.token == token(at);
-        score(SpeculatorKind::kNgram, p.raw, hit);
-        ngram_rates.update(p.klass, sampled, hit);
-      }
-      if (!kinds.fusion) continue;
-      if (const Proposal p = fusion(at); !p.empty())
-        score(SpeculatorKind::kFusion, p.raw, p.token == token(at));
+      const Proposal by_ngram = kinds.ngram ? ngram(at) : Proposal();
+      score_cheap(by_ngram, kinds.fusion ? fusion(at) : Proposal(), token(at),
+                  [&](Claim claim, float raw, bool hit) { score(claim, raw, hit); });
+      if (!by_ngram.empty())
+        ngram_rates.update(by_ngram.klass, sampled, by_ngram.token == token(at));
     }
   }
 
@@ -186,12 +167,13 @@ struct PortfolioReplay::Impl : Calibration {
                         list(position), sampling, position, true);
   }
   struct Pending {  // a position at which the head ran this round
+    Claim claim;
     float raw, cheap;
     bool head_right, choice_right, cheap_right;
   };
   void learn_head() {
     for (const Pending& p : pending) {
-      score(SpeculatorKind::kHead, p.raw, p.head_right);
+      score(p.claim, p.raw, p.head_right);
       lift.update(p.cheap, sampled, p.choice_right, p.cheap_right);
     }
   }
@@ -318,34 +300,37 @@ PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, int max_draft,
     pending.clear();
     for (; drafted < longest; ++drafted) {
       const std::int64_t position = start + drafted;
-      Choice choice = cheap(position, drafted);
+      const CheapChoice by_cheap = cheap(position, drafted);
+      TokenId chosen = by_cheap.proposal.token;
+      float confidence = by_cheap.confidence;
       const double row =
           by_cost ? price * (costs->round(2 + drafted) - costs->round(1 + drafted)) : 0;
-      const float likely = lift.estimate(choice.confidence, sampled);
+      const float likely = lift.estimate(confidence, sampled);
       if (head_runs && by_cost && drafted > 0) {
         // As Controller::another_head_step().
         const double more = std::max(0.0, double(survival * likely) - row) -
-                            std::max(0.0, double(survival * choice.confidence) - row);
+                            std::max(0.0, double(survival * confidence) - row);
         head_runs = drafted < head_depth &&
                     Controller::kHeadFurther * more > price * double(costs->head_step_ms);
       }
       if (head_runs) ++head_steps;
       if (head_runs && right) {
         const Proposal p = head_step(position);
-        const float confidence = calibrated(SpeculatorKind::kHead, p.raw, drafted);
-        const float other = choice.confidence;
-        const bool cheap_right = choice.token == token(position);
-        if (pure || confidence + kHeadMargin >= other)
-          choice = {p.token, confidence, SpeculatorKind::kHead};
-        pending.push_back({p.raw, other, p.token == token(position),
-                           choice.token == token(position), cheap_right});
-      } else if (head_runs && (pure || likely > choice.confidence)) {
-        choice = {-2, likely, SpeculatorKind::kHead};  // something that will not be accepted
+        const bool agrees = !pure && p.token == chosen;
+        const Claim claim = agrees ? Claim::kHeadAndCheap : Claim::kHead;
+        const float by_head = calibrated(claim, p.raw, drafted);
+        if (pure || agrees || by_head + kHeadMargin >= confidence)
+          chosen = p.token, confidence = by_head;
+        const TokenId came = token(position);
+        pending.push_back({claim, p.raw, by_cheap.confidence, p.token == came, chosen == came,
+                           by_cheap.proposal.token == came});
+      } else if (head_runs && (pure || likely > confidence)) {
+        chosen = -2, confidence = likely;  // something that will not be accepted
       }
-      if (choice.token == -1) break;
-      survival *= choice.confidence;
+      if (chosen == -1) break;
+      survival *= confidence;
       if (by_cost && survival < DraftJob{}.min_survival) break;
-      right = right && choice.token == token(position);
+      right = right && chosen == token(position);
       if (right) ++accepted;
       // As Controller::best_slots(): the length that is best as a whole, because a first row may be
       // dear and the next ones nearly free.
@@ -399,13 +384,15 @@ PortfolioWalk PortfolioReplay::walk_logged(const RequestTrace& trace, const Roun
       TokenId token = -1;
       switch (round.kinds[d]) {
         case SpeculatorKind::kHead:
-          token = head_runs ? from_head.token : in.cheap(position, drafted).token;
+          token = head_runs ? from_head.token : in.cheap(position, drafted).proposal.token;
           break;
         case SpeculatorKind::kNgram:
-          token = in.kinds.ngram ? in.ngram(position).token : in.cheap(position, drafted).token;
+          token = in.kinds.ngram ? in.ngram(position).token
+                                 : in.cheap(position, drafted).proposal.token;
           break;
         case SpeculatorKind::kFusion:
-          token = in.kinds.fusion ? in.fusion(position).token : in.cheap(position, drafted).token;
+          token = in.kinds.fusion ? in.fusion(position).token
+                                  : in.cheap(position, drafted).proposal.token;
           break;
         default:
           token = round.drafted[d];

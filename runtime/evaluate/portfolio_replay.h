@@ -66,7 +66,7 @@ class PortfolioReplay {
     AcceptanceEstimator acceptance;
     NgramHitRates ngram_rates;
     HeadLift lift;
-    std::array<std::array<Form, kSpeculatorKinds>, 2> traffic_form;
+    std::array<std::array<Form, kClaims>, 2> traffic_form;
     double rate_tokens = 0, rate_ms = 0;  // the policy's own speed, forgetting
   };
   const Calibration& calibration() const;

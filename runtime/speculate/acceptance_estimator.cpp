@@ -28,8 +28,8 @@ void AcceptanceEstimator::Beta::update(bool hit) {
 }
 
 AcceptanceEstimator::AcceptanceEstimator() {
-  for (auto& kind : groups_) {
-    for (auto& group : kind) {
+  for (auto& claim : groups_) {
+    for (auto& group : claim) {
       for (int form = 0; form < kForms; ++form) refresh(group, form);
     }
   }
@@ -81,20 +81,19 @@ void AcceptanceEstimator::refresh(Group& group, int form) {
   }
 }
 
-float AcceptanceEstimator::estimate(SpeculatorKind kind, float raw, Form form, bool sampled) const {
-  return group(kind, sampled)
+float AcceptanceEstimator::estimate(Claim claim, float raw, Form form, bool sampled) const {
+  return group(claim, sampled)
       .curve[static_cast<std::size_t>(form_of(form))][static_cast<std::size_t>(bin_of(raw))];
 }
 
-float AcceptanceEstimator::estimate_blind(SpeculatorKind kind, Form form, bool sampled) const {
-  return group(kind, sampled)
+float AcceptanceEstimator::estimate_blind(Claim claim, Form form, bool sampled) const {
+  return group(claim, sampled)
       .blind[static_cast<std::size_t>(form_of(form))]
       .mean(kBlindPrior, kRawStrength);
 }
 
-void AcceptanceEstimator::update(SpeculatorKind kind, float raw, Form form, bool sampled,
-                                 bool accepted) {
-  Group& g = group(kind, sampled);
+void AcceptanceEstimator::update(Claim claim, float raw, Form form, bool sampled, bool accepted) {
+  Group& g = group(claim, sampled);
   const auto f = static_cast<std::size_t>(form_of(form));
   const auto b = static_cast<std::size_t>(bin_of(raw));
   g.bins[b].update(accepted);
@@ -104,8 +103,8 @@ void AcceptanceEstimator::update(SpeculatorKind kind, float raw, Form form, bool
   refresh(g, static_cast<int>(f));
 }
 
-std::int64_t AcceptanceEstimator::observations(SpeculatorKind kind) const {
-  return group(kind, false).observations + group(kind, true).observations;
+std::int64_t AcceptanceEstimator::observations(Claim claim) const {
+  return group(claim, false).observations + group(claim, true).observations;
 }
 
 }  // namespace foretoken

@@ -1,6 +1,6 @@
 // From a speculator's raw confidence to P(accepted | everything before it was accepted), learned
-// from outcomes: binned Beta posteriors with forgetting, by speculator kind, temperature class, and
-// *form*, the recent hit rate of that speculator on that sequence. Form is what makes one table
+// from outcomes: binned Beta posteriors with forgetting, by who claims it, temperature class, and
+// *form*, the recent hit rate of that claim on that sequence. Form is what makes one table
 // serve both a first draft position and the fifth (five hits in a row raise it), both a copy
 // passage and fresh prose. Engine thread; nothing allocates.
 //   estimate = isotonic in the raw bin; a cell's prior is its bin over all forms, the bin's prior
@@ -14,7 +14,21 @@
 
 namespace foretoken {
 
-// A running hit rate of one speculator on one sequence: x <- x + (hit - x) * step.
+// Who says that a token will be accepted: one kind whatever the others say, two that name the same
+// token, or one against another's.
+enum class Claim : std::uint8_t {
+  kNgram,
+  kFusion,
+  kModel,
+  kHead,  // where the cheap kinds' choice is another token, or none
+  kNgramAndFusion,
+  kNgramAgainstFusion,
+  kFusionAgainstNgram,
+  kHeadAndCheap,
+};
+inline constexpr int kClaims = 8;
+
+// A running hit rate of one claim on one sequence: x <- x + (hit - x) * step.
 class Form {
  public:
   // A memory of about five tokens: a copied passage is recognised within three, left within three.
@@ -37,13 +51,13 @@ class AcceptanceEstimator {
  public:
   AcceptanceEstimator();
 
-  float estimate(SpeculatorKind kind, float raw, Form form, bool sampled) const;
+  float estimate(Claim claim, float raw, Form form, bool sampled) const;
   // Before anything is drafted: averaged over the raw confidences seen at this form.
-  float estimate_blind(SpeculatorKind kind, Form form, bool sampled) const;
+  float estimate_blind(Claim claim, Form form, bool sampled) const;
   // One proposal whose preceding tokens were all right: was it right too?
-  void update(SpeculatorKind kind, float raw, Form form, bool sampled, bool accepted);
+  void update(Claim claim, float raw, Form form, bool sampled, bool accepted);
 
-  std::int64_t observations(SpeculatorKind kind) const;
+  std::int64_t observations(Claim claim) const;
 
  private:
   // Finer where decisions are made: a slot pays from about .08 (its share of a round) upwards.
@@ -59,7 +73,7 @@ class AcceptanceEstimator {
       return (hits + prior * strength) / (trials + strength);
     }
   };
-  struct Group {                                        // one kind at one temperature class
+  struct Group {                                        // one claim at one temperature class
     std::array<Beta, kBins> bins;                       // all forms
     std::array<std::array<Beta, kBins>, kForms> cells;  // [form][bin]
     std::array<Beta, kForms> blind;
@@ -70,14 +84,14 @@ class AcceptanceEstimator {
   static int bin_of(float raw);
   static int form_of(Form form);
   static void refresh(Group& group, int form);
-  Group& group(SpeculatorKind kind, bool sampled) {
-    return groups_[static_cast<std::size_t>(kind)][sampled ? 1 : 0];
+  Group& group(Claim claim, bool sampled) {
+    return groups_[static_cast<std::size_t>(claim)][sampled ? 1 : 0];
   }
-  const Group& group(SpeculatorKind kind, bool sampled) const {
-    return groups_[static_cast<std::size_t>(kind)][sampled ? 1 : 0];
+  const Group& group(Claim claim, bool sampled) const {
+    return groups_[static_cast<std::size_t>(claim)][sampled ? 1 : 0];
   }
 
-  std::array<std::array<Group, 2>, kSpeculatorKinds> groups_;
+  std::array<std::array<Group, 2>, kClaims> groups_;
 };
 
 }  // namespace foretoken

@@ -7,14 +7,12 @@ namespace foretoken {
 CheapChoice choose_cheap(DraftSources& sources, CheapKinds kinds, const DraftContext& context,
                          std::span<const TokenId> drafted) {
   if (kinds.ngram && context.learned && context.learned->initial) kinds.fusion = false;
-  if (!kinds.ngram && !kinds.fusion) return {};
-  if (!kinds.fusion) return {sources.ngram(context, drafted), SpeculatorKind::kNgram};
-  const auto fusion = sources.fusion(context, drafted);
-  if (!kinds.ngram) return {fusion, SpeculatorKind::kFusion};
-  const auto ngram = sources.ngram(context, drafted);
-  const float needed = fusion.proposal.empty() ? 0.0f : fusion.confidence + kNgramMargin;
-  return ngram.confidence > needed ? CheapChoice{ngram, SpeculatorKind::kNgram}
-                                   : CheapChoice{fusion, SpeculatorKind::kFusion};
+  const Proposal ngram = kinds.ngram ? sources.ngram(context, drafted) : Proposal();
+  const Proposal fusion = kinds.fusion ? sources.fusion(context, drafted) : Proposal();
+  const int depth = static_cast<int>(drafted.size());
+  return choose_cheap(ngram, fusion, [&](Claim claim, float raw) {
+    return sources.calibrate(claim, context, raw, depth);
+  });
 }
 
 // Until it has nothing, the draft is long enough, unlikely or at an end.
@@ -27,11 +25,11 @@ void extend_cheap(DraftSources& sources, CheapKinds kinds, DraftJob& job, float 
   while (static_cast<int>(job.draft.tokens.size()) < job.max_tokens && !ended()) {
     const CheapChoice choice =
         choose_cheap(sources, kinds, job.context, std::span<const TokenId>(job.draft.tokens));
-    const Proposal& proposal = choice.calibrated.proposal;
+    const Proposal& proposal = choice.proposal;
     if (proposal.empty()) break;
-    survival *= choice.calibrated.confidence;
+    survival *= choice.confidence;
     if (survival < job.min_survival) break;
-    job.draft.push(proposal.token, choice.calibrated.confidence, choice.kind, proposal.raw);
+    job.draft.push(proposal.token, choice.confidence, choice.kind, proposal.raw);
   }
 }
 

@@ -3,6 +3,7 @@
 // open(), close() and observe() here do nothing. Confidences are calibrated.
 #pragma once
 
+#include "runtime/speculate/cheap_choice.h"
 #include "runtime/speculate/draft_sources.h"
 #include "runtime/speculate/speculator.h"
 
@@ -37,15 +38,6 @@ class FusionSpeculator : public CheapSpeculator {
 struct CheapKinds {
   bool ngram = false, fusion = false;
 };
-
-struct CheapChoice {
-  DraftSources::Calibrated calibrated;  // empty proposal: nothing known
-  SpeculatorKind kind = SpeculatorKind::kNone;
-};
-// The fixed rule replaces the learned table's choice only where it is surer by this much: the
-// larger of two estimates is often the luckier one (on GSM8K through SmolLM2, by a replay of the
-// log with drafts by cost, auto was 0.8 % faster than with no margin; 0.2 was no better).
-inline constexpr float kNgramMargin = 0.1f;
 
 // The one of the allowed kinds to propose the token after `drafted`, by calibrated confidence;
 // beside ngram an initial table proposes nothing (LearnedWeights::initial).

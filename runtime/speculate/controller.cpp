@@ -248,8 +248,7 @@ void Controller::plan_model(std::span<const DraftJob> jobs, const DraftSources& 
     for (int depth = 0; depth < options_.max_draft; ++depth) {
       for (std::size_t i = 0; i < jobs.size(); ++i) {
         if (jobs[i].max_tokens <= depth) continue;
-        survival_[i] *=
-            static_cast<double>(sources.expect(SpeculatorKind::kModel, jobs[i].context, depth));
+        survival_[i] *= static_cast<double>(sources.expect(Claim::kModel, jobs[i].context, depth));
         gain += survival_[i];
         ++rows;
       }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cassert>
 
+#include "runtime/speculate/cheap_choice.h"
+
 namespace foretoken {
 namespace {
 
@@ -61,51 +63,39 @@ const CandidateList& DraftSources::lookup(Sequence& sequence, std::span<const To
   return path[drafted.size()];
 }
 
-DraftSources::Calibrated DraftSources::ngram(const DraftContext& context,
-                                             std::span<const TokenId> drafted) {
-  Sequence& sequence = at(context.slot);
-  Calibrated out{propose_ngram(lookup(sequence, drafted)), 0};
-  if (out.proposal.empty()) return out;
-  out.proposal.raw = ngram_rates_.rate(out.proposal.klass, is_sampled(context));
-  out.confidence = calibrate(SpeculatorKind::kNgram, context, out.proposal.raw,
-                             static_cast<int>(drafted.size()));
+Proposal DraftSources::ngram(const DraftContext& context, std::span<const TokenId> drafted) {
+  Proposal out = propose_ngram(lookup(at(context.slot), drafted));
+  if (!out.empty()) out.raw = ngram_rates_.rate(out.klass, is_sampled(context));
   return out;
 }
 
-DraftSources::Calibrated DraftSources::fusion(const DraftContext& context,
-                                              std::span<const TokenId> drafted) {
+Proposal DraftSources::fusion(const DraftContext& context, std::span<const TokenId> drafted) {
   Sequence& sequence = at(context.slot);
   const std::int64_t position = sequence.own.size() + static_cast<std::int64_t>(drafted.size());
-  Calibrated out{propose_fusion(lookup(sequence, drafted), table_of(context), *context.sampling,
-                                position, !context.rejection),
-                 0};
-  if (out.proposal.empty()) return out;
-  out.confidence = calibrate(SpeculatorKind::kFusion, context, out.proposal.raw,
-                             static_cast<int>(drafted.size()));
-  return out;
+  return propose_fusion(lookup(sequence, drafted), table_of(context), *context.sampling, position,
+                        !context.rejection);
 }
 
-float DraftSources::calibrate(SpeculatorKind kind, const DraftContext& context, float raw,
+float DraftSources::calibrate(Claim claim, const DraftContext& context, float raw,
                               int depth) const {
-  const Form form = at(context.slot).form[static_cast<std::size_t>(kind)].after_hits(depth);
-  return acceptance_.estimate(kind, raw, form, is_sampled(context));
+  const Form form = at(context.slot).form[static_cast<std::size_t>(claim)].after_hits(depth);
+  return acceptance_.estimate(claim, raw, form, is_sampled(context));
 }
 
-float DraftSources::expect(SpeculatorKind kind, const DraftContext& context, int depth) const {
-  const Form form = at(context.slot).form[static_cast<std::size_t>(kind)].after_hits(depth);
-  return acceptance_.estimate_blind(kind, form, is_sampled(context));
+float DraftSources::expect(Claim claim, const DraftContext& context, int depth) const {
+  const Form form = at(context.slot).form[static_cast<std::size_t>(claim)].after_hits(depth);
+  return acceptance_.estimate_blind(claim, form, is_sampled(context));
 }
 
-void DraftSources::score(Sequence& sequence, SpeculatorKind kind, float raw, bool sampled,
-                         bool hit) {
-  const auto k = static_cast<std::size_t>(kind);
-  acceptance_.update(kind, raw, sequence.form[k], sampled, hit);
-  sequence.form[k].update(hit);
-  traffic_form_[sampled ? 1 : 0][k].update(hit, kTrafficStep);
+void DraftSources::score(Sequence& sequence, Claim claim, float raw, bool sampled, bool hit) {
+  const auto c = static_cast<std::size_t>(claim);
+  acceptance_.update(claim, raw, sequence.form[c], sampled, hit);
+  sequence.form[c].update(hit);
+  traffic_form_[sampled ? 1 : 0][c].update(hit, kTrafficStep);
 }
 
-void DraftSources::score_head(const DraftContext& context, float raw, bool hit) {
-  score(at(context.slot), SpeculatorKind::kHead, raw, is_sampled(context), hit);
+void DraftSources::score_head(const DraftContext& context, Claim claim, float raw, bool hit) {
+  score(at(context.slot), claim, raw, is_sampled(context), hit);
 }
 
 void DraftSources::commit(const DraftContext& context, std::span<const TokenId> emitted) {
@@ -118,18 +108,14 @@ void DraftSources::commit(const DraftContext& context, std::span<const TokenId> 
     const CandidateList list =
         on_path ? sequence.path[i] : find_candidates(sequence.own, stores_.at(sequence.store), {});
 
-    if (Proposal p = propose_ngram(list); !p.empty()) {
-      const bool hit = p.token == emitted[i];
-      score(sequence, SpeculatorKind::kNgram, ngram_rates_.rate(p.klass, sampled), sampled, hit);
-      ngram_rates_.update(p.klass, sampled, hit);
-    }
-    const std::int64_t position = sequence.own.size();
-    if (Proposal p = propose_fusion(list, table_of(context), *context.sampling, position,
-                                    !context.rejection);
-        !p.empty()) {
-      const bool hit = p.token == emitted[i];
-      score(sequence, SpeculatorKind::kFusion, p.raw, sampled, hit);
-    }
+    Proposal ngram = propose_ngram(list);
+    if (!ngram.empty()) ngram.raw = ngram_rates_.rate(ngram.klass, sampled);
+    const Proposal fusion = propose_fusion(list, table_of(context), *context.sampling,
+                                           sequence.own.size(), !context.rejection);
+    score_cheap(ngram, fusion, emitted[i], [&](Claim claim, float raw, bool hit) {
+      score(sequence, claim, raw, sampled, hit);
+    });
+    if (!ngram.empty()) ngram_rates_.update(ngram.klass, sampled, ngram.token == emitted[i]);
 
     sequence.logged.push_back(list);
     sequence.own.append(emitted[i]);
@@ -146,9 +132,8 @@ void DraftSources::observe(const DraftOutcome& outcome) {
   // an end (fewer emitted than accepted + 1) says nothing about the token after it.
   for (std::size_t i = 0; i < draft.tokens.size() && i < outcome.emitted.size(); ++i) {
     const bool hit = draft.tokens[i] == outcome.emitted[i];
-    const SpeculatorKind kind = draft.kinds[i];
-    if (kind == SpeculatorKind::kModel && i < draft.raw.size()) {
-      score(sequence, kind, draft.raw[i], sampled, hit);
+    if (draft.kinds[i] == SpeculatorKind::kModel && i < draft.raw.size()) {
+      score(sequence, Claim::kModel, draft.raw[i], sampled, hit);
     }
     if (!hit) break;
   }

@@ -57,14 +57,10 @@ class DraftSources {
   // add_to_store: false for aborted requests and those with trace off.
   void close(int slot, bool add_to_store);
 
-  // Calibrated proposals for the token after the sequence's and `drafted`. confidence = P(accepted
-  // | drafted was). An empty proposal: nothing known.
-  struct Calibrated {
-    Proposal proposal;
-    float confidence = 0;
-  };
-  Calibrated ngram(const DraftContext& context, std::span<const TokenId> drafted);
-  Calibrated fusion(const DraftContext& context, std::span<const TokenId> drafted);
+  // Proposals for the token after the sequence's and `drafted`, not calibrated; empty: nothing
+  // known.
+  Proposal ngram(const DraftContext& context, std::span<const TokenId> drafted);
+  Proposal fusion(const DraftContext& context, std::span<const TokenId> drafted);
 
   // The candidates of the token after the sequence's and `drafted`; valid until the next look-up.
   const CandidateList& candidates(const DraftContext& context, std::span<const TokenId> drafted) {
@@ -72,12 +68,12 @@ class DraftSources {
   }
   // The head ran at this round's next emitted position, whatever was drafted there: was it right?
   // Before commit(), in the positions' order.
-  void score_head(const DraftContext& context, float raw, bool hit);
+  void score_head(const DraftContext& context, Claim claim, float raw, bool hit);
 
-  // For kinds that are not scored in the shadow (model): calibration of a draft's position `depth`,
-  // and of one not drafted yet; learned from outcomes by observe().
-  float calibrate(SpeculatorKind kind, const DraftContext& context, float raw, int depth) const;
-  float expect(SpeculatorKind kind, const DraftContext& context, int depth) const;
+  // P(accepted | the draft's `depth` positions before it were), and that of a position not drafted
+  // yet. The model's claims are not scored in the shadow but from outcomes, by observe().
+  float calibrate(Claim claim, const DraftContext& context, float raw, int depth) const;
+  float expect(Claim claim, const DraftContext& context, int depth) const;
   void observe(const DraftOutcome& outcome);
 
   // The candidates of the tokens committed since open(), in order: as first looked up with the
@@ -89,14 +85,14 @@ class DraftSources {
     NgramIndex own;
     int store = 0;
     bool open = false;
-    std::array<Form, kSpeculatorKinds> form;
+    std::array<Form, kClaims> form;
     // The candidates along this round's draft: path[i] is for the position after path_tokens[0..i).
     std::vector<TokenId> path_tokens;
     std::vector<CandidateList> path;
     std::vector<CandidateList> logged;
   };
 
-  void score(Sequence& sequence, SpeculatorKind kind, float raw, bool sampled, bool hit);
+  void score(Sequence& sequence, Claim claim, float raw, bool sampled, bool hit);
   const FusionTable& table_of(const DraftContext& context) const {
     return context.learned ? context.learned->fusion : initial_;
   }
@@ -109,7 +105,7 @@ class DraftSources {
   const FusionTable initial_ = FusionTable::initial();
   AcceptanceEstimator acceptance_;
   NgramHitRates ngram_rates_;
-  std::array<std::array<Form, kSpeculatorKinds>, 2> traffic_form_;  // [sampled][kind]
+  std::array<std::array<Form, kClaims>, 2> traffic_form_;  // [sampled][claim]
   std::vector<Sequence> sequences_;
 };
 

@@ -166,21 +166,21 @@ void Portfolio::draft_head(std::span<DraftJob> jobs, int depth) {
       const Proposal proposal =
           head_->choose(int(i), context, sources_.candidates(context, drafted()),
                         std::int64_t(context.tokens.size()) + d);
-      const float cheap_confidence =
-          other.calibrated.proposal.empty() ? 0.0f : other.calibrated.confidence;
-      const float confidence = sources_.calibrate(SpeculatorKind::kHead, context, proposal.raw, d);
-      const bool take_head = pure || confidence + kHeadMargin >= cheap_confidence;
-      const TokenId token = take_head ? proposal.token : other.calibrated.proposal.token;
+      const bool agrees = !pure && proposal.token == other.proposal.token;
+      const Claim claim = agrees ? Claim::kHeadAndCheap : Claim::kHead;
+      const float confidence = sources_.calibrate(claim, context, proposal.raw, d);
+      const bool take_head = pure || agrees || confidence + kHeadMargin >= other.confidence;
+      const TokenId token = take_head ? proposal.token : other.proposal.token;
       head_records_[std::size_t(context.slot)].push_back(
-          {proposal.token, proposal.raw, token, other.calibrated.proposal.token, cheap_confidence});
-      const float chosen = take_head ? confidence : cheap_confidence;
+          {claim, proposal.token, proposal.raw, token, other.proposal.token, other.confidence});
+      const float chosen = take_head ? confidence : other.confidence;
       survival_[i] *= chosen;
       if (survival_[i] < job.min_survival) {
         active_[i] = 0;
         continue;
       }
       job.draft.push(token, chosen, take_head ? SpeculatorKind::kHead : other.kind,
-                     take_head ? proposal.raw : other.calibrated.proposal.raw);
+                     take_head ? proposal.raw : other.proposal.raw);
       const auto& stops = context.stop_tokens;
       active_[i] = int(job.draft.tokens.size()) < job.max_tokens &&
                    std::ranges::find(stops, token) == stops.end();
@@ -193,9 +193,8 @@ void Portfolio::draft_head(std::span<DraftJob> jobs, int depth) {
         const DraftContext& context = head_jobs_[i].context;
         const CheapChoice next =
             choose_cheap(sources_, cheap(), context, head_jobs_[i].draft.tokens);
-        const float without = next.calibrated.proposal.empty() ? 0.0f : next.calibrated.confidence;
-        const float with = lift_.estimate(without, context.sampling->temperature > 0);
-        outlook_.push_back({survival_[i], with, without});
+        const float with = lift_.estimate(next.confidence, context.sampling->temperature > 0);
+        outlook_.push_back({survival_[i], with, next.confidence});
       }
       if (!controller_.another_head_step(int(n), d + 1, outlook_)) break;
     }
@@ -228,7 +227,7 @@ void Portfolio::draft_model(std::span<DraftJob> jobs) {
     if (model_jobs_[i].max_tokens == 0 || draft.tokens.empty()) continue;
     for (std::size_t depth = 0; depth < draft.tokens.size(); ++depth) {
       draft.confidences[depth] =
-          sources_.calibrate(SpeculatorKind::kModel, jobs[i].context, draft.raw[depth], int(depth));
+          sources_.calibrate(Claim::kModel, jobs[i].context, draft.raw[depth], int(depth));
     }
     std::swap(jobs[i].draft, draft);
   }
@@ -242,7 +241,8 @@ void Portfolio::observe(const DraftOutcome& outcome) {
     const bool sampled = outcome.context.sampling->temperature > 0;
     for (std::size_t d = 0; d < records.size() && d < outcome.emitted.size(); ++d) {
       const TokenId emitted = outcome.emitted[d];
-      sources_.score_head(outcome.context, records[d].raw, records[d].token == emitted);
+      sources_.score_head(outcome.context, records[d].claim, records[d].raw,
+                          records[d].token == emitted);
       lift_.update(records[d].cheap, sampled, records[d].drafted == emitted,
                    records[d].cheap_token == emitted);
       if (records[d].drafted != emitted) break;

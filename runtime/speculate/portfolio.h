@@ -92,6 +92,7 @@ class Portfolio {
   std::vector<DraftJob> model_jobs_;
   // What the head said of each position at which it ran this round, by slot: scored at commit.
   struct HeadRecord {
+    Claim claim;
     TokenId token;  // its proposal
     float raw;
     TokenId drafted;      // what was chosen there

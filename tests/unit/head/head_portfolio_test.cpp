@@ -128,7 +128,7 @@ class HeadPortfolio : public ::testing::Test {
           const Proposal by_head =
               head.choose(0, portfolio.sources().candidates(job.context, path), sampling,
                           std::int64_t(tokens[std::size_t(s)].size() + d), true, oracle);
-          const Proposal by_fusion = portfolio.sources().fusion(job.context, path).proposal;
+          const Proposal by_fusion = portfolio.sources().fusion(job.context, path);
           const double u = uniform(random);
           // Odd ones are outside the head's vocabulary, and these are seldom candidates.
           previous = u < world.head ? by_head.token
