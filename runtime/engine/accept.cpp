@@ -15,8 +15,9 @@ void EngineCore::accept() {
     e.logprobs.clear();
     e.first_report = n_reports_;
     if (e.samples) accept_one(e);
+    if (round_.has_taps) capture(e);
   }
-  pool_->post(n_reports_, fill_report_);
+  pool_->post(n_reports_ + int(features_.size()), fill_report_);
   tell_logprobs();
 }
 
@@ -106,7 +107,10 @@ void RowReport::fill(std::int64_t n_vocab, std::int64_t n_blocks) {
 }
 
 void EngineCore::FillReport::operator()(int i) const {
-  core->reports_[std::size_t(i)].fill(core->model_->config().n_vocab, core->n_blocks_);
+  if (i < core->n_reports_)
+    core->reports_[std::size_t(i)].fill(core->model_->config().n_vocab, core->n_blocks_);
+  else
+    core->encode(core->features_[std::size_t(i - core->n_reports_)]);
 }
 
 // A client that asked for log probabilities gets them with its tokens: those are waited for.
@@ -133,6 +137,7 @@ void EngineCore::tell_logprobs() {
 // Moves what is reported of committed tokens into their traces: of one sequence, before its trace
 // goes anywhere, or of all, before the next round's logits are written.
 void EngineCore::settle_reports(Sequence* sequence) {
+  settle_features();
   if (n_reports_ == 0) return;
   pool_->complete();
   for (int i = 0; i < n_reports_; ++i) {

@@ -65,7 +65,6 @@ void EngineCore::commit_one(RoundEntry& e) {
   Sequence& s = *e.sequence;
   Round& r = round_;
   const auto now = std::chrono::steady_clock::now();
-  if (r.has_taps) capture(e);
   if (!e.samples) {  // a prefill chunk that ends inside what is already known
     s.computed += e.n_rows;
     kv_->commit(s.kv, s.computed);

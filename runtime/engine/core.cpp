@@ -157,6 +157,7 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
     self->tap_values_.resize(std::size_t(o.max_batch_rows) * kHeadTaps *
                              std::size_t(config.hidden));
     self->feature_values_.resize(kHeadTaps * std::size_t(config.hidden));
+    self->features_.reserve(std::size_t(o.max_batch_rows));
   }
   self->sampler_ = std::make_unique<Sampler>(config.n_vocab);
   self->logits_.resize(std::size_t(self->max_logit_rows_) * std::size_t(config.n_vocab));
@@ -264,6 +265,7 @@ void EngineCore::round() {
   round_.started = std::chrono::steady_clock::now();
   if (options_.swap_every_rounds > 0 && stats_.engine_rounds % options_.swap_every_rounds == 0)
     swap_for_test();
+  settle_features();
   admit();
   plan();
   if (round_.n_entries == 0 && !round_.has_prefill) return;  // prefill gets its entries in verify()

@@ -69,6 +69,14 @@ struct RowReport {
   void fill(std::int64_t n_vocab, std::int64_t n_blocks);
 };
 
+// Hidden states of one committed position on their way to the trace.
+struct FeatureRow {
+  Sequence* sequence = nullptr;
+  std::int64_t position = 0;
+  const float* taps = nullptr;  // [kHeadTaps, hidden]
+  std::int64_t logged_as = 0;   // row of the trace's features
+};
+
 // Which learned weights draft.
 struct LearnedChoice {
   std::shared_ptr<const LearnedWeights> served, canary;  // canary may be null
@@ -126,6 +134,8 @@ class EngineCore {
   void swap_for_test();
   const LearnedWeights* learned_of(const Sequence& sequence) const;
   void capture(const RoundEntry& entry);  // taps.cpp
+  void encode(const FeatureRow& row) const;
+  void settle_features();
   void restore_features(const Sequence& sequence);
   bool wants_features(const Sequence& sequence) const;
   void accept_one(RoundEntry& entry);
@@ -160,10 +170,12 @@ class EngineCore {
   std::int64_t n_blocks_ = 0;                  // of a row's summary
   // [max_logit_rows, n_blocks_] and, the scales, [max_logit_rows].
   std::vector<float> block_maxima_, block_sums_, block_scaled_sums_, row_scales_;
-  // [max_logit_rows], the first n_reports_ in use. They are filled in by the pool's idle workers
-  // while the engine commits and drafts, and settled before logits or traces change hands.
+  // What the pool's idle workers do of a round while the engine goes on: rank the rows that are
+  // reported ([max_logit_rows], the first n_reports_ in use; settled before logits or traces change
+  // hands) and round the features that are logged (settled before the next round's).
   std::vector<RowReport> reports_;
   int n_reports_ = 0;
+  std::vector<FeatureRow> features_;
   struct FillReport {
     EngineCore* core;
     void operator()(int i) const;

@@ -23,7 +23,8 @@ void EngineCore::restore_features(const Sequence& s) {
   }
 }
 
-// Before the sequence moves on: s.computed is the position of the entry's first row.
+// Before the sequence moves on: s.computed is the position of the entry's first row. What is logged
+// is rounded by the pool's idle workers; the rest, which the head's ring alone wants, here.
 void EngineCore::capture(const RoundEntry& e) {
   Sequence& s = *e.sequence;
   if (!wants_features(s)) return;
@@ -31,31 +32,53 @@ void EngineCore::capture(const RoundEntry& e) {
   const auto width = std::size_t(kHeadTaps * hidden);
   // Rows of rejected drafts are no history.
   const int committed = e.decode ? int(e.emitted.size()) : e.n_rows;
-  std::array<float, kHeadTaps> scales;
   // What the head's ring wants: of a logged request all that is logged, so that a replay sees what
   // the live head saw, whichever weights come to draft; else as far back as these look.
   const bool keeps = portfolio_->keeps_features();
   const std::int64_t wanted_from =
       s.trace ? s.trace->tap_first : s.computed + committed - portfolio_->head_window(s.learned);
+  std::array<float, kHeadTaps> scales;
+  std::int64_t logged = s.trace ? s.trace->tap_positions() : 0;
   for (int i = 0; i < committed; ++i) {
     const std::int64_t position = s.computed + i;
     const float* taps = &tap_values_[std::size_t(e.first_row + i) * width];
     // After preemption positions come again, with the same values: logged once.
-    const bool logged = s.trace && position == s.trace->tap_first + s.trace->tap_positions();
-    const bool kept = keeps && position >= wanted_from;
-    if (!logged && !kept) continue;
-    std::uint16_t* values = feature_values_.data();
-    float* to = scales.data();
-    if (logged) {
-      RequestTrace& trace = *s.trace;
-      trace.tap_values.resize(trace.tap_values.size() + width);
-      trace.tap_scales.resize(trace.tap_scales.size() + kHeadTaps);
-      values = trace.tap_values.data() + (trace.tap_values.size() - width);
-      to = trace.tap_scales.data() + (trace.tap_scales.size() - kHeadTaps);
+    if (s.trace && position == s.trace->tap_first + logged) {
+      features_.push_back({&s, position, taps, logged++});
+    } else if (keeps && position >= wanted_from) {
+      encode_features(taps, hidden, feature_values_.data(), scales.data());
+      portfolio_->set_features(s.slot, position, feature_values_.data(), scales.data());
     }
-    encode_features(taps, hidden, values, to);
-    if (kept) portfolio_->set_features(s.slot, position, values, to);
   }
+  if (s.trace) {
+    s.trace->tap_values.resize(std::size_t(logged) * width);
+    s.trace->tap_scales.resize(std::size_t(logged) * kHeadTaps);
+  }
+}
+
+void EngineCore::encode(const FeatureRow& row) const {
+  RequestTrace& trace = *row.sequence->trace;
+  const std::int64_t hidden = model_->config().hidden;
+  encode_features(row.taps, hidden,
+                  &trace.tap_values[std::size_t(row.logged_as * kHeadTaps * hidden)],
+                  &trace.tap_scales[std::size_t(row.logged_as * kHeadTaps)]);
+}
+
+// Before the next round, and before a trace goes anywhere: what is logged is there, and the head's
+// ring has the very same.
+void EngineCore::settle_features() {
+  if (features_.empty()) return;
+  pool_->complete();
+  const auto width = std::size_t(kHeadTaps * model_->config().hidden);
+  for (const FeatureRow& row : features_) {
+    const RequestTrace& trace = *row.sequence->trace;
+    // A request that has ended has no slot any more.
+    if (row.sequence->slot < 0 || !portfolio_->keeps_features()) continue;
+    portfolio_->set_features(row.sequence->slot, row.position,
+                             &trace.tap_values[std::size_t(row.logged_as) * width],
+                             &trace.tap_scales[std::size_t(row.logged_as * kHeadTaps)]);
+  }
+  features_.clear();
 }
 
 }  // namespace foretoken
