@@ -74,7 +74,6 @@ struct FeatureRow {
   Sequence* sequence = nullptr;
   std::int64_t position = 0;
   const float* taps = nullptr;  // [kHeadTaps, hidden]
-  std::int64_t logged_as = 0;   // row of the trace's features
 };
 
 // Which learned weights draft.
@@ -137,6 +136,7 @@ class EngineCore {
   void encode(const FeatureRow& row) const;
   void settle_features();
   void restore_features(const Sequence& sequence);
+  void show_logged(const Sequence& sequence, std::int64_t position);
   bool wants_features(const Sequence& sequence) const;
   void accept_one(RoundEntry& entry);
   void tell_logprobs();

@@ -14,13 +14,16 @@ void EngineCore::restore_features(const Sequence& s) {
   if (!portfolio_->keeps_features()) return;
   const RequestTrace& trace = *s.trace;
   const std::int64_t end = std::min(s.computed, trace.tap_first + trace.tap_positions());
-  const auto width = kHeadTaps * model_->config().hidden;
-  for (std::int64_t at = std::max<std::int64_t>(trace.tap_first, end - kHeadWindow); at < end;
-       ++at) {
-    const auto row = std::size_t(at - trace.tap_first);
-    portfolio_->set_features(s.slot, at, trace.tap_values.data() + row * std::size_t(width),
-                             trace.tap_scales.data() + row * kHeadTaps);
-  }
+  for (std::int64_t at = std::max<std::int64_t>(trace.tap_first, end - kHeadWindow); at < end; ++at)
+    show_logged(s, at);
+}
+
+// To the head's ring: what the trace has of a position.
+void EngineCore::show_logged(const Sequence& s, std::int64_t position) {
+  const auto row = std::size_t(position - s.trace->tap_first);
+  const auto width = std::size_t(kHeadTaps * model_->config().hidden);
+  portfolio_->set_features(s.slot, position, &s.trace->tap_values[row * width],
+                           &s.trace->tap_scales[row * kHeadTaps]);
 }
 
 // Before the sequence moves on: s.computed is the position of the entry's first row. What is logged
@@ -44,7 +47,8 @@ void EngineCore::capture(const RoundEntry& e) {
     const float* taps = &tap_values_[std::size_t(e.first_row + i) * width];
     // After preemption positions come again, with the same values: logged once.
     if (s.trace && position == s.trace->tap_first + logged) {
-      features_.push_back({&s, position, taps, logged++});
+      features_.push_back({&s, position, taps});
+      ++logged;
     } else if (keeps && position >= wanted_from) {
       encode_features(taps, hidden, feature_values_.data(), scales.data());
       portfolio_->set_features(s.slot, position, feature_values_.data(), scales.data());
@@ -59,9 +63,9 @@ void EngineCore::capture(const RoundEntry& e) {
 void EngineCore::encode(const FeatureRow& row) const {
   RequestTrace& trace = *row.sequence->trace;
   const std::int64_t hidden = model_->config().hidden;
-  encode_features(row.taps, hidden,
-                  &trace.tap_values[std::size_t(row.logged_as * kHeadTaps * hidden)],
-                  &trace.tap_scales[std::size_t(row.logged_as * kHeadTaps)]);
+  const auto at = std::size_t((row.position - trace.tap_first) * kHeadTaps);
+  encode_features(row.taps, hidden, &trace.tap_values[at * std::size_t(hidden)],
+                  &trace.tap_scales[at]);
 }
 
 // Before the next round, and before a trace goes anywhere: what is logged is there, and the head's
@@ -69,14 +73,11 @@ void EngineCore::encode(const FeatureRow& row) const {
 void EngineCore::settle_features() {
   if (features_.empty()) return;
   pool_->complete();
-  const auto width = std::size_t(kHeadTaps * model_->config().hidden);
-  for (const FeatureRow& row : features_) {
-    const RequestTrace& trace = *row.sequence->trace;
-    // A request that has ended has no slot any more.
-    if (row.sequence->slot < 0 || !portfolio_->keeps_features()) continue;
-    portfolio_->set_features(row.sequence->slot, row.position,
-                             &trace.tap_values[std::size_t(row.logged_as) * width],
-                             &trace.tap_scales[std::size_t(row.logged_as * kHeadTaps)]);
+  if (portfolio_->keeps_features()) {
+    for (const FeatureRow& row : features_) {
+      // A request that has ended has no slot any more.
+      if (row.sequence->slot >= 0) show_logged(*row.sequence, row.position);
+    }
   }
   features_.clear();
 }
