@@ -21,19 +21,32 @@ inline void relax() {
 // with hindsight, and covers the serial gaps between two layers, which last a few microseconds.
 constexpr auto kSpin = std::chrono::microseconds(50);
 
+// What a waiting thread still has to fetch: its own, and nobody else's.
+struct alignas(64) FetchAhead {
+  const std::byte *at = nullptr, *end = nullptr;
+
+  // About as much as a core can have under way at once; false when there is nothing left.
+  bool step() {
+    if (at >= end) return false;
+    for (int i = 0; i < 8 && at < end; ++i, at += 64) __builtin_prefetch(at, 0, 2);
+    return true;
+  }
+};
+
 // Waits until value != old: spins for kSpin, then parks in the kernel.
 template <class T>
-void wait_change(const std::atomic<T>& value, T old) {
-  for (int i = 0; i < 64; ++i) {
-    if (value.load(std::memory_order_acquire) != old) return;
-    relax();
-  }
+void wait_change(const std::atomic<T>& value, T old, FetchAhead& ahead) {
+  const auto spin = [&](int turns) {
+    for (int i = 0; i < turns; ++i) {
+      if (value.load(std::memory_order_acquire) != old) return true;
+      if (!ahead.step()) relax();
+    }
+    return false;
+  };
+  if (spin(64)) return;
   const auto deadline = std::chrono::steady_clock::now() + kSpin;
   do {
-    for (int i = 0; i < 32; ++i) {
-      if (value.load(std::memory_order_acquire) != old) return;
-      relax();
-    }
+    if (spin(32)) return;
   } while (std::chrono::steady_clock::now() < deadline);
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
@@ -43,7 +56,8 @@ void wait_change(const std::atomic<T>& value, T old) {
 struct ThreadPool::Impl {
   explicit Impl(int n)
       : n_threads(n < 1 ? 1 : n),
-        claimed(std::make_unique<std::atomic<bool>[]>(static_cast<std::size_t>(n_threads))) {
+        claimed(std::make_unique<std::atomic<bool>[]>(static_cast<std::size_t>(n_threads))),
+        ahead(std::make_unique<FetchAhead[]>(static_cast<std::size_t>(n_threads))) {
     threads.reserve(static_cast<std::size_t>(n_threads - 1));
     for (int worker = 1; worker < n_threads; ++worker)
       threads.emplace_back([this, worker] { work(worker); });
@@ -63,7 +77,7 @@ struct ThreadPool::Impl {
   void work(int worker) {
     std::uint32_t seen = 0;
     for (;;) {
-      wait_change(epoch, seen);
+      wait_change(epoch, seen, ahead[static_cast<std::size_t>(worker)]);
       seen = epoch.load(std::memory_order_acquire);
       if (stop.load(std::memory_order_relaxed)) return;
       run_posted();
@@ -88,7 +102,7 @@ struct ThreadPool::Impl {
     gate.fetch_and(~kOpen, std::memory_order_acq_rel);
     for (std::uint32_t inside = gate.load(std::memory_order_acquire); inside != 0;
          inside = gate.load(std::memory_order_acquire)) {
-      wait_change(gate, inside);
+      wait_change(gate, inside, ahead[0]);
     }
   }
 
@@ -120,6 +134,7 @@ struct ThreadPool::Impl {
   alignas(64) std::atomic<int> unclaimed{0};
   alignas(64) std::atomic<int> unfinished{0};
   std::unique_ptr<std::atomic<bool>[]> claimed;  // [n_threads]: the ranges already taken
+  std::unique_ptr<FetchAhead[]> ahead;           // [n_threads]: each its thread's own
   std::vector<std::thread> threads;
 };
 
@@ -171,6 +186,10 @@ void ThreadPool::tasks(int n, FunctionRef<void(int, int)> fn) {
   impl_->run(body);
 }
 
+void ThreadPool::fetch_ahead(int worker, const std::byte* from, std::size_t bytes) {
+  impl_->ahead[static_cast<std::size_t>(worker)] = {from, from + bytes};
+}
+
 void ThreadPool::post(int n, FunctionRef<void(int)> fn) {
   if (n <= 0) return;
   Impl& p = *impl_;
@@ -186,7 +205,7 @@ void ThreadPool::complete() {
   impl_->run_posted();
   for (int left = impl_->unfinished.load(std::memory_order_acquire); left != 0;
        left = impl_->unfinished.load(std::memory_order_acquire)) {
-    wait_change(impl_->unfinished, left);
+    wait_change(impl_->unfinished, left, impl_->ahead[0]);
   }
 }
 

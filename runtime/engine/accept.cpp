@@ -17,7 +17,7 @@ void EngineCore::accept() {
     if (e.samples) accept_one(e);
     if (round_.has_taps) capture(e);
   }
-  pool_->post(n_reports_ + int(features_.size()), fill_report_);
+  pool_->post(n_reports_ + int(features_.size()), round_task_);
   tell_logprobs();
 }
 
@@ -106,7 +106,7 @@ void RowReport::fill(std::int64_t n_vocab, std::int64_t n_blocks) {
             kernels::log_sum_exp_of_blocks(maxima, scaled_sums, n_blocks, scale);
 }
 
-void EngineCore::FillReport::operator()(int i) const {
+void EngineCore::RoundTask::operator()(int i) const {
   if (i < core->n_reports_)
     core->reports_[std::size_t(i)].fill(core->model_->config().n_vocab, core->n_blocks_);
   else

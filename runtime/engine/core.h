@@ -176,10 +176,10 @@ class EngineCore {
   std::vector<RowReport> reports_;
   int n_reports_ = 0;
   std::vector<FeatureRow> features_;
-  struct FillReport {
+  struct RoundTask {
     EngineCore* core;
     void operator()(int i) const;
-  } fill_report_{this};
+  } round_task_{this};
   int max_logit_rows_ = 0;
   ControlCoin coin_{0, 1};
 

@@ -35,14 +35,15 @@ double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
+double median_of(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t n = values.size();
+  return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
 struct Times {
   std::vector<double> ms;
-  double median() const {
-    std::vector<double> sorted = ms;
-    std::sort(sorted.begin(), sorted.end());
-    const std::size_t n = sorted.size();
-    return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
-  }
+  double median() const { return median_of(ms); }
   double best() const { return *std::min_element(ms.begin(), ms.end()); }
   json::object json() const {
     return {{"median", median()},
@@ -63,24 +64,32 @@ Times repeat(int n, F work) {
   return times;
 }
 
-struct Machine {
-  double read_bytes_per_s = 0, int8_macs_per_s = 0;  // 0: not measured
-};
-
-Machine measure_machine(kernels::ThreadPool& pool, int repeats) {
-  Machine machine;
-  // On huge pages where the system grants them, as weights are: a core reads faster from them.
-  if (const WeightBuffer buffer(kBandwidthBytes); buffer.data() != nullptr) {
+// How fast all threads together read memory, one pass at a time.
+class MemoryReader {
+ public:
+  explicit MemoryReader(kernels::ThreadPool& pool) : pool_(pool) {
+    if (buffer_.data() == nullptr) return;
     // Touched by the threads that will read it.
     pool.ranges(static_cast<std::int64_t>(kBandwidthBytes), 4096,
                 [&](std::int64_t begin, std::int64_t end, int) {
-                  std::fill(buffer.data() + begin, buffer.data() + end, std::byte{1});
+                  std::fill(buffer_.data() + begin, buffer_.data() + end, std::byte{1});
                 });
-    volatile std::uint64_t sum = 0;
-    const Times times = repeat(
-        repeats, [&] { sum = sum + kernels::stream_sum(buffer.data(), kBandwidthBytes, pool); });
-    machine.read_bytes_per_s = static_cast<double>(kBandwidthBytes) / times.best() * 1000;
   }
+  double pass() {  // bytes/s; 0: there is no memory for it
+    if (buffer_.data() == nullptr) return 0;
+    const auto start = Clock::now();
+    sum_ = sum_ + kernels::stream_sum(buffer_.data(), kBandwidthBytes, pool_);
+    return static_cast<double>(kBandwidthBytes) / ms_since(start) * 1000;
+  }
+
+ private:
+  kernels::ThreadPool& pool_;
+  // On huge pages where the system grants them, as weights are: a core reads faster from them.
+  WeightBuffer buffer_{kBandwidthBytes};
+  volatile std::uint64_t sum_ = 0;
+};
+
+double int8_macs_per_s(kernels::ThreadPool& pool, int repeats) {
   std::int64_t done = 0;
   volatile std::int32_t sink = 0;
   const Times times = repeat(repeats, [&] {
@@ -88,8 +97,7 @@ Machine measure_machine(kernels::ThreadPool& pool, int repeats) {
     done = kernels::int8_multiply_adds(kSpinIterations, pool, &value);
     sink = sink + value;
   });
-  machine.int8_macs_per_s = static_cast<double>(done) / times.best() * 1000;
-  return machine;
+  return static_cast<double>(done) / times.best() * 1000;
 }
 
 // One model with one sequence at some depth. A round that is not committed is repeated at the same
@@ -269,15 +277,6 @@ class AttentionBench {
   std::vector<float> k_, q_, out_;
 };
 
-// A step of r rows takes at least this long.
-double bound_ms(const Model& model, const Machine& machine, int rows) {
-  const double reading = machine.read_bytes_per_s > 0
-                             ? static_cast<double>(model.step_bytes()) / machine.read_bytes_per_s
-                             : 0;
-  const double arithmetic = rows * static_cast<double>(model.step_macs()) / machine.int8_macs_per_s;
-  return std::max(reading, arithmetic) * 1000;
-}
-
 json::object describe(const Model& model) {
   const ModelConfig& c = model.config();
   return {{"name", c.name},
@@ -304,7 +303,7 @@ class Benchmark {
     say("loading");
     if (Status s = load(options_.model, model_, out["load"]); !s) return s.error();
     if (Status s = measure_prefill(out["prefill"]); !s) return s.error();
-    if (Status s = measure_rows(); !s) return s.error();
+    if (Status s = measure_one_row(); !s) return s.error();
     if (options_.head_inner > 0)
       if (Status s = measure_head(out["head"]); !s) return s.error();
     const std::int64_t depth = std::min(options_.depth, model_->config().context_length - 64);
@@ -328,14 +327,8 @@ class Benchmark {
          "after a prompt, after rounds or after decoding at depth, whichever is most beside the "
          "packed "
          "weights and the KV pages in use then"}};
-    say("the machine: reading and int8 arithmetic");
-    const Machine machine = measure_machine(pool_, options_.repeats);
-    out["machine"] = json::object{{"isa", kernels::isa_name(kernels::active_isa())},
-                                  {"threads", pool_.size()},
-                                  {"read_gb_per_s", machine.read_bytes_per_s / 1e9},
-                                  {"int8_gmac_per_s", machine.int8_macs_per_s / 1e9}};
+    if (Status s = measure_bounds(out); !s) return s.error();
     out["model"] = describe(*model_);
-    report_rows(machine, out);
     return out;
   }
 
@@ -382,20 +375,14 @@ class Benchmark {
     return Ok{};
   }
 
-  Status measure_rows() {
-    say(fmt::format("rounds of 1 to {} rows", options_.max_rows));
+  // What one row takes, against which head, draft and depth are held; and what rounds allocate.
+  Status measure_one_row() {
+    say("rounds");
     auto opened = Bench::open(model_, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
     if (!opened) return opened.error();
     Bench& bench = **opened;
-    bool room = bench.fill_to(kShortContext);
-    by_rows_.resize(static_cast<std::size_t>(options_.max_rows));
-    // Interleaved, so that a machine that slows down slows all of them.
-    for (int i = -kWarmup; i < options_.repeats * 3; ++i)
-      for (int rows = 1; rows <= options_.max_rows; ++rows) {
-        const auto start = Clock::now();
-        room = room && bench.forward(rows, true, false);
-        if (i >= 0) by_rows_[static_cast<std::size_t>(rows - 1)].ms.push_back(ms_since(start));
-      }
+    bool room = bench.fill_to(kShortContext) && bench.forward(options_.max_rows, true, false);
+    one_row_ = repeat(options_.repeats * 3, [&] { room = room && bench.forward(1, true, false); });
     if (!room) return no_room();
     sample_memory(bench);
     return Ok{};
@@ -469,7 +456,7 @@ class Benchmark {
           {"step", step.json()},
           {"choose_greedy", greedy.json()},
           {"choose_sampled", sampled.json()},
-          {"times_target_row", (step.median() + greedy.median()) / by_rows_[0].median()}});
+          {"times_target_row", (step.median() + greedy.median()) / one_row_.median()}});
     }
     if (!room) return no_room();
     out = json::object{{"inner", options_.head_inner},
@@ -480,29 +467,63 @@ class Benchmark {
     return Ok{};
   }
 
-  void report_rows(const Machine& machine, json::object& out) const {
-    const double one = by_rows_[0].median();
-    json::array rows_json;
-    for (int rows = 1; rows <= options_.max_rows; ++rows) {
-      const Times& times = by_rows_[static_cast<std::size_t>(rows - 1)];
-      const double bound = bound_ms(*model_, machine, rows);
-      rows_json.push_back(json::object{{"rows", rows},
-                                       {"ms", times.json()},
-                                       {"times_one_row", times.median() / one},
-                                       {"bound_ms", bound},
-                                       {"times_bound", times.median() / bound},
-                                       {"share_of_bound", bound / times.median()}});
+  // Rounds of every size in turn with a pass over memory, and each against what that pass allows:
+  // on a machine that others share, what memory gives changes from second to second.
+  Status measure_bounds(json::object& out) {
+    say("rounds against reading and int8 arithmetic, in turn");
+    const double macs_per_s = int8_macs_per_s(pool_, options_.repeats);
+    MemoryReader memory(pool_);
+    auto opened = Bench::open(model_, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
+    if (!opened) return opened.error();
+    Bench& bench = **opened;
+    bool room = bench.fill_to(kShortContext);
+    const auto n = static_cast<std::size_t>(options_.max_rows);
+    std::vector<Times> times(n);
+    std::vector<std::vector<double>> bounds(n), ratios(n);  // ms; time / bound
+    std::vector<double> bandwidth;
+    for (int i = -kWarmup; i < options_.repeats * 3; ++i) {
+      const double read = memory.pass();
+      if (i >= 0) bandwidth.push_back(read);
+      for (std::size_t r = 0; r < n; ++r) {
+        const int rows = static_cast<int>(r) + 1;
+        const auto start = Clock::now();
+        room = room && bench.forward(rows, true, false);
+        const double ms = ms_since(start);
+        const double reading = read > 0 ? static_cast<double>(model_->step_bytes()) / read : 0;
+        const double arithmetic = rows * static_cast<double>(model_->step_macs()) / macs_per_s;
+        const double bound = std::max(reading, arithmetic) * 1000;
+        if (i < 0) continue;
+        times[r].ms.push_back(ms);
+        bounds[r].push_back(bound);
+        ratios[r].push_back(ms / bound);
+      }
     }
-    const double bound = bound_ms(*model_, machine, 1);
+    if (!room) return no_room();
+    json::array rows_json;
+    for (std::size_t r = 0; r < n; ++r) {
+      rows_json.push_back(json::object{{"rows", r + 1},
+                                       {"ms", times[r].json()},
+                                       {"times_one_row", times[r].median() / times[0].median()},
+                                       {"bound_ms", median_of(bounds[r])},
+                                       {"times_bound", median_of(ratios[r])},
+                                       {"share_of_bound", 1 / median_of(ratios[r])}});
+    }
+    out["machine"] = json::object{{"isa", kernels::isa_name(kernels::active_isa())},
+                                  {"threads", pool_.size()},
+                                  {"read_gb_per_s", median_of(bandwidth) / 1e9},
+                                  {"int8_gmac_per_s", macs_per_s / 1e9}};
     out["rows"] = std::move(rows_json);
     out["decode"] = json::object{
         {"context", kShortContext},
-        {"ms", by_rows_[0].json()},
-        {"tokens_per_s", 1000 / one},
-        {"bound_tokens_per_s", 1000 / bound},
-        {"share_of_bound", bound / one},
+        {"ms", times[0].json()},
+        {"tokens_per_s", 1000 / times[0].median()},
+        {"bound_tokens_per_s", 1000 / median_of(bounds[0])},
+        {"share_of_bound", 1 / median_of(ratios[0])},
         {"definition",
-         "bound: the longer of step_bytes / read bandwidth and step_macs / int8 peak"}};
+         "bound: the longer of step_bytes / read bandwidth and step_macs / int8 peak; the "
+         "bandwidth "
+         "is that of a pass over memory just before, ratios are medians over the pairs"}};
+    return Ok{};
   }
 
   Status measure_depth(KvMode mode, std::int64_t depth, json::value& out) {
@@ -521,7 +542,7 @@ class Benchmark {
     out = json::object{{"tokens", depth},
                        {"ms", times.json()},
                        {"tokens_per_s", 1000 / times.median()},
-                       {"times_short_context", times.median() / by_rows_[0].median()},
+                       {"times_short_context", times.median() / one_row_.median()},
                        {"kv_used_bytes", bench.kv_stats().used_bytes},
                        {"prefill_tokens_per_s", static_cast<double>(depth) / fill_ms * 1000}};
     return Ok{};
@@ -589,12 +610,12 @@ class Benchmark {
           if (i >= 0) times->ms.push_back(ms_since(start));
         }
       }
-      steps.push_back(json::object{
-          {"rows", rows},
-          {"ms", cut.json()},
-          {"whole_vocabulary_ms", whole.json()},
-          {"times_target_row", cut.median() / by_rows_[0].median()},
-          {"whole_vocabulary_times_target_row", whole.median() / by_rows_[0].median()}});
+      steps.push_back(
+          json::object{{"rows", rows},
+                       {"ms", cut.json()},
+                       {"whole_vocabulary_ms", whole.json()},
+                       {"times_target_row", cut.median() / one_row_.median()},
+                       {"whole_vocabulary_times_target_row", whole.median() / one_row_.median()}});
     }
     if (!room) return no_room();
     out = json::object{{"model", describe(*draft)},
@@ -617,7 +638,7 @@ class Benchmark {
   int chunk_;
   double anonymous_bytes_ = 0, weight_and_kv_bytes_ = 1;
   std::shared_ptr<const Model> model_;
-  std::vector<Times> by_rows_;  // [max_rows]
+  Times one_row_;
 };
 
 }  // namespace

@@ -316,14 +316,13 @@ PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, int max_draft,
       if (head_runs) ++head_steps;
       if (head_runs && right) {
         const Proposal p = head_step(position);
-        const bool agrees = !pure && p.token == chosen;
-        const Claim claim = agrees ? Claim::kHeadAndCheap : Claim::kHead;
-        const float by_head = calibrated(claim, p.raw, drafted);
-        if (pure || agrees || by_head + kHeadMargin >= confidence)
-          chosen = p.token, confidence = by_head;
+        const HeadChoice choice = choose_head(p, by_cheap, pure, [&](Claim claim, float raw) {
+          return calibrated(claim, raw, drafted);
+        });
+        if (choice.taken) chosen = p.token, confidence = choice.confidence;
         const TokenId came = token(position);
-        pending.push_back({claim, p.raw, by_cheap.confidence, p.token == came, chosen == came,
-                           by_cheap.proposal.token == came});
+        pending.push_back({choice.claim, p.raw, by_cheap.confidence, p.token == came,
+                           chosen == came, by_cheap.proposal.token == came});
       } else if (head_runs && (pure || likely > confidence)) {
         chosen = -2, confidence = likely;  // something that will not be accepted
       }

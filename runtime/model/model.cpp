@@ -178,7 +178,7 @@ void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspa
     const LinearJob qkv[] = {{&layer.q.packed, bias(layer.q_bias), ws.q.data(), q_width},
                              {&layer.k.packed, bias(layer.k_bias), ws.k.data(), kv_width},
                              {&layer.v.packed, bias(layer.v_bias), ws.v.data(), kv_width}};
-    kernels::linear_many(qkv, 3, ws.activations, pool);
+    kernels::linear_many(qkv, 3, ws.activations, pool, {&layer.attention_output.packed});
     for_rows(n_rows, pool, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
         const float* cos_sin = &ws.cos_sin[std::size_t(r) * std::size_t(rotary)];
@@ -196,20 +196,28 @@ void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspa
               attention_scale, pool);
     set_activations(ws.attended.data(), q_width, {&layer.attention_output});
     kernels::linear(layer.attention_output.packed, ws.activations,
-                    bias(layer.attention_output_bias), ws.branch.data(), hidden, pool);
+                    bias(layer.attention_output_bias), ws.branch.data(), hidden, pool,
+                    {&layer.gate.packed, &layer.up.packed});
     add_branch();
 
     norm(layer.ffn_norm);
     set_activations(ws.normed.data(), hidden, {&layer.gate, &layer.up});
     const LinearJob gate_up[] = {{&layer.gate.packed, nullptr, ws.gate.data(), ffn},
                                  {&layer.up.packed, nullptr, ws.up.data(), ffn}};
-    kernels::linear_many(gate_up, 2, ws.activations, pool);
+    kernels::linear_many(gate_up, 2, ws.activations, pool, {&layer.down.packed});
     for_rows(n_rows, pool, [&](std::int64_t begin, std::int64_t end) {
       kernels::swiglu(&ws.gate[std::size_t(begin * ffn)], &ws.up[std::size_t(begin * ffn)],
                       (end - begin) * ffn, &ws.gate[std::size_t(begin * ffn)]);
     });
     set_activations(ws.gate.data(), ffn, {&layer.down});
-    kernels::linear(layer.down.packed, ws.activations, nullptr, ws.branch.data(), hidden, pool);
+    if (l + 1 < config_.n_layers) {
+      const LayerWeights& next = weights_.layers[std::size_t(l + 1)];
+      kernels::linear(layer.down.packed, ws.activations, nullptr, ws.branch.data(), hidden, pool,
+                      {&next.q.packed, &next.k.packed, &next.v.packed});
+    } else {
+      kernels::linear(layer.down.packed, ws.activations, nullptr, ws.branch.data(), hidden, pool,
+                      {batch.output ? batch.output : &weights_.output.packed});
+    }
     add_branch();
     tap(l, ws.x.data(), hidden);
   }
@@ -232,7 +240,9 @@ void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspa
                      kernels::wants_block32(output.type), kernels::wants_block256(output.type),
                      pool);
   const kernels::LinearJob logits{&output, nullptr, batch.logits, output.n_out, batch.summary};
-  kernels::linear_many(&logits, 1, ws.activations, pool);
+  const LayerWeights& first = weights_.layers.front();
+  kernels::linear_many(&logits, 1, ws.activations, pool,
+                       {&first.q.packed, &first.k.packed, &first.v.packed});
 }
 
 }  // namespace

@@ -9,12 +9,6 @@
 
 namespace foretoken {
 
-// Where the head ran, its proposal is drafted unless the cheap kinds are surer of theirs by this
-// much: its logits have weighed their candidates already, and the larger of two estimates is often
-// the luckier one (by the replays of cheap_choice.h: 0.4 % faster than with no margin, and with
-// twice the margin).
-inline constexpr float kHeadMargin = 0.1f;
-
 class HeadLift {
  public:
   // The chance that what is drafted with the head is accepted. cheap: the calibrated confidence of

@@ -166,21 +166,21 @@ void Portfolio::draft_head(std::span<DraftJob> jobs, int depth) {
       const Proposal proposal =
           head_->choose(int(i), context, sources_.candidates(context, drafted()),
                         std::int64_t(context.tokens.size()) + d);
-      const bool agrees = !pure && proposal.token == other.proposal.token;
-      const Claim claim = agrees ? Claim::kHeadAndCheap : Claim::kHead;
-      const float confidence = sources_.calibrate(claim, context, proposal.raw, d);
-      const bool take_head = pure || agrees || confidence + kHeadMargin >= other.confidence;
-      const TokenId token = take_head ? proposal.token : other.proposal.token;
-      head_records_[std::size_t(context.slot)].push_back(
-          {claim, proposal.token, proposal.raw, token, other.proposal.token, other.confidence});
-      const float chosen = take_head ? confidence : other.confidence;
+      const HeadChoice choice = choose_head(proposal, other, pure, [&](Claim claim, float raw) {
+        return sources_.calibrate(claim, context, raw, d);
+      });
+      const TokenId token = choice.taken ? proposal.token : other.proposal.token;
+      head_records_[std::size_t(context.slot)].push_back({choice.claim, proposal.token,
+                                                          proposal.raw, token, other.proposal.token,
+                                                          other.confidence});
+      const float chosen = choice.taken ? choice.confidence : other.confidence;
       survival_[i] *= chosen;
       if (survival_[i] < job.min_survival) {
         active_[i] = 0;
         continue;
       }
-      job.draft.push(token, chosen, take_head ? SpeculatorKind::kHead : other.kind,
-                     take_head ? proposal.raw : other.proposal.raw);
+      job.draft.push(token, chosen, choice.taken ? SpeculatorKind::kHead : other.kind,
+                     choice.taken ? proposal.raw : other.proposal.raw);
       const auto& stops = context.stop_tokens;
       active_[i] = int(job.draft.tokens.size()) < job.max_tokens &&
                    std::ranges::find(stops, token) == stops.end();

@@ -4,6 +4,8 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <thread>
 #include <vector>
 
@@ -95,6 +97,21 @@ TEST(ThreadPool, PostedTasksAreDoneOnceWhenCompleted) {
       pool.complete();
       for (const int h : hits) ASSERT_EQ(h, 1) << n_threads << " threads, round " << round;
     }
+  }
+}
+
+// A hint to fetch ahead may be of memory that has gone by the time a worker waits.
+TEST(ThreadPool, FetchingAheadReadsNothing) {
+  ThreadPool pool(3);
+  for (int round = 0; round < 200; ++round) {
+    std::atomic<int> done{0};
+    pool.tasks(9, [&](int task, int worker) {
+      pool.fetch_ahead(worker, reinterpret_cast<const std::byte*>(std::uintptr_t(task) << 40),
+                       std::size_t{1} << 20);
+      ++done;
+    });
+    ASSERT_EQ(done, 9);
+    if (round % 50 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
 

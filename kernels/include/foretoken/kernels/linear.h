@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 
 #include "foretoken/kernels/isa.h"
@@ -67,8 +68,9 @@ inline bool wants_block32(WeightType t) { return weight_block_values(t) == 32; }
 inline bool wants_block256(WeightType t) { return weight_block_values(t) == 256; }
 
 // y: [n_rows, n_out], row stride in floats. bias: [n_out] or null. Rows come from `x`.
+// `next`: the matrices that will be read after these: waiting workers fetch where their parts of them begin.
 void linear(const PackedMatrix& w, const Activations& x, const float* bias, float* y, std::int64_t y_stride,
-            ThreadPool& pool);
+            ThreadPool& pool, std::initializer_list<const PackedMatrix*> next = {});
 
 // Where the summaries of rows of logits go: all [n_rows, stride], stride >= logit_blocks(n_out). scales [n_rows]:
 // of the scaled sums, 0 for a row that needs none. What is null is not made; maxima must not be.
@@ -89,6 +91,7 @@ struct LinearJob {
   // Of logits: a summary of each row (sampling.h) is written beside them, or null.
   const struct LogitSummary* summary = nullptr;
 };
-void linear_many(const LinearJob* jobs, int n_jobs, const Activations& x, ThreadPool& pool);
+void linear_many(const LinearJob* jobs, int n_jobs, const Activations& x, ThreadPool& pool,
+                 std::initializer_list<const PackedMatrix*> next = {});
 
 }  // namespace foretoken::kernels

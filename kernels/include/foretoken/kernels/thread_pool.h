@@ -3,6 +3,7 @@
 // Nothing computed may depend on size() or on which worker ran what (law 1).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <type_traits>
@@ -46,6 +47,11 @@ class ThreadPool {
 
   // fn(task, worker) for every task in [0, n), handed out one by one as workers become free.
   void tasks(int n, FunctionRef<void(int, int)> fn);
+
+  // What a worker should fetch into its cache while it waits for its next job, [from, from + bytes): where the
+  // weights lie that it will read there, so that memory is not idle between two jobs. A hint: nothing is
+  // read by the program, and the next hint replaces it. Called inside a job, by the worker itself.
+  void fetch_ahead(int worker, const std::byte* from, std::size_t bytes);
 
   // fn(task) for every task in [0, n), by workers that have nothing else to do, while the caller goes on; a job
   // that begins meanwhile has them when they are through. `fn` is kept as a reference: what it refers to, and what
