@@ -258,7 +258,8 @@ int main(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--json", json_path, "The report; default: standard output")->group(kOffline);
   app.add_option("--output", output_dir,
-                 "Folder for the learned speculator, signed; with --gate for the trainer's state")
+                 "Folder for the learned speculator, signed; with --gate the state folder that server and "
+                 "trainer go on with, its keys included")
       ->group(kOffline);
   CLI11_PARSE(app, argc, argv);
 
@@ -286,7 +287,9 @@ int main(int argc, char** argv) {
     if (!parsed) return fail(parsed.error());
     options.model_fingerprint = *parsed;
   }
-  const KeyFolder key_folder(keys_dir.empty() ? state_dir + "/keys" : keys_dir);
+  // What a replay publishes is for those who go on with its folder.
+  const std::string& kept = replays_gate && !output_dir.empty() ? output_dir : state_dir;
+  const KeyFolder key_folder(keys_dir.empty() ? kept + "/keys" : keys_dir);
   if (keys_dir.empty()) {
     if (auto s = key_folder.make(true, true); !s) return fail(s.error());
   }

@@ -9,6 +9,7 @@
 #include <cstdio>
 
 #include "foretoken/protocol/atomic_file.h"
+#include "foretoken/protocol/state_folder.h"
 #include "foretoken/protocol/trace_segment.h"
 #include "foretoken/protocol/transport_memory.h"
 #include "runtime/evaluate/evaluation.h"
@@ -74,10 +75,11 @@ Status replay_gate(const GateReplayOptions& options) {
                  fmt::format("--from-traces {}: no readable request", options.traces.string())};
   }
   std::error_code error;
-  if (!options.output.empty() && std::filesystem::exists(options.output, error)) {
+  const auto trainer_state = model_state_folder(options.output, *fingerprint) / "trainer";
+  if (!options.output.empty() && std::filesystem::exists(trainer_state, error)) {
     return Error{ErrorCode::kInvalidInput,
-                 fmt::format("--output {}: exists; a replay begins from an empty state",
-                             options.output.string())};
+                 fmt::format("--output {}: {} exists; a replay begins from an empty state",
+                             options.output.string(), trainer_state.string())};
   }
   const Folder folder(options.output);
   ManualClock clock;
