@@ -2,7 +2,9 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -12,22 +14,36 @@ namespace foretoken {
 
 using kernels::WeightType;
 
+namespace {
+
+constexpr std::size_t kHugePage = std::size_t(2) << 20;
+
+}  // namespace
+
 WeightBuffer::WeightBuffer(std::size_t bytes) : bytes_(bytes) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  // Where huge pages pay, on their border.
+  const std::size_t border = bytes >= kHugePage ? kHugePage : 0, mapped = bytes + border;
+  void* memory = mmap(nullptr, mapped, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return;
-  if (bytes >= (std::size_t(2) << 20))
-    madvise(memory, bytes, MADV_HUGEPAGE);  // fewer TLB misses while streaming
-  data_ = static_cast<std::byte*>(memory);
+  mapping_ = std::shared_ptr<std::byte>(static_cast<std::byte*>(memory),
+                                        [mapped](std::byte* p) { munmap(p, mapped); });
+  data_ = mapping_.get();
+  if (border == 0) return;
+  data_ += (border - reinterpret_cast<std::uintptr_t>(data_) % border) % border;
+  madvise(data_, bytes, MADV_HUGEPAGE);
 }
-WeightBuffer::~WeightBuffer() {
-  if (data_) munmap(data_, bytes_);
-}
-WeightBuffer::WeightBuffer(WeightBuffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-WeightBuffer& WeightBuffer::operator=(WeightBuffer&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
+
+WeightArena::WeightArena(std::size_t bytes) : whole_(bytes) {}
+
+WeightBuffer WeightArena::take(std::size_t bytes) {
+  constexpr std::size_t kLine = 64;
+  if (!whole_.data_ || bytes > whole_.bytes_ - taken_) return WeightBuffer(bytes);
+  WeightBuffer part = whole_;
+  part.data_ += taken_;
+  part.bytes_ = bytes;
+  taken_ = std::min(whole_.bytes_, taken_ + (bytes + kLine - 1) / kLine * kLine);
+  return part;
 }
 
 std::optional<WeightType> weight_type_of(std::uint32_t ggml_type) {
@@ -126,7 +142,7 @@ class Loader {
     auto type = type_of(**tensor);
     if (!type) return type.error();
     const std::size_t bytes = kernels::packed_bytes(*type, n_out, n_in);
-    out.buffer = WeightBuffer(bytes);
+    out.buffer = arena_.take(bytes);
     if (!out.buffer.data()) {
       return bad(ErrorCode::kOutOfRange,
                  fmt::format("no memory for tensor {} ({} bytes)", name, bytes));
@@ -159,6 +175,8 @@ class Loader {
 
   const GgufFile& file_;
   kernels::ThreadPool& pool_;
+  // Packed, a matrix takes at most a sixteenth more than in the file.
+  WeightArena arena_{file_.file_bytes() + file_.file_bytes() / 16};
   const std::function<void(double)>& progress_;
   std::size_t total_ = 0, done_ = 0;
 };

@@ -22,15 +22,27 @@ class WeightBuffer {
  public:
   WeightBuffer() = default;
   explicit WeightBuffer(std::size_t bytes);  // data() is null if the system has no memory
-  ~WeightBuffer();
-  WeightBuffer(WeightBuffer&& other) noexcept;
-  WeightBuffer& operator=(WeightBuffer&& other) noexcept;
   std::byte* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
 
  private:
-  std::byte* data_ = nullptr;
+  friend class WeightArena;
+  std::shared_ptr<std::byte> mapping_;
+  std::byte* data_ = nullptr;  // in it
   std::size_t bytes_ = 0;
+};
+
+// One mapping for all the matrices of a model: only whole, aligned 2 MiB of a mapping become huge
+// pages, and a matrix that is streamed from small ones is read slower.
+class WeightArena {
+ public:
+  explicit WeightArena(std::size_t bytes);  // of address space: what is not taken costs no memory
+  // What no longer fits has a mapping of its own.
+  WeightBuffer take(std::size_t bytes);
+
+ private:
+  WeightBuffer whole_;
+  std::size_t taken_ = 0;
 };
 
 struct Matrix {
