@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include <fmt/format.h>
 
@@ -26,12 +25,13 @@ WeightBuffer::WeightBuffer(std::size_t bytes) : bytes_(bytes) {
   void* memory = mmap(nullptr, mapped, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return;
-  mapping_ = std::shared_ptr<std::byte>(static_cast<std::byte*>(memory),
-                                        [mapped](std::byte* p) { munmap(p, mapped); });
-  data_ = mapping_.get();
+  const std::shared_ptr<std::byte> mapping(static_cast<std::byte*>(memory),
+                                           [mapped](std::byte* p) { munmap(p, mapped); });
+  data_ = mapping;
   if (border == 0) return;
-  data_ += (border - reinterpret_cast<std::uintptr_t>(data_) % border) % border;
-  madvise(data_, bytes, MADV_HUGEPAGE);
+  const auto past = reinterpret_cast<std::uintptr_t>(memory) % border;
+  data_ = {mapping, mapping.get() + (border - past) % border};
+  madvise(data(), bytes, MADV_HUGEPAGE);
 }
 
 WeightArena::WeightArena(std::size_t bytes) : whole_(bytes) {}
@@ -39,8 +39,8 @@ WeightArena::WeightArena(std::size_t bytes) : whole_(bytes) {}
 WeightBuffer WeightArena::take(std::size_t bytes) {
   constexpr std::size_t kLine = 64;
   if (!whole_.data_ || bytes > whole_.bytes_ - taken_) return WeightBuffer(bytes);
-  WeightBuffer part = whole_;
-  part.data_ += taken_;
+  WeightBuffer part;
+  part.data_ = {whole_.data_, whole_.data() + taken_};
   part.bytes_ = bytes;
   taken_ = std::min(whole_.bytes_, taken_ + (bytes + kLine - 1) / kLine * kLine);
   return part;

@@ -22,13 +22,12 @@ class WeightBuffer {
  public:
   WeightBuffer() = default;
   explicit WeightBuffer(std::size_t bytes);  // data() is null if the system has no memory
-  std::byte* data() const { return data_; }
+  std::byte* data() const { return data_.get(); }
   std::size_t bytes() const { return bytes_; }
 
  private:
   friend class WeightArena;
-  std::shared_ptr<std::byte> mapping_;
-  std::byte* data_ = nullptr;  // in it
+  std::shared_ptr<std::byte> data_;  // keeps the mapping that it lies in
   std::size_t bytes_ = 0;
 };
 
