@@ -177,6 +177,17 @@ int main(int argc, char** argv) {
       ->envname("FORETOKEN_PASSES")
       ->check(CLI::Range(1.0, 100.0))
       ->capture_default_str();
+  app.add_option("--converged-passes", head.converged_passes,
+                 "Passes over a token once the gate finds nothing more to gain, until a candidate "
+                 "is promoted or traffic changes")
+      ->envname("FORETOKEN_CONVERGED_PASSES")
+      ->check(CLI::Range(1.0, 100.0))
+      ->capture_default_str();
+  app.add_option("--refused-weight", head.refused_weight,
+                 "Of a position where a served draft was refused, beside others")
+      ->envname("FORETOKEN_REFUSED_WEIGHT")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
   app.add_option("--drift-tokens", head.drift_tokens,
                  "After a change of traffic, so many tokens are learned from as the first 10,000 "
                  "are; 0: no change is looked for")
@@ -257,9 +268,10 @@ int main(int argc, char** argv) {
       ->group(kOffline)
       ->check(CLI::NonNegativeNumber);
   app.add_option("--json", json_path, "The report; default: standard output")->group(kOffline);
-  app.add_option("--output", output_dir,
-                 "Folder for the learned speculator, signed; with --gate the state folder that server and "
-                 "trainer go on with, its keys included")
+  app.add_option(
+         "--output", output_dir,
+         "Folder for the learned speculator, signed; with --gate the state folder that server and "
+         "trainer go on with, its keys included")
       ->group(kOffline);
   CLI11_PARSE(app, argc, argv);
 

@@ -67,6 +67,10 @@ class SpeculatorLearner final : public Learner {
     return true;
   }
 
+  void judged(std::int64_t trained_tokens, bool gained) override {
+    with_head([&](auto& head) { head.judged(trained_tokens, gained); });
+  }
+
   Bundle snapshot() const override {
     Bundle bundle = bundle_of(fusion_.average());
     bundle.trained_tokens = tokens_;

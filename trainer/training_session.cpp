@@ -252,6 +252,8 @@ void TrainingSession::conclude(PrequentialGate::Decision& decision) {
     spdlog::info("candidate {} (step {}): {}", decision.record.candidate, decision.record.step,
                  decision.record.text);
   }
+  const bool gained = decision.verdict == Verdict::kPromoted;
+  if (gained || decision.too_little) learner_->judged(decision.trained_tokens, gained);
   verdicts_.push_back(std::move(decision.record));
   if (verdicts_.size() > kMaxVerdicts) verdicts_.pop_front();
 }

@@ -31,6 +31,7 @@ class SimLearner final : public trainer::Learner {
     ++trained_;
     return true;
   }
+  void judged(std::int64_t, bool) override {}
   Bundle snapshot() const override {
     const int lessons = std::min(kLessons, 1 + int(trained_ / 4));
     FusionTable table = table_of(lessons);

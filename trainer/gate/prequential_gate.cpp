@@ -276,6 +276,10 @@ PrequentialGate::Decision PrequentialGate::decide(const Trial& trial, std::int64
   const bool overtaken = ended_by && (open || decision.verdict == Verdict::kPromoted);
   if (overtaken) decision.verdict = Verdict::kStale;
   const bool promoted = decision.verdict == Verdict::kPromoted;
+  const Verdict whole = trial.tiers[std::size_t(trial.tier_count() - 1)].verdict;
+  decision.too_little =
+      !promoted && !ended_by && (whole == Verdict::kFutile || whole == Verdict::kStale);
+  decision.trained_tokens = trial.facts.trained_tokens;
   record.text = fmt::format(
       "{}: {}; predicted time, drafts {} {}, only requests that arrived after the snapshot; "
       "trial {} of the day, error {:.2g} of {}",

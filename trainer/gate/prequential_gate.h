@@ -117,6 +117,9 @@ class PrequentialGate {
   struct Decision {
     Verdict verdict = Verdict::kUndecided;
     Tier tier = Tier::kFusion;  // to publish, if promoted
+    // Of all that the candidate has: its gain is too little to be shown, and it was not overtaken.
+    bool too_little = false;
+    std::int64_t trained_tokens = 0;
     CandidateVerdict record;    // text and figures; the version is the publisher's to fill in
   };
 

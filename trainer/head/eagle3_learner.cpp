@@ -56,13 +56,12 @@ struct Eagle3Learner::Impl {
 
   bool begin_step(std::size_t fresh_waiting) {
     step_loss = step_weight_sum = 0;
-    return schedule.begin(fresh_waiting, schedule.tokens() < options.early_tokens,
-                          [this](std::uint64_t sequence) -> std::optional<Piece> {
-                            const auto trace = source.trace(sequence);
-                            const auto example = trace ? example_of(*trace) : std::nullopt;
-                            if (!example) return std::nullopt;
-                            return starts_of(sequence, *example);
-                          });
+    return schedule.begin(fresh_waiting, [this](std::uint64_t sequence) -> std::optional<Piece> {
+      const auto trace = source.trace(sequence);
+      const auto example = trace ? example_of(*trace) : std::nullopt;
+      if (!example) return std::nullopt;
+      return starts_of(sequence, *example);
+    });
   }
 
   bool work(std::size_t fresh_waiting) {
@@ -211,6 +210,9 @@ void Eagle3Learner::observe(std::uint64_t sequence, const RequestTrace& trace) {
   impl_->observe(sequence, trace);
 }
 bool Eagle3Learner::work(std::size_t fresh_waiting) { return impl_->work(fresh_waiting); }
+void Eagle3Learner::judged(std::int64_t trained_tokens, bool gained) {
+  impl_->schedule.judged(trained_tokens, gained);
+}
 bool Eagle3Learner::trained() const { return impl_->step > 0; }
 std::int64_t Eagle3Learner::step() const { return impl_->step; }
 double Eagle3Learner::loss() const { return impl_->loss.value; }

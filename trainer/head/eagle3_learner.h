@@ -33,6 +33,7 @@ class Eagle3Learner {
 
   void observe(std::uint64_t sequence, const RequestTrace& trace);
   bool work(std::size_t fresh_waiting);  // one slice; false: nothing is due
+  void judged(std::int64_t trained_tokens, bool gained);
   bool trained() const;
   // The averaged head, rounded to the checkpoint's types; the bundle's kind becomes "eagle3".
   void add_to(Bundle& bundle) const;

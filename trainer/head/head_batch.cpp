@@ -125,7 +125,7 @@ HeadScores head_scores(const HeadParameters& head, const HeadVocabulary& vocabul
 
 HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVocabulary& vocabulary,
                    const HeadBatch& batch, const torch::Tensor& r_in,
-                   std::span<const double> row_weight) {
+                   std::span<const double> row_weight, double refused_weight) {
   torch::NoGradGuard no_grad;
   const auto r = r_in.detach();
   const HeadScores scored = head_scores(head, vocabulary, batch, r);
@@ -160,7 +160,8 @@ HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVoc
       loss.accepted[std::size_t(i)] =
           chosen.data_ptr<std::int64_t>()[i] == columns.of(emitted) ? 1.0f : 0.0f;
     }
-    const double weight = row_weight[std::size_t(i / batch.n)];
+    const double weight = row_weight[std::size_t(i / batch.n)] *
+                          (row.example->refused[std::size_t(row.predicted)] ? refused_weight : 1);
     std::span<float> g(&gradient[std::size_t(i) * kTeacherTokens], kTeacherTokens);
     loss.sum += weight * row_objective(kind, p, q_of, g);
     loss.weight += weight;

@@ -47,7 +47,8 @@ struct HeadScores {
 HeadScores head_scores(const HeadParameters& head, const HeadVocabulary& vocabulary,
                        const HeadBatch& batch, const torch::Tensor& r);
 
-// The weighted sum of the rows' losses and its gradients. row_weight: of each step, [n_steps].
+// The weighted sum of the rows' losses and its gradients. row_weight: of each step, [n_steps];
+// refused_weight: a factor where a draft was refused.
 // Gradients of the parameters that act here are added to their .grad; that of r is returned.
 struct HeadLoss {
   double sum = 0, weight = 0;  // weight: of the rows that exist
@@ -58,6 +59,6 @@ struct HeadLoss {
 };
 HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVocabulary& vocabulary,
                    const HeadBatch& batch, const torch::Tensor& r,
-                   std::span<const double> row_weight);
+                   std::span<const double> row_weight, double refused_weight = 1);
 
 }  // namespace foretoken::trainer

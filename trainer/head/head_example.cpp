@@ -12,6 +12,7 @@ namespace foretoken::trainer {
 std::size_t HeadExample::bytes() const {
   return sizeof *this + tokens.size() * sizeof(TokenId) + features.size() * 2 + scales.size() * 4 +
          teacher_ids.size() * sizeof(TokenId) + teacher_p.size() * 4 + n_candidates.size() +
+         refused.size() +
          candidates.size() * sizeof(Candidate);
 }
 
@@ -46,6 +47,12 @@ std::optional<HeadExample> head_example(const RequestTrace& trace, std::int64_t 
 
   example.teacher_ids.assign(std::size_t(end) * kTeacherTokens, -1);
   example.teacher_p.assign(std::size_t(end) * kTeacherTokens, 0.0f);
+  example.refused.assign(std::size_t(end), 0);
+  for (const RoundTrace& round : trace.rounds) {
+    const std::int64_t at = std::int64_t(round.start) + round.accepted - trace.n_prompt;
+    if (std::size_t(round.accepted) < round.drafted.size() && at >= 0 && at < end)
+      example.refused[std::size_t(at)] = 1;
+  }
   example.n_candidates.assign(std::size_t(end), 0);
   example.candidates.assign(std::size_t(end) * kMaxCandidates, {});
   for (std::size_t i = 0; i < std::size_t(end); ++i) {

@@ -30,6 +30,8 @@ struct HeadExample {
   // that of temperature 1: a softer teacher than the argmax alone.
   std::vector<TokenId> teacher_ids;        // [n, kTeacherTokens]
   std::vector<float> teacher_p;            // [n, kTeacherTokens]
+  // Whether a draft was refused there: the target was asked what it wanted instead.
+  std::vector<std::uint8_t> refused;       // [n]
   std::vector<std::uint8_t> n_candidates;  // [n]
   std::vector<Candidate> candidates;       // [n, kMaxCandidates]
 

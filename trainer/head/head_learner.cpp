@@ -92,12 +92,11 @@ struct HeadLearner::Impl {
     if (!vocabulary) return false;
     step_loss = step_weight_sum = 0;
     watched.clear();
-    return schedule.begin(fresh_waiting, early(),
-                          [this](std::uint64_t sequence) -> std::optional<Piece> {
-                            const auto example = cache.get(sequence);
-                            if (!example || example->tap_layers != layers) return std::nullopt;
-                            return starts_of(sequence, *example);
-                          });
+    return schedule.begin(fresh_waiting, [this](std::uint64_t sequence) -> std::optional<Piece> {
+      const auto example = cache.get(sequence);
+      if (!example || example->tap_layers != layers) return std::nullopt;
+      return starts_of(sequence, *example);
+    });
   }
 
   bool work(std::size_t fresh_waiting) {
@@ -106,8 +105,6 @@ struct HeadLearner::Impl {
     if (!schedule.under_way()) end_step();
     return true;
   }
-
-  bool early() const { return schedule.tokens() < std::max(options.early_tokens, drift_until); }
 
   // What the head said of a request's fresh chains before it learned from them.
   struct Watched {
@@ -130,8 +127,8 @@ struct HeadLearner::Impl {
       if (options.drift_tokens == 0 ||
           !drift.observe(w.domain, w.predicted, w.accepted, w.positions))
         continue;
-      if (!early()) log_drift(schedule.tokens());
-      drift_until = schedule.tokens() + options.drift_tokens;
+      if (!schedule.early()) log_drift(schedule.tokens());
+      schedule.hurry(options.drift_tokens);
     }
   }
 
@@ -151,7 +148,8 @@ struct HeadLearner::Impl {
     if (ranges.empty()) return;
     const HeadBatch made = make_head_batch(ranges, options.unroll, *model);
     const auto r = run_head(working, made.x, made.embedded);
-    const HeadLoss loss = head_loss(options.objective, working, *vocabulary, made, r, step_weights);
+    const HeadLoss loss = head_loss(options.objective, working, *vocabulary, made, r, step_weights,
+                                    options.refused_weight);
     if (schedule.fresh()) watch(made, loss);
     r.backward(loss.r_gradient);
     if (product_type != torch::kFloat32) gather_gradients();
@@ -193,7 +191,7 @@ struct HeadLearner::Impl {
     }
     ++step;
     const double warmup = std::min(1.0, double(step) / options.warmup_steps);
-    const double drifted = schedule.tokens() < drift_until ? options.drift_learning_rate : 1.0;
+    const double drifted = schedule.hurried() ? options.drift_learning_rate : 1.0;
     adam->step(options.learning_rate * warmup * drifted);
     gain_adam->step(options.gain_learning_rate * warmup * std::abs(head.gain.item<double>()));
     if (schedule.fresh()) table_adam->step(options.table_learning_rate * warmup);
@@ -227,7 +225,6 @@ struct HeadLearner::Impl {
 
   std::int64_t chains = 0, next_recount = kFirstVocabularyTokens;
   DriftDetector drift;
-  std::int64_t drift_until = 0;               // tokens
   double step_loss = 0, step_weight_sum = 0;  // of the step under way
   std::vector<Watched> watched;
   std::int64_t step = 0;
@@ -246,6 +243,11 @@ void HeadLearner::observe(std::uint64_t sequence, const RequestTrace& trace) {
   impl_->observe(sequence, trace);
 }
 bool HeadLearner::work(std::size_t fresh_waiting) { return impl_->work(fresh_waiting); }
+void HeadLearner::judged(std::int64_t trained_tokens, bool gained) {
+  const bool before = impl_->schedule.converged();
+  impl_->schedule.judged(trained_tokens, gained);
+  if (!before && impl_->schedule.converged()) log_converged(impl_->schedule.tokens());
+}
 bool HeadLearner::trained() const { return impl_->step > 0; }
 std::int64_t HeadLearner::step() const { return impl_->step; }
 double HeadLearner::loss() const { return impl_->loss.value; }
@@ -270,7 +272,6 @@ void HeadLearner::save(StateMap& map) const {
   map.put_one("head.next_recount", s.next_recount);
   map.put_one("head.chains", s.chains);
   map.put("head.drift", s.drift.state());
-  map.put_one("head.drift_until", s.drift_until);
   map.put_one("head.step", s.step);
   map.put_one("head.loss", s.loss.value);
   s.schedule.save(map, "head");
@@ -303,7 +304,6 @@ Status HeadLearner::restore(const StateMap& map) {
   s.next_recount = map.get_one<std::int64_t>("head.next_recount", kFirstVocabularyTokens);
   s.chains = map.get_one<std::int64_t>("head.chains", 0);
   if (!s.drift.restore(map.get<DriftDetector::Domain>("head.drift"))) return wrong("drift");
-  s.drift_until = map.get_one<std::int64_t>("head.drift_until", 0);
   s.step = map.get_one<std::int64_t>("head.step", 0);
   s.loss.value = map.get_one<double>("head.loss", 0);
   s.schedule.restore(map, "head");

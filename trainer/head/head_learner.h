@@ -21,6 +21,8 @@ struct HeadOptions : StepOptions {
   // Of the gain, as a share of itself: it begins at a tenth, so that the head begins as its
   // candidates do, and has a factor of twenty to go; at the others' rate it would never get there.
   double gain_learning_rate = 0.06;
+  // Of a position where a draft was refused, beside others.
+  double refused_weight = 1;
   // After a change of traffic (drift_detector.h; 0: none is looked for): so many tokens with
   // early_passes again, at a learning rate so much higher.
   std::int64_t drift_tokens = 0;
@@ -38,6 +40,7 @@ class HeadLearner {
 
   void observe(std::uint64_t sequence, const RequestTrace& trace);
   bool work(std::size_t fresh_waiting);  // one slice; false: nothing is due
+  void judged(std::int64_t trained_tokens, bool gained);
 
   // False before the first step: there is nothing to serve.
   bool trained() const;

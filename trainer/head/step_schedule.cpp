@@ -28,7 +28,16 @@ void StepSchedule::observe(std::uint64_t sequence, std::optional<Piece> starts,
   }
 }
 
-bool StepSchedule::begin(std::size_t fresh_waiting, bool early, const StartsOf& starts_of) {
+void StepSchedule::hurry(std::int64_t tokens) {
+  hurry_until_ = tokens_ + tokens;
+  converged_ = false;
+}
+
+void StepSchedule::judged(std::int64_t trained_tokens, bool gained) {
+  if (trained_tokens >= std::max(options_.early_tokens, hurry_until_)) converged_ = !gained;
+}
+
+bool StepSchedule::begin(std::size_t fresh_waiting, const StartsOf& starts_of) {
   batch_.clear();
   at_ = 0;
   taken_ = 0;
@@ -43,7 +52,10 @@ bool StepSchedule::begin(std::size_t fresh_waiting, bool early, const StartsOf& 
       fresh_.pop_front();
     }
     fresh_chains_ -= chains;
-    owed_chains_ += ((early ? options_.early_passes : options_.late_passes) - 1) * double(chains);
+    const double passes = early()      ? options_.early_passes
+                          : converged_ ? options_.converged_passes
+                                       : options_.late_passes;
+    owed_chains_ += (passes - 1) * double(chains);
   } else if (owed_chains_ >= double(options_.tokens_per_step)) {
     if (fresh_waiting > kManyWaiting) {
       owed_chains_ = 0;
@@ -78,6 +90,8 @@ std::optional<Piece> StepSchedule::take(std::int64_t room) {
 
 void StepSchedule::save(StateMap& map, const std::string& name) const {
   map.put_one(name + ".tokens", tokens_);
+  map.put_one(name + ".hurry_until", hurry_until_);
+  map.put_one(name + ".converged", std::uint8_t(converged_));
   map.put_one(name + ".observed_end", observed_end_);
   map.put_one(name + ".draws", draws_);
   map.put_one(name + ".owed", owed_chains_);
@@ -88,6 +102,8 @@ void StepSchedule::save(StateMap& map, const std::string& name) const {
 
 void StepSchedule::restore(const StateMap& map, const std::string& name) {
   tokens_ = map.get_one<std::int64_t>(name + ".tokens", 0);
+  hurry_until_ = map.get_one<std::int64_t>(name + ".hurry_until", 0);
+  converged_ = map.get_one<std::uint8_t>(name + ".converged", 0) != 0;
   observed_end_ = map.get_one<std::uint64_t>(name + ".observed_end", 0);
   draws_ = map.get_one<std::uint64_t>(name + ".draws", 0);
   owed_chains_ = map.get_one<double>(name + ".owed", 0);

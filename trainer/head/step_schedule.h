@@ -3,6 +3,7 @@
 // are wanted, replays drawn uniformly from the whole buffer. No torch. One thread. Deterministic.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -27,8 +28,9 @@ struct StepOptions {
   int unroll = 3;
   double step_weight = 0.8;  // of step i: step_weight^i
   ObjectiveKind objective = ObjectiveKind::kOverlap;
-  // Passes over a token: so many below `early_tokens` tokens of traffic, then fewer.
-  double early_passes = 4, late_passes = 2;
+  // Passes over a token: so many below `early_tokens` tokens of traffic and while it is hurried,
+  // then fewer, and fewer still once the gate finds nothing more in what is learned.
+  double early_passes = 4, late_passes = 2, converged_passes = 1;
   std::int64_t early_tokens = 10000;
   // One slice of work: 30 to 50 ms of a core for the 135M's head in fp32.
   int chains_per_slice = 64;
@@ -56,13 +58,21 @@ class StepSchedule {
   // A new request; `starts` is what it offers, or nothing.
   void observe(std::uint64_t sequence, std::optional<Piece> starts, std::int64_t tokens);
   // Takes the pieces of the next step. With many fresh requests waiting it gives up replaying: what
-  // is new teaches more. `early`: whether early_passes hold. False: no step is due.
-  bool begin(std::size_t fresh_waiting, bool early, const StartsOf& starts_of);
+  // is new teaches more. False: no step is due.
+  bool begin(std::size_t fresh_waiting, const StartsOf& starts_of);
   // Of the step under way: at most `room` chains more; nullopt: all are taken.
   std::optional<Piece> take(std::int64_t room);
   bool under_way() const { return at_ < batch_.size(); }
   bool fresh() const { return is_fresh_; }
   std::int64_t tokens() const { return tokens_; }  // of all requests that offered something
+
+  // Traffic has changed: early_passes for so many tokens from here on.
+  void hurry(std::int64_t tokens);
+  bool early() const { return tokens_ < std::max(options_.early_tokens, hurry_until_); }
+  bool hurried() const { return tokens_ < hurry_until_; }
+  // Learner::judged. What was learned early on, or before traffic changed, says nothing of now.
+  void judged(std::int64_t trained_tokens, bool gained);
+  bool converged() const { return converged_; }
 
   // A step under way is begun again: what it has computed is not kept.
   void save(StateMap& map, const std::string& name) const;
@@ -75,6 +85,8 @@ class StepSchedule {
   const TraceSource& source_;
   std::deque<Piece> fresh_;
   std::int64_t fresh_chains_ = 0, tokens_ = 0;
+  std::int64_t hurry_until_ = 0;
+  bool converged_ = false;
   std::uint64_t observed_end_ = 0, draws_ = 0;
   double owed_chains_ = 0;
   std::vector<Piece> batch_;  // of the step under way

@@ -62,6 +62,7 @@ TEST(PrequentialGate, PromotesWhatIsFasterAndServesIt) {
   gate.propose(weights_of(true_table()), facts(), kCosts, 0);
   const Outcome outcome = decide(gate, of(traffic));
   EXPECT_EQ(outcome.decision.verdict, Verdict::kPromoted) << outcome.decision.record.text;
+  EXPECT_FALSE(outcome.decision.too_little);
   EXPECT_GE(outcome.requests, kLeastRequests);
   EXPECT_LE(outcome.requests, 150);
   EXPECT_THAT(outcome.decision.record.text, StartsWith("promoted (fusion): "));
@@ -82,10 +83,13 @@ TEST(PrequentialGate, RefusesWhatIsWorseAndWhatIsTheSame) {
   gate.propose(weights_of(inverted_table()), facts(), kCosts, 0);
   const Outcome worse = decide(gate, of(traffic));
   EXPECT_EQ(worse.decision.verdict, Verdict::kInferior) << worse.decision.record.text;
+  EXPECT_FALSE(worse.decision.too_little);
   EXPECT_LE(worse.requests, 100);
   gate.propose(weights_of(true_table()), facts(), kCosts, 0);
   const Outcome same = decide(gate, of(traffic));
   EXPECT_NE(same.decision.verdict, Verdict::kPromoted);
+  EXPECT_TRUE(same.decision.too_little);
+  EXPECT_EQ(same.decision.trained_tokens, facts().trained_tokens);
   EXPECT_THAT(same.decision.record.text, StartsWith("refused"));
   EXPECT_EQ(gate.served().fusion.bias, true_table().bias);
 }
@@ -226,6 +230,7 @@ TEST(PrequentialGate, ALaterSnapshotTakesTheOldestsPlace) {
   ASSERT_TRUE(replaced);
   EXPECT_EQ(replaced->record.candidate, 1u);
   EXPECT_EQ(replaced->verdict, Verdict::kStale);
+  EXPECT_FALSE(replaced->too_little) << "it was not heard to the end";
   EXPECT_THAT(replaced->record.text, HasSubstr("a later snapshot takes its place"));
   EXPECT_EQ(gate.state().trials.size(), PrequentialGate::kTrials);
 }

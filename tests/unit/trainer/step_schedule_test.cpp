@@ -28,9 +28,9 @@ std::optional<Piece> starts_of(std::uint64_t sequence) {
   return Piece{sequence, 5, kChains};
 }
 // All that is due: how often each request was learned from, fresh and again.
-std::map<std::uint64_t, std::pair<int, int>> run(StepSchedule& schedule, bool early) {
+std::map<std::uint64_t, std::pair<int, int>> run(StepSchedule& schedule) {
   std::map<std::uint64_t, std::pair<int, int>> chains;
-  while (schedule.under_way() || schedule.begin(0, early, starts_of)) {
+  while (schedule.under_way() || schedule.begin(0, starts_of)) {
     while (const auto piece = schedule.take(64)) {
       EXPECT_GE(piece->start, 5);
       EXPECT_LE(piece->start + piece->count, 5 + kChains);
@@ -45,10 +45,12 @@ std::map<std::uint64_t, std::pair<int, int>> run(StepSchedule& schedule, bool ea
 TEST(StepSchedule, LearnsFromEachRequestOnceAndThenAsOftenAsIsOwed) {
   const NoTraces source;
   for (const bool early : {true, false}) {
-    StepSchedule schedule(options_of(), source);
+    StepOptions options = options_of();
+    if (!early) options.early_tokens = 0;
+    StepSchedule schedule(options, source);
     for (std::uint64_t i = 0; i < kRequests; ++i) schedule.observe(i, starts_of(i), kChains + 1);
     int fresh = 0, again = 0;
-    for (const auto& [sequence, counts] : run(schedule, early)) {
+    for (const auto& [sequence, counts] : run(schedule)) {
       EXPECT_NE(sequence % 3, 2u);
       EXPECT_TRUE(counts.first == 0 || counts.first == kChains) << sequence;
       fresh += counts.first;
@@ -65,25 +67,66 @@ TEST(StepSchedule, GivesUpReplayWhileManyRequestsWait) {
   const NoTraces source;
   StepSchedule schedule(options_of(), source);
   for (std::uint64_t i = 0; i < 6; ++i) schedule.observe(i, starts_of(i), kChains);
-  ASSERT_TRUE(schedule.begin(0, true, starts_of));
+  ASSERT_TRUE(schedule.begin(0, starts_of));
   EXPECT_TRUE(schedule.fresh());
   while (schedule.take(1000)) {
   }
-  EXPECT_FALSE(schedule.begin(17, true, starts_of));
-  EXPECT_FALSE(schedule.begin(0, true, starts_of)) << "what was owed is given up, not put off";
+  EXPECT_FALSE(schedule.begin(17, starts_of));
+  EXPECT_FALSE(schedule.begin(0, starts_of)) << "what was owed is given up, not put off";
+}
+
+// How often what is fresh is gone over again, of `requests` more.
+double replays(StepSchedule& schedule, std::uint64_t& next, int requests) {
+  int fresh = 0, again = 0;
+  for (int i = 0; i < requests; ++i, ++next) {
+    schedule.observe(next, starts_of(next), kChains);
+    for (const auto& [sequence, counts] : run(schedule)) {
+      fresh += counts.first;
+      again += counts.second;
+    }
+  }
+  return double(again) / double(fresh);
+}
+
+TEST(StepSchedule, GoesOverLessOnceNothingIsGainedUntilTrafficChanges) {
+  const NoTraces source;
+  StepOptions options = options_of();
+  options.early_tokens = 4000;
+  StepSchedule schedule(options, source);
+  std::uint64_t next = 0;
+  EXPECT_NEAR(replays(schedule, next, 60), 3, .3);
+  schedule.judged(3999, false);  // of the early days: no verdict on what is learned now
+  EXPECT_NEAR(replays(schedule, next, 60), 1, .2);
+  schedule.judged(4000, false);
+  EXPECT_TRUE(schedule.converged());
+  EXPECT_NEAR(replays(schedule, next, 60), 0, .1);
+  schedule.judged(8000, true);
+  EXPECT_NEAR(replays(schedule, next, 60), 1, .2);
+  schedule.judged(8000, false);
+  StateMap map;
+  schedule.save(map, "x");
+  StepSchedule resumed(options, source);
+  resumed.restore(map, "x");
+  EXPECT_TRUE(resumed.converged());
+  resumed.hurry(3900);  // traffic has changed
+  EXPECT_TRUE(resumed.hurried());
+  EXPECT_NEAR(replays(resumed, next, 60), 3, .3);
+  EXPECT_FALSE(resumed.early());
+  resumed.judged(8000, false);  // learned before that
+  EXPECT_NEAR(replays(resumed, next, 60), 1, .2);
 }
 
 TEST(StepSchedule, GoesOnAfterARestartAsIfThereWereNone) {
   const NoTraces source;
   StepSchedule whole(options_of(), source);
   for (std::uint64_t i = 0; i < kRequests; ++i) whole.observe(i, starts_of(i), kChains);
-  ASSERT_TRUE(whole.begin(0, true, starts_of));
+  ASSERT_TRUE(whole.begin(0, starts_of));
   StateMap map;
   whole.save(map, "x");  // a step under way is begun again
   StepSchedule resumed(options_of(), source);
   resumed.restore(map, "x");
   EXPECT_EQ(resumed.tokens(), whole.tokens());
-  EXPECT_EQ(run(resumed, true), run(whole, true));
+  EXPECT_EQ(run(resumed), run(whole));
 }
 
 }  // namespace
