@@ -183,6 +183,12 @@ int main(int argc, char** argv) {
       ->envname("FORETOKEN_CONVERGED_PASSES")
       ->check(CLI::Range(1.0, 100.0))
       ->capture_default_str();
+  app.add_option("--domain-power", head.domain_power,
+                 "Replays are of a domain of n requests with a chance that goes with n to this "
+                 "power: 1, all requests alike; 0, all domains alike")
+      ->envname("FORETOKEN_DOMAIN_POWER")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   app.add_option("--refused-weight", head.refused_weight,
                  "Of a position where a served draft was refused, beside others")
       ->envname("FORETOKEN_REFUSED_WEIGHT")

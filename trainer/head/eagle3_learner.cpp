@@ -51,7 +51,7 @@ struct Eagle3Learner::Impl {
   void observe(std::uint64_t sequence, const RequestTrace& trace) {
     const auto example = example_of(trace);
     if (!example) return schedule.observe(sequence, std::nullopt, 0);
-    schedule.observe(sequence, starts_of(sequence, *example), example->n);
+    schedule.observe(sequence, starts_of(sequence, *example), example->n, example->domain);
   }
 
   bool begin_step(std::size_t fresh_waiting) {

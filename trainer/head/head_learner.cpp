@@ -84,7 +84,7 @@ struct HeadLearner::Impl {
     if (!example) return schedule.observe(sequence, std::nullopt, 0);
     if (!layers) layers = example->tap_layers;
     counts.observe(trace);
-    schedule.observe(sequence, starts_of(sequence, *example), example->n);
+    schedule.observe(sequence, starts_of(sequence, *example), example->n, example->domain);
   }
 
   bool begin_step(std::size_t fresh_waiting) {

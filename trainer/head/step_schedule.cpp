@@ -1,11 +1,16 @@
 #include "trainer/head/step_schedule.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "foretoken/kernels/splitmix64.h"
 
 namespace foretoken::trainer {
 namespace {
+
+struct Offered {
+  std::uint64_t domain, sequence;
+};
 
 constexpr std::size_t kManyWaiting = 16;
 
@@ -15,11 +20,41 @@ std::uint64_t mix(std::uint64_t z) { return kernels::splitmix64(z + kernels::kSp
 
 std::uint64_t StepSchedule::draw() { return mix(options_.seed ^ mix(draws_++)); }
 
-void StepSchedule::observe(std::uint64_t sequence, std::optional<Piece> starts,
-                           std::int64_t tokens) {
-  observed_end_ = sequence + 1;
+std::optional<std::uint64_t> StepSchedule::draw_request() {
+  const std::uint64_t oldest = source_.oldest_sequence();
+  double total = 0;
+  const auto weight = [&](const Domain& domain) {
+    return domain.requests.empty()
+               ? 0.0
+               : std::pow(double(domain.requests.size()), options_.domain_power);
+  };
+  for (Domain& domain : domains_) {
+    while (!domain.requests.empty() && domain.requests.front() < oldest)
+      domain.requests.pop_front();
+    total += weight(domain);
+  }
+  double at = draw_uniform() * total;
+  for (const Domain& domain : domains_) {
+    if (domain.requests.empty()) continue;
+    at -= weight(domain);
+    if (at < 0 || &domain == &domains_.back())
+      return domain.requests[draw() % domain.requests.size()];
+  }
+  return std::nullopt;
+}
+
+std::deque<std::uint64_t>& StepSchedule::requests_of(std::uint64_t domain) {
+  const auto of = std::ranges::find(domains_, domain, &Domain::name);
+  if (of != domains_.end()) return of->requests;
+  if (domains_.size() < kMostDomains) domains_.push_back({domain, {}});
+  return domains_.back().requests;
+}
+
+void StepSchedule::observe(std::uint64_t sequence, std::optional<Piece> starts, std::int64_t tokens,
+                           std::uint64_t domain) {
   if (!starts) return;
   tokens_ += tokens;
+  requests_of(domain).push_back(sequence);
   for (std::int64_t done = 0; done < starts->count; done += options_.tokens_per_step) {
     const std::int64_t count =
         std::min<std::int64_t>(options_.tokens_per_step, starts->count - done);
@@ -62,16 +97,16 @@ bool StepSchedule::begin(std::size_t fresh_waiting, const StartsOf& starts_of) {
       return false;
     }
     is_fresh_ = false;
-    const std::uint64_t oldest = source_.oldest_sequence();
-    // Some numbers have nothing to learn from; a buffer of those alone must not hold us.
-    for (int tries = 0; chains < enough && tries < 64 && oldest < observed_end_; ++tries) {
-      const std::uint64_t sequence = oldest + draw() % (observed_end_ - oldest);
-      const auto starts = starts_of(sequence);
+    // Some are damaged since; a buffer of those alone must not hold us.
+    for (int tries = 0; chains < enough && tries < 64; ++tries) {
+      const auto sequence = draw_request();
+      if (!sequence) break;
+      const auto starts = starts_of(*sequence);
       if (!starts || starts->count == 0) continue;
       const std::int64_t count = std::min<std::int64_t>(options_.tokens_per_step, starts->count);
       const auto room = std::uint64_t(starts->count - count);
       const std::uint64_t skip = room ? draw() % (room + 1) : 0;
-      batch_.push_back({sequence, starts->start + std::int64_t(skip), count});
+      batch_.push_back({*sequence, starts->start + std::int64_t(skip), count});
       chains += count;
     }
     owed_chains_ = chains ? owed_chains_ - double(chains) : 0;
@@ -92,9 +127,13 @@ void StepSchedule::save(StateMap& map, const std::string& name) const {
   map.put_one(name + ".tokens", tokens_);
   map.put_one(name + ".hurry_until", hurry_until_);
   map.put_one(name + ".converged", std::uint8_t(converged_));
-  map.put_one(name + ".observed_end", observed_end_);
   map.put_one(name + ".draws", draws_);
   map.put_one(name + ".owed", owed_chains_);
+  std::vector<Offered> offered;
+  for (const Domain& domain : domains_) {
+    for (const std::uint64_t sequence : domain.requests) offered.push_back({domain.name, sequence});
+  }
+  map.put(name + ".offered", offered);
   map.put(name + ".fresh", std::vector<Piece>(fresh_.begin(), fresh_.end()));
   map.put(name + ".batch", under_way() ? batch_ : std::vector<Piece>());
   map.put_one(name + ".step_is_fresh", std::uint8_t(is_fresh_));
@@ -104,9 +143,10 @@ void StepSchedule::restore(const StateMap& map, const std::string& name) {
   tokens_ = map.get_one<std::int64_t>(name + ".tokens", 0);
   hurry_until_ = map.get_one<std::int64_t>(name + ".hurry_until", 0);
   converged_ = map.get_one<std::uint8_t>(name + ".converged", 0) != 0;
-  observed_end_ = map.get_one<std::uint64_t>(name + ".observed_end", 0);
   draws_ = map.get_one<std::uint64_t>(name + ".draws", 0);
   owed_chains_ = map.get_one<double>(name + ".owed", 0);
+  for (const Offered& offered : map.get<Offered>(name + ".offered"))
+    requests_of(offered.domain).push_back(offered.sequence);
   for (const Piece& piece : map.get<Piece>(name + ".fresh")) {
     fresh_.push_back(piece);
     fresh_chains_ += piece.count;

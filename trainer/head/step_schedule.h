@@ -32,6 +32,9 @@ struct StepOptions {
   // then fewer, and fewer still once the gate finds nothing more in what is learned.
   double early_passes = 4, late_passes = 2, converged_passes = 1;
   std::int64_t early_tokens = 10000;
+  // Of n requests of a domain, a replay is of it with a chance that goes with n to this power: 1,
+  // all requests alike; 0, all domains alike.
+  double domain_power = 1;
   // One slice of work: 30 to 50 ms of a core for the 135M's head in fp32.
   int chains_per_slice = 64;
   std::uint64_t seed = 1;
@@ -56,7 +59,8 @@ class StepSchedule {
       : options_(options), source_(source) {}
 
   // A new request; `starts` is what it offers, or nothing.
-  void observe(std::uint64_t sequence, std::optional<Piece> starts, std::int64_t tokens);
+  void observe(std::uint64_t sequence, std::optional<Piece> starts, std::int64_t tokens,
+               std::uint64_t domain = 0);
   // Takes the pieces of the next step. With many fresh requests waiting it gives up replaying: what
   // is new teaches more. False: no step is due.
   bool begin(std::size_t fresh_waiting, const StartsOf& starts_of);
@@ -80,14 +84,24 @@ class StepSchedule {
 
  private:
   std::uint64_t draw();
+  double draw_uniform() { return double(draw() >> 11) * 0x1p-53; }
+  std::optional<std::uint64_t> draw_request();  // one that has something to learn from
+  std::deque<std::uint64_t>& requests_of(std::uint64_t domain);
 
   const StepOptions options_;
   const TraceSource& source_;
   std::deque<Piece> fresh_;
   std::int64_t fresh_chains_ = 0, tokens_ = 0;
+  // What may be replayed: numbers of requests, ascending, by domain in the order of their coming.
+  struct Domain {
+    std::uint64_t name;
+    std::deque<std::uint64_t> requests;
+  };
+  static constexpr std::size_t kMostDomains = 64;  // the rest share the last
+  std::vector<Domain> domains_;
   std::int64_t hurry_until_ = 0;
   bool converged_ = false;
-  std::uint64_t observed_end_ = 0, draws_ = 0;
+  std::uint64_t draws_ = 0;
   double owed_chains_ = 0;
   std::vector<Piece> batch_;  // of the step under way
   std::size_t at_ = 0;
