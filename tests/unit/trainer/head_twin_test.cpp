@@ -1,6 +1,7 @@
 // The head in LibTorch against the head that serves, and its gradients against differences.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "runtime/evaluate/fusion_bundle.h"
@@ -34,7 +35,12 @@ class HeadTwin : public ::testing::Test {
 
   HeadBatch batch(float temperature, int n_steps = 3) {
     HeadTraffic traffic(kHidden, 320, 3);
-    auto example = head_example(traffic.request(5, 24, temperature, true), kHidden, 320);
+    RequestTrace trace = traffic.request(5, 24, temperature, true);
+    // The second of three drafts is refused, then both of two are accepted, then nothing is drafted.
+    trace.rounds = {{.start = 5 + 3, .drafted = {1, 2, 3}, .accepted = 1},
+                    {.start = 5 + 5, .drafted = {1, 2}, .accepted = 2},
+                    {.start = 5 + 8}};
+    auto example = head_example(trace, kHidden, 320);
     EXPECT_TRUE(example.has_value());
     const auto shared = std::make_shared<const HeadExample>(std::move(*example));
     const ChainRange range{shared, 0, shared->n_starts()};
@@ -132,12 +138,12 @@ TEST_F(HeadTwin, GradientsAreTheLosssDerivatives) {
       const auto loss_of = [&](const HeadParameters& at) {
         torch::NoGradGuard no_grad;
         const auto r = run_head(at, made.x, made.embedded);
-        return head_loss(kind, at, *vocabulary_, made, r, weights).sum;
+        return head_loss(kind, at, *vocabulary_, made, r, weights, 3).sum;
       };
       HeadParameters at = head_.clone();
       for (torch::Tensor& p : at.all()) p.set_requires_grad(true);
       const auto r = run_head(at, made.x, made.embedded);
-      r.backward(head_loss(kind, at, *vocabulary_, made, r, weights).r_gradient);
+      r.backward(head_loss(kind, at, *vocabulary_, made, r, weights, 3).r_gradient);
       const char* names[] = {"fc", "inner", "down", "gain", "source", "bias", "outside"};
       for (std::size_t i = 0; i < at.all().size(); ++i) {
         const auto gradient = at.all()[i].grad().clone();
@@ -155,6 +161,23 @@ TEST_F(HeadTwin, GradientsAreTheLosssDerivatives) {
       }
     }
   }
+}
+
+TEST_F(HeadTwin, APositionWhereADraftWasRefusedWeighsAsMuchAsIsAsked) {
+  const HeadBatch made = batch(0.0f);
+  const HeadExample& example = *made.kept.front();
+  EXPECT_EQ(std::ranges::count(example.refused, 1), 1);
+  EXPECT_EQ(example.refused[4], 1);
+  const std::vector<double> weights = {1.0, 0.8, 0.64};
+  const auto r = run_head(head_, made.x, made.embedded);
+  const auto loss = [&](double refused_weight) {
+    return head_loss(ObjectiveKind::kOverlap, head_, *vocabulary_, made, r, weights, refused_weight);
+  };
+  const HeadLoss without = loss(0), plain = loss(1), twice = loss(2);
+  // It is predicted by the first step of one chain, the second of another, the third of a third.
+  EXPECT_NEAR(plain.weight - without.weight, 1.0 + 0.8 + 0.64, 1e-9);
+  EXPECT_GT(plain.sum, without.sum);
+  EXPECT_NEAR(twice.sum - plain.sum, plain.sum - without.sum, 1e-9 * plain.sum);
 }
 
 // Products in bf16, as on a processor with AMX: the same loss and the same direction, to the eight
