@@ -116,6 +116,33 @@ TEST(StepSchedule, GoesOverLessOnceNothingIsGainedUntilTrafficChanges) {
   EXPECT_NEAR(replays(resumed, next, 60), 1, .2);
 }
 
+// Share of the replays that went to the domain of a sixth of the requests.
+double share_of_the_small(double power, bool restarted) {
+  const NoTraces source;
+  StepOptions options = options_of();
+  options.early_passes = 20;
+  options.domain_power = power;
+  const auto domain_of = [](std::uint64_t sequence) { return sequence % 12 == 0 ? 7u : 8u; };
+  StepSchedule begun(options, source), resumed(options, source);
+  for (std::uint64_t i = 0; i < 60; ++i) begun.observe(i, starts_of(i), kChains, domain_of(i));
+  StateMap map;
+  begun.save(map, "x");
+  resumed.restore(map, "x");
+  double small = 0, all = 0;
+  for (const auto& [sequence, counts] : run(restarted ? resumed : begun)) {
+    all += counts.second;
+    if (domain_of(sequence) == 7) small += counts.second;
+  }
+  return small / all;
+}
+
+TEST(StepSchedule, DealsReplaysOutByRequestsOrByDomains) {
+  for (const bool restarted : {false, true}) {
+    EXPECT_NEAR(share_of_the_small(1, restarted), 5.0 / 40, 0.05);
+    EXPECT_NEAR(share_of_the_small(0, restarted), 0.5, 0.08);
+  }
+}
+
 TEST(StepSchedule, GoesOnAfterARestartAsIfThereWereNone) {
   const NoTraces source;
   StepSchedule whole(options_of(), source);
