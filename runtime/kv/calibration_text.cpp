@@ -429,6 +429,600 @@ ELIAS: It's the smaller one.
 MIRIAM: You always wrote on both sides.
 
 The parties agree as follows. 4.1 The Supplier shall deliver the Goods to the Place of Delivery within thirty (30) days of the date on which the Order is accepted. 4.2 If delivery is delayed for reasons outside the Supplier's reasonable control, the period in clause 4.1 is extended by the length of the delay, provided that notice is given in writing without undue delay. 4.3 Risk passes on delivery; title passes when the price has been paid in full.
+
+NAME
+
+tally - count lines, words and fields of delimited files
+
+SYNOPSIS
+
+    tally [-d DELIMITER] [-f FIELD[,FIELD...]] [--header] [--unique] [FILE...]
+
+DESCRIPTION
+
+tally reads each FILE in order, or standard input where there is none or where FILE is a single dash, and
+writes one line for every distinct value of the chosen fields, preceded by the number of records in which
+it came. Records end with a newline; a last record without one is counted like the others. Fields are
+separated by DELIMITER, which may be longer than one character but is never a regular expression. An empty
+field is a value like any other.
+
+The order of the output is that of first appearance, so that the result of a run over a sorted file is
+itself sorted. With --unique nothing is counted twice within one file, which is what most people want when
+each file is a day and each record a visit.
+
+OPTIONS
+
+-d DELIMITER
+    What separates fields. The default is a tab. Give $'\x1f' for the unit separator in shells that know
+    this notation.
+
+-f FIELD[,FIELD...]
+    Which fields make up the value, counted from 1. Without it the whole record is the value. A field past
+    the end of a record is taken as empty; see --strict to have such records refused instead.
+
+--header
+    The first record of every FILE names the fields. They may then be given to -f by name. A name that is
+    not in the header of some file is an error for that file alone, reported on standard error, and tally
+    goes on with the next one; its exit status is then 1.
+
+--strict
+    A record with fewer fields than the largest one asked for ends the run with status 2.
+
+EXIT STATUS
+
+0 if every file was read to its end, 1 if some could not be opened or lacked a named field, 2 for a usage
+error or a record refused by --strict.
+
+NOTES
+
+Values are compared byte by byte. Two spellings of the same letter, composed and decomposed, are two
+values. tally keeps every distinct value in memory; for more of them than fit, sort the file first and use
+uniq -c, which needs to remember only one.
+
+SEE ALSO
+
+cut(1), join(1), sort(1), uniq(1)
+
+
+Licence of the Harbour typefaces, second edition
+
+What this licence is for. These typefaces were drawn to be used. Whoever has a copy may set books, signs and screens with
+it, take it apart to see how it was made, and make another out of it; what is made out of it must be as free for the next
+person as it was for the last. The only things kept back are the names, so that nobody is taken for the author of what
+somebody else has changed.
+
+1. Words. In this document "the Typefaces" are the files that the Authors have published under it, together with the scripts
+that build them and the text that describes them. "The Original" is the Typefaces as the Authors published them. "A Variant"
+is whatever results when something is added to the Original, removed from it or replaced in it, however little, or when it is
+converted to another format. "You" are the person or the body that makes use of a right given here.
+
+2. What You may do. Subject to clauses 3 and 4, You may, without paying and without asking:
+
+(a) use the Typefaces for any purpose, commercial purposes included, and on as many devices as You wish;
+
+(b) put them, whole or in part, into documents, whether printed or not, to which this licence does not then extend;
+
+(c) copy them and hand the copies on, together with other software or by themselves, provided that no charge is made for
+the Typefaces as such beyond what the copying costs; and
+
+(d) make Variants, and do with these whatever (a) to (c) allow to be done with the Original.
+
+3. What You must do. Every copy that is handed on shall carry this licence and the notice of the Authors' rights, either in
+a file of their own or in those fields of a font file that are meant for them, such that a person without special tools can
+read them. A Variant shall be published under this licence and no other, and shall not bear, as the name by which users
+choose it, any name that the Authors have reserved, unless the Author in question has agreed in writing.
+
+4. When these rights end. They end for anyone who breaks clause 3 and does not put matters right within thirty days of
+learning of it. They do not on that account end for those who had their copies from that person and keep to the clause
+themselves.
+
+5. No promise. The Typefaces are handed over as they are. The Authors promise nothing as to their quality, their fitness for
+what You have in mind, or the absence of claims by third parties, and to the extent that the law allows it they answer for no
+damage, of whatever kind and on whatever ground, that comes of using them or of not being able to. Where the law does not
+allow this, they answer for no more than it demands.
+
+6. Collections. If the Typefaces are delivered together with works that were not derived from them, on one medium or in one
+archive, those works do not come under this licence by reason of the company they keep.
+
+
+"""Reading and writing of packed record files.
+
+A packed file is a header of sixteen bytes followed by records of one length. The header has a magic number,
+the version of the format, the length of a record and the number of records, all little-endian. Nothing is
+compressed: the point of the format is that record n can be read without reading the n - 1 before it.
+"""
+
+import io
+import os
+import struct
+
+__all__ = ["PackedError", "PackedReader", "PackedWriter", "open_packed"]
+
+MAGIC = 0x5041434B
+VERSION = 3
+HEADER = struct.Struct("<IIII")
+
+
+class PackedError(Exception):
+    """Base of all errors of this module; args[0] says which file."""
+
+
+class HeaderError(PackedError):
+    """The file does not begin with a header that this module can read."""
+
+
+class PackedReader:
+    """Random access to the records of an open packed file.
+
+    The file object must be seekable and opened in binary mode. It is not closed when the reader is; use
+    open_packed() for a reader that owns its file. Instances may be iterated over, indexed with integers and
+    slices, and have a length.
+    """
+
+    def __init__(self, fileobj, *, name=None):
+        self.fileobj = fileobj
+        self.name = name if name is not None else getattr(fileobj, "name", "<stream>")
+        self._position = 0
+        self._read_header()
+
+    def _read_header(self):
+        self.fileobj.seek(0)
+        buf = self.fileobj.read(HEADER.size)
+        if len(buf) != HEADER.size:
+            raise HeaderError(f"{self.name}: truncated header: {len(buf)} bytes, wanted {HEADER.size}")
+        magic, version, self.record_size, self.count = HEADER.unpack(buf)
+        if magic != MAGIC:
+            raise HeaderError(f"{self.name}: bad magic number {magic:#010x}")
+        if version > VERSION:
+            raise HeaderError(f"{self.name}: format version {version} is newer than {VERSION}")
+        if self.record_size == 0 and self.count > 0:
+            raise HeaderError(f"{self.name}: records of no length")
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        for index in range(self.count):
+            yield self[index]
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.count))]
+        if index < 0:
+            index += self.count
+        if not 0 <= index < self.count:
+            raise IndexError(f"record {index} of {self.count}")
+        self.fileobj.seek(HEADER.size + index * self.record_size)
+        record = self.fileobj.read(self.record_size)
+        if len(record) < self.record_size:
+            raise PackedError(f"{self.name}: record {index} is cut off")
+        return record
+
+    def seek(self, offset, whence=io.SEEK_SET):
+        """Move to a record. As for files, but counted in records; returns the new position."""
+        if whence == io.SEEK_SET:
+            self._position = offset
+        elif whence == io.SEEK_CUR:
+            self._position += offset
+        elif whence == io.SEEK_END:
+            self._position = self.count + offset
+        else:
+            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
+        self._position = max(0, min(self._position, self.count))
+        return self._position
+
+    def read(self, n=-1):
+        """Read up to n records from the current position on; all of them where n is negative."""
+        if n < 0:
+            n = self.count - self._position
+        records = self[self._position:self._position + n]
+        self._position += len(records)
+        return records
+
+
+class PackedWriter:
+    """Appends records and corrects the header when it is closed."""
+
+    def __init__(self, fileobj, record_size):
+        if record_size <= 0:
+            raise ValueError("record_size must be positive")
+        self.fileobj = fileobj
+        self.record_size = record_size
+        self.count = 0
+        self.fileobj.write(HEADER.pack(MAGIC, VERSION, record_size, 0))
+
+    def write(self, record):
+        if len(record) != self.record_size:
+            raise ValueError(f"record of {len(record)} bytes, wanted {self.record_size}")
+        self.fileobj.write(record)
+        self.count += 1
+
+    def close(self):
+        self.fileobj.seek(0)
+        self.fileobj.write(HEADER.pack(MAGIC, VERSION, self.record_size, self.count))
+        self.fileobj.flush()
+        os.fsync(self.fileobj.fileno())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        if exc_type is None:
+            self.close()
+
+
+def open_packed(name, mode="r", record_size=None):
+    """Open a packed file by name and return a reader or a writer for it."""
+    if mode == "r":
+        return PackedReader(open(name, "rb"), name=name)
+    if mode == "w":
+        if record_size is None:
+            raise TypeError("record_size is needed to write")
+        return PackedWriter(open(name, "wb"), record_size)
+    raise ValueError(f"mode must be 'r' or 'w', not {mode!r}")
+
+
+Building a project
+******************
+
+A project is described by *targets* and by the *properties* that hold for them. A target is something that a
+build produces: an executable, a library, or a file that a command writes. Properties say how: where headers
+are found, which options the compiler is given, what a consumer of the target must link to in turn.
+
+Usage requirements
+==================
+
+What a target needs in order to be built, and what others need in order to use it, are two different things.
+The keywords ``PRIVATE``, ``INTERFACE`` and ``PUBLIC`` keep them apart:
+
+``PRIVATE``
+  Needed to build the target, and of no concern to those who use it.
+
+``INTERFACE``
+  Needed by users, but not by the target itself. A library of headers alone has nothing else.
+
+``PUBLIC``
+  Both of the above.
+
+.. code-block:: cmake
+
+  add_library(wire STATIC src/encode.cpp src/decode.cpp)
+  target_include_directories(wire
+    PUBLIC
+      $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/include>
+      $<INSTALL_INTERFACE:include>
+    PRIVATE
+      src
+  )
+  target_compile_features(wire PUBLIC cxx_std_20)
+  target_link_libraries(wire PUBLIC buffer PRIVATE checksum)
+
+  add_executable(wiredump tools/wiredump.cpp)
+  target_link_libraries(wiredump PRIVATE wire)
+
+In the example above, ``wiredump`` is compiled with the include directory of ``wire`` and linked to
+``buffer``, because both are ``PUBLIC``; it does not see ``src``, and it is linked to ``checksum`` only because
+a static library cannot link by itself.
+
+.. note::
+
+  Order matters where the linker is old. Every dependency is repeated once for each path that leads to it,
+  and groups of libraries that need each other are repeated as a whole.
+
+Finding what is installed
+=========================
+
+``find_package(Name [version] [REQUIRED])`` looks first for a *config file* that the package itself has
+installed, then for a *module* that somebody else has written. If neither is found and the call says
+``REQUIRED``, configuring ends with an error that lists the directories where it was looked for.
+
+#ifndef GRID_SPARSE_VECTOR_H
+#define GRID_SPARSE_VECTOR_H
+
+#include <algorithm>
+#include <cstddef>
+#include <iterator>
+#include <memory>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace grid {
+
+/**
+ *  @brief  A vector of which nearly all elements are equal to one default value.
+ *
+ *  Elements that differ are kept with their index, in ascending order. Reading an element takes
+ *  logarithmic time in their number; writing one may take linear time. Iterators visit the stored
+ *  elements only, and are invalidated by every call that is not const.
+ *
+ *  @tparam _Tp     The type of the elements; must be equality comparable.
+ *  @tparam _Alloc  The allocator of the stored pairs.
+ */
+template<typename _Tp, typename _Alloc = std::allocator<std::pair<std::size_t, _Tp>>>
+  class sparse_vector
+  {
+  public:
+    typedef _Tp                                         value_type;
+    typedef std::size_t                                 size_type;
+    typedef std::pair<size_type, _Tp>                   entry_type;
+    typedef std::vector<entry_type, _Alloc>             storage_type;
+    typedef typename storage_type::const_iterator       const_iterator;
+
+    explicit
+    sparse_vector(size_type __n = 0, const _Tp& __default = _Tp(),
+                  const _Alloc& __a = _Alloc())
+    : _M_size(__n), _M_default(__default), _M_entries(__a)
+    { }
+
+    template<typename _InputIterator,
+             typename = std::enable_if_t<!std::is_integral_v<_InputIterator>>>
+      sparse_vector(_InputIterator __first, _InputIterator __last)
+      : _M_size(0), _M_default()
+      {
+        for (; __first != __last; ++__first)
+          push_back(*__first);
+      }
+
+    //@{
+    /// The number of elements, and of those that differ from the default.
+    size_type size() const noexcept { return _M_size; }
+    size_type stored() const noexcept { return _M_entries.size(); }
+    bool empty() const noexcept { return _M_size == 0; }
+    //@}
+
+    const _Tp&
+    operator[](size_type __n) const
+    {
+      const_iterator __it = _M_find(__n);
+      return __it != _M_entries.end() && __it->first == __n
+             ? __it->second : _M_default;
+    }
+
+    void
+    set(size_type __n, const _Tp& __value)
+    {
+      auto __it = std::lower_bound(_M_entries.begin(), _M_entries.end(), __n,
+                                   [](const entry_type& __e, size_type __i)
+                                   { return __e.first < __i; });
+      const bool __found = __it != _M_entries.end() && __it->first == __n;
+      if (__value == _M_default)
+        {
+          if (__found)
+            _M_entries.erase(__it);
+        }
+      else if (__found)
+        __it->second = __value;
+      else
+        _M_entries.emplace(__it, __n, __value);
+      if (__n >= _M_size)
+        _M_size = __n + 1;
+    }
+
+    void
+    push_back(const _Tp& __value)
+    {
+      if (!(__value == _M_default))
+        _M_entries.emplace_back(_M_size, __value);
+      ++_M_size;
+    }
+
+    const_iterator begin() const noexcept { return _M_entries.begin(); }
+    const_iterator end() const noexcept { return _M_entries.end(); }
+
+    friend bool
+    operator==(const sparse_vector& __x, const sparse_vector& __y)
+    {
+      return __x._M_size == __y._M_size
+             && __x._M_default == __y._M_default
+             && __x._M_entries == __y._M_entries;
+    }
+
+  private:
+    const_iterator
+    _M_find(size_type __n) const
+    {
+      return std::lower_bound(_M_entries.begin(), _M_entries.end(), __n,
+                              [](const entry_type& __e, size_type __i)
+                              { return __e.first < __i; });
+    }
+
+    size_type     _M_size;
+    _Tp           _M_default;
+    storage_type  _M_entries;
+  };
+
+} // namespace grid
+
+#endif // GRID_SPARSE_VECTOR_H
+
+
+Salt marshes form where rivers bring mud to a sheltered coast and the tide is too gentle to carry it away again.
+Their lower edge is bare at low water and under a metre of sea at high water; their upper edge is wetted a few
+times in a year, by spring tides with a wind behind them. Between the two lies a staircase of plants, each step
+fixed less by what a species likes than by what it can bear. Glasswort stands lowest, because nothing else
+survives being covered twice a day; where it has slowed the water and the mud has risen by a hand's breadth,
+cordgrass and then sea aster take its place, and shade it out.
+
+For a long time the marshes of the eastern counties were thought of as land that had not been finished. Between
+1630 and 1850 something like four fifths of them were walled off, drained and ploughed. The gain was real and
+short-lived: peat shrinks when it dries, so that the new fields sank below the sea that had been shut out, and the
+walls had to be raised by every generation. In the winter of 1953 a surge went over them in one night. What came
+after is usually told as a story of engineering, of concrete and pumps; but the engineers' own reports noted, and
+few readers then remarked, that walls with a strip of living marsh before them had stood, while those without had
+mostly gone.
+
+The reason is plain once it is measured. A wave that runs over eighty metres of marsh loses about half of its
+height, and with it three quarters of its energy, before it reaches the wall. The wall behind can be lower, and
+cheaper, by far more than the field given up is worth. Since 1991 some thirty breaches have been made on purpose.
+The first winter after a breach looks like a disaster, and the telephone of whoever signed for it does not stop
+ringing. By the third summer there is glasswort; by the tenth, a marsh that a visitor cannot tell from an old one,
+though a botanist can, by the creeks, which are still too straight.
+
+
+Q: Mr. Alvarez sells lemonade in two sizes. A small cup holds 8 ounces and costs $1.50; a large one holds 14 ounces
+and costs $2.25. On Saturday he sold 36 small cups and some large ones, and used 6 gallons of lemonade in all. How
+much money did he take? (A gallon is 128 ounces.)
+A: Six gallons are 6*128 = 768 ounces.
+The small cups held 36*8 = 288 ounces.
+So the large cups held 768-288 = 480 ounces, but 480/14 is not a whole number: he must have spilled some. If he
+sold 34 large cups, they held 34*14 = 476 ounces and 4 ounces were lost.
+The small cups brought 36*1.50 = $54 and the large ones 34*2.25 = $76.50.
+Together that is 54+76.50 = $130.50.
+
+Q: A train leaves Arden at 9:40 and reaches Brook, 84 miles away, at 11:05. After a stop of 10 minutes it goes on to
+Carrow at the same speed and arrives at 12:00. How far is it from Brook to Carrow, to the nearest mile?
+A: From 9:40 to 11:05 are 85 minutes, so the speed is 84/85 of a mile a minute.
+It leaves Brook at 11:15 and arrives at 12:00, which is 45 minutes later.
+The distance is 45*84/85 = 44.47, so it is 44 miles.
+
+Q: Priya reads 22 pages on each weekday and twice as many on each day of the weekend. Her book has 440 pages and she
+begins on a Monday. On which day does she finish it?
+A: In a week she reads 5*22 = 110 pages on weekdays and 2*44 = 88 on the weekend, 198 in all.
+After two weeks she has read 396 pages, and 440-396 = 44 are left.
+On the third Monday she reads 22 of them, and on the third Tuesday the other 22. She finishes it on a Tuesday.
+
+
+def longest_run(values: list[int]) -> tuple[int, int]:
+    """Return the start and the length of the longest run of equal values.
+
+    Of several runs of the same length the first counts. An empty list has no run.
+
+    >>> longest_run([1, 1, 2, 2, 2, 3])
+    (2, 3)
+    >>> longest_run([4, 5, 6])
+    (0, 1)
+    >>> longest_run([])
+    (0, 0)
+    """
+    best_start = best_length = 0
+    start = 0
+    for i in range(1, len(values) + 1):
+        if i == len(values) or values[i] != values[start]:
+            if i - start > best_length:
+                best_start, best_length = start, i - start
+            start = i
+    return best_start, best_length
+
+
+def merge_intervals(intervals):
+    """Merge overlapping intervals. Input: a list of (start, end) pairs with start <= end, in any order.
+
+    >>> merge_intervals([(8, 10), (1, 3), (2, 6)])
+    [(1, 6), (8, 10)]
+    """
+    merged = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+User: Our nightly job has begun to fail with "could not serialize access due to concurrent update". Nothing about the
+job has changed. What does it mean, and what should I do?
+Assistant: It means that the job runs its transaction at the isolation level REPEATABLE READ or SERIALIZABLE, and that
+another transaction has changed a row that yours wanted to change, after yours had taken its snapshot. The database
+cannot give both of you a consistent view, so it ends yours.
+
+Three things are worth checking, in this order:
+
+1. **What else runs at that time now?** The job has not changed, but its neighbours may have. Look for other
+   transactions on the same tables in the minutes before the error:
+   `SELECT pid, usename, xact_start, query FROM pg_stat_activity WHERE state <> 'idle' ORDER BY xact_start;`
+2. **Does the job need that level at all?** If each of its statements is right on its own, READ COMMITTED is enough,
+   and this error cannot occur there. If it reads a total and then writes something that depends on it, it does need it.
+3. **Is it retried?** At these levels the error is part of the contract: the application is expected to roll back and
+   run the whole transaction again. Most libraries have a wrapper for it. Retry on SQLSTATE 40001 and 40P01 alone, with
+   a short random pause, and give up after five attempts or so.
+
+If you tell me which tables the job writes to, and how long it usually takes, I can suggest how to split it so that it
+holds its snapshot for seconds and not for an hour.
+User: It updates `account_balance` for all accounts, in one statement, about 40 minutes.
+Assistant: Then almost any payment made in those 40 minutes collides with it. Split it by ranges of the key, a few
+thousand accounts each, and commit after every range. Each part takes a second or two, so collisions become rare, and
+the one that collides costs only its own part. Two caveats: the job is no longer atomic, so write down the last range that
+was done and begin there after a crash; and if the balances must all be as of midnight, compute them from a fixed
+cut-off time and not from now().
+
+
+\section{Convergence}
+Let $(a_n)$ be a sequence of positive numbers with $\sum_n a_n = \infty$ and $\sum_n a_n^2 < \infty$, for instance
+$a_n = 1/n$. We show that the iteration $x_{n+1} = x_n - a_n (g(x_n) + \varepsilon_n)$ converges to the only zero
+$x^\ast$ of $g$, almost surely, whenever $g$ is increasing with $|g(x)| \le C(1 + |x|)$ and the errors have
+$\mathbb{E}[\varepsilon_n \mid \mathcal{F}_n] = 0$ and $\mathbb{E}[\varepsilon_n^2 \mid \mathcal{F}_n] \le \sigma^2$.
+
+\begin{proof}
+Put $d_n = (x_n - x^\ast)^2$. Expanding the square,
+\begin{equation}
+  \mathbb{E}[d_{n+1} \mid \mathcal{F}_n] \le d_n (1 + 2 C^2 a_n^2) + a_n^2 (\sigma^2 + 2 C^2 (1 + |x^\ast|)^2)
+  - 2 a_n (x_n - x^\ast)\, g(x_n).
+\end{equation}
+The last term is never positive. By the theorem of Robbins and Siegmund, $d_n$ converges and
+$\sum_n a_n (x_n - x^\ast)\, g(x_n) < \infty$. As the $a_n$ sum to infinity, $(x_n - x^\ast)\, g(x_n)$ comes arbitrarily
+close to $0$; since $g$ vanishes at $x^\ast$ alone, so does $d_n$ along a subsequence, and hence altogether.
+\end{proof}
+
+
+CREATE TABLE shipment (
+    id            BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    order_id      BIGINT NOT NULL REFERENCES customer_order (id) ON DELETE RESTRICT,
+    carrier       TEXT NOT NULL CHECK (carrier IN ('rail', 'road', 'sea')),
+    dispatched_at TIMESTAMPTZ,
+    delivered_at  TIMESTAMPTZ,
+    weight_kg     NUMERIC(8, 2) NOT NULL CHECK (weight_kg > 0),
+    CONSTRAINT delivered_after_dispatched CHECK (delivered_at IS NULL OR delivered_at >= dispatched_at)
+);
+CREATE INDEX shipment_open ON shipment (carrier, dispatched_at) WHERE delivered_at IS NULL;
+
+
+interface RetryOptions {
+  attempts: number;
+  firstDelayMs: number;
+  isTransient(error: unknown): boolean;
+  signal?: AbortSignal;
+}
+
+export async function withRetry<T>(task: (attempt: number) => Promise<T>, options: RetryOptions): Promise<T> {
+  let delay = options.firstDelayMs;
+  for (let attempt = 1; ; attempt++) {
+    options.signal?.throwIfAborted();
+    try {
+      return await task(attempt);
+    } catch (error) {
+      if (attempt >= options.attempts || !options.isTransient(error)) throw error;
+      await new Promise((resolve) => setTimeout(resolve, delay * (0.5 + Math.random())));
+      delay = Math.min(delay * 2, 30_000);
+    }
+  }
+}
+
+
+The council's decision to close the Mill Street crossing was overturned on Thursday evening, after nearly three hours of
+argument and by a single vote. Residents had collected 2,140 signatures in eleven days. "Nobody asked the people who
+walk there," said Dilys Morgan, who has kept the shop on the corner since 1988 and who read out, to applause, the names
+of customers who had told her that they would simply stop coming. The railway's own engineer, called at short notice,
+conceded under questioning that the accident figures in the report were those of a different crossing with the same
+name. A new study is to be ready by the spring. Until then the gates will be staffed, as they were until last year,
+from six in the morning until ten at night.
+
+
+static int
+parse_port(const char *text, uint16_t *port)
+{
+	char *end;
+	unsigned long value;
+
+	errno = 0;
+	value = strtoul(text, &end, 10);
+	if (end == text || *end != '\0')
+		return -EINVAL;
+	if (errno == ERANGE || value == 0 || value > 65535)
+		return -ERANGE;
+	*port = (uint16_t)value;
+	return 0;
+}
 )text";
 
 }  // namespace

@@ -120,7 +120,7 @@ class PrequentialGate {
     // Of all that the candidate has: its gain is too little to be shown, and it was not overtaken.
     bool too_little = false;
     std::int64_t trained_tokens = 0;
-    CandidateVerdict record;    // text and figures; the version is the publisher's to fill in
+    CandidateVerdict record;  // text and figures; the version is the publisher's to fill in
   };
 
   PrequentialGate(const GateOptions& options, std::shared_ptr<const LearnedWeights> served);

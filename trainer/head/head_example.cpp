@@ -12,8 +12,7 @@ namespace foretoken::trainer {
 std::size_t HeadExample::bytes() const {
   return sizeof *this + tokens.size() * sizeof(TokenId) + features.size() * 2 + scales.size() * 4 +
          teacher_ids.size() * sizeof(TokenId) + teacher_p.size() * 4 + n_candidates.size() +
-         refused.size() +
-         candidates.size() * sizeof(Candidate);
+         refused.size() + candidates.size() * sizeof(Candidate);
 }
 
 std::optional<HeadExample> head_example(const RequestTrace& trace, std::int64_t hidden,

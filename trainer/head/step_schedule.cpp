@@ -24,23 +24,22 @@ std::optional<std::uint64_t> StepSchedule::draw_request() {
   const std::uint64_t oldest = source_.oldest_sequence();
   double total = 0;
   const auto weight = [&](const Domain& domain) {
-    return domain.requests.empty()
-               ? 0.0
-               : std::pow(double(domain.requests.size()), options_.domain_power);
+    return std::pow(double(domain.requests.size()), options_.domain_power);
   };
   for (Domain& domain : domains_) {
     while (!domain.requests.empty() && domain.requests.front() < oldest)
       domain.requests.pop_front();
-    total += weight(domain);
+    if (!domain.requests.empty()) total += weight(domain);
   }
   double at = draw_uniform() * total;
+  const Domain* drawn = nullptr;
   for (const Domain& domain : domains_) {
     if (domain.requests.empty()) continue;
-    at -= weight(domain);
-    if (at < 0 || &domain == &domains_.back())
-      return domain.requests[draw() % domain.requests.size()];
+    drawn = &domain;
+    if ((at -= weight(domain)) < 0) break;
   }
-  return std::nullopt;
+  if (drawn == nullptr) return std::nullopt;
+  return drawn->requests[draw() % drawn->requests.size()];
 }
 
 std::deque<std::uint64_t>& StepSchedule::requests_of(std::uint64_t domain) {
