@@ -11,6 +11,7 @@
 //   requests less than 2 % of the time is lost, on average
 // Prints JSON; exits with 1 if a pair did otherwise, 2 if the log does not offer every kind.
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <boost/json.hpp>
@@ -490,4 +491,7 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace foretoken
 
-int main(int argc, char** argv) { return foretoken::run(argc, argv); }
+int main(int argc, char** argv) {
+  spdlog::set_level(spdlog::level::off);  // standard output is for the figures
+  return foretoken::run(argc, argv);
+}
