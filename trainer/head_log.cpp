@@ -19,11 +19,6 @@ void log_drift(std::int64_t tokens) {
   spdlog::info("traffic has changed after {} tokens: learning faster for a while", tokens);
 }
 
-void log_converged(std::int64_t tokens) {
-  spdlog::info("nothing more is gained after {} tokens: learning less until traffic changes",
-               tokens);
-}
-
 void log_step_left_out() { spdlog::warn("head: a step's gradient is not finite: left out"); }
 
 }  // namespace foretoken::trainer

@@ -10,7 +10,6 @@ void log_head_begun(std::int64_t hidden, std::int64_t inner, std::int64_t vocabu
                     std::int64_t tokens);
 void log_vocabulary_counted(std::int64_t tokens, double gain);
 void log_drift(std::int64_t tokens);
-void log_converged(std::int64_t tokens);
 void log_step_left_out();
 
 }  // namespace foretoken::trainer

@@ -2,18 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 
 namespace foretoken::trainer {
 
 bool DriftDetector::observe(std::uint64_t name, double predicted, double accepted,
                             double positions) {
   if (!(positions > 0)) return false;
-  auto at = std::ranges::find(domains_, name, &Domain::name);
-  const bool is_new = at == domains_.end() && domains_.size() < kMostDomains;
-  if (is_new) domains_.push_back({.name = name});
-  if (is_new || at == domains_.end()) at = std::prev(domains_.end());
-  Domain& d = *at;
+  const std::size_t known = domains_.size();
+  Domain& d = entry_of_domain(domains_, name);
+  const bool is_new = domains_.size() > known;
   d.predicted += predicted;
   d.accepted += accepted;
   d.positions += positions;

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "trainer/head/domains.h"
+
 namespace foretoken::trainer {
 
 class DriftDetector {
@@ -22,8 +24,8 @@ class DriftDetector {
   static constexpr double kSlack = 0.5, kBar = 6;
   // A domain's first observations say what is usual there, and are no alarm.
   static constexpr int kWarmUp = 8;
-  static constexpr double kMemory = 64;            // observations, of what is usual
-  static constexpr std::size_t kMostDomains = 64;  // the rest share the last
+  static constexpr double kMemory = 64;  // observations, of what is usual
+  static constexpr std::size_t kMostDomains = trainer::kMostDomains;
 
   struct Domain {
     std::uint64_t name = 0;  // a hash: names are the clients', of any length

@@ -244,9 +244,7 @@ void HeadLearner::observe(std::uint64_t sequence, const RequestTrace& trace) {
 }
 bool HeadLearner::work(std::size_t fresh_waiting) { return impl_->work(fresh_waiting); }
 void HeadLearner::judged(std::int64_t trained_tokens, bool gained) {
-  const bool before = impl_->schedule.converged();
   impl_->schedule.judged(trained_tokens, gained);
-  if (!before && impl_->schedule.converged()) log_converged(impl_->schedule.tokens());
 }
 bool HeadLearner::trained() const { return impl_->step > 0; }
 std::int64_t HeadLearner::step() const { return impl_->step; }

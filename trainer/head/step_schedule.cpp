@@ -1,5 +1,7 @@
 #include "trainer/head/step_schedule.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -42,18 +44,11 @@ std::optional<std::uint64_t> StepSchedule::draw_request() {
   return drawn->requests[draw() % drawn->requests.size()];
 }
 
-std::deque<std::uint64_t>& StepSchedule::requests_of(std::uint64_t domain) {
-  const auto of = std::ranges::find(domains_, domain, &Domain::name);
-  if (of != domains_.end()) return of->requests;
-  if (domains_.size() < kMostDomains) domains_.push_back({domain, {}});
-  return domains_.back().requests;
-}
-
 void StepSchedule::observe(std::uint64_t sequence, std::optional<Piece> starts, std::int64_t tokens,
                            std::uint64_t domain) {
   if (!starts) return;
   tokens_ += tokens;
-  requests_of(domain).push_back(sequence);
+  entry_of_domain(domains_, domain).requests.push_back(sequence);
   for (std::int64_t done = 0; done < starts->count; done += options_.tokens_per_step) {
     const std::int64_t count =
         std::min<std::int64_t>(options_.tokens_per_step, starts->count - done);
@@ -68,7 +63,12 @@ void StepSchedule::hurry(std::int64_t tokens) {
 }
 
 void StepSchedule::judged(std::int64_t trained_tokens, bool gained) {
-  if (trained_tokens >= std::max(options_.early_tokens, hurry_until_)) converged_ = !gained;
+  if (trained_tokens < std::max(options_.early_tokens, hurry_until_)) return;
+  if (!gained && !converged_) {
+    spdlog::info("nothing more is gained after {} tokens: learning less until traffic changes",
+                 tokens_);
+  }
+  converged_ = !gained;
 }
 
 bool StepSchedule::begin(std::size_t fresh_waiting, const StartsOf& starts_of) {
@@ -145,7 +145,7 @@ void StepSchedule::restore(const StateMap& map, const std::string& name) {
   draws_ = map.get_one<std::uint64_t>(name + ".draws", 0);
   owed_chains_ = map.get_one<double>(name + ".owed", 0);
   for (const Offered& offered : map.get<Offered>(name + ".offered"))
-    requests_of(offered.domain).push_back(offered.sequence);
+    entry_of_domain(domains_, offered.domain).requests.push_back(offered.sequence);
   for (const Piece& piece : map.get<Piece>(name + ".fresh")) {
     fresh_.push_back(piece);
     fresh_chains_ += piece.count;

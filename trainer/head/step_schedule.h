@@ -1,6 +1,7 @@
 // Which positions the next optimiser step learns from: a head's chains begin at generated tokens of
 // logged requests. Fresh requests come once, in their order; then, as many passes over a token as
-// are wanted, replays drawn uniformly from the whole buffer. No torch. One thread. Deterministic.
+// are wanted, replays drawn from the whole buffer, by request or by domain. No torch. One thread.
+// Deterministic.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "trainer/head/domains.h"
 #include "trainer/head/head_example.h"
 #include "trainer/learner.h"
 #include "trainer/objective/objective_kind.h"
@@ -86,7 +88,6 @@ class StepSchedule {
   std::uint64_t draw();
   double draw_uniform() { return double(draw() >> 11) * 0x1p-53; }
   std::optional<std::uint64_t> draw_request();  // one that has something to learn from
-  std::deque<std::uint64_t>& requests_of(std::uint64_t domain);
 
   const StepOptions options_;
   const TraceSource& source_;
@@ -94,10 +95,9 @@ class StepSchedule {
   std::int64_t fresh_chains_ = 0, tokens_ = 0;
   // What may be replayed: numbers of requests, ascending, by domain in the order of their coming.
   struct Domain {
-    std::uint64_t name;
-    std::deque<std::uint64_t> requests;
+    std::uint64_t name = 0;
+    std::deque<std::uint64_t> requests = {};
   };
-  static constexpr std::size_t kMostDomains = 64;  // the rest share the last
   std::vector<Domain> domains_;
   std::int64_t hurry_until_ = 0;
   bool converged_ = false;

@@ -1,0 +1,27 @@
+"""A server for paired timing: one request at a time, on a copy of a state directory, with nothing promoted meanwhile."""
+import pathlib, shutil, sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "conformance"))
+import foretoken_server
+
+
+class FrozenServer(foretoken_server.Server):
+    """state_dir: copied to `folder`, not touched; None: begins with nothing."""
+
+    def __init__(self, binary, model, state_dir, folder, *flags):
+        if state_dir:
+            shutil.copytree(state_dir, folder)
+        super().__init__(binary, "--max-num-seqs", "1", "--control-fraction", "0", "--plain-fraction", "0", *flags,
+                         state_dir=str(folder), model=model)
+
+    def __enter__(self):
+        super().__enter__()
+        self.post("/v1/speculator/freeze", {})
+        return self
+
+    def chat(self, body):
+        """The whole answer to a chat request."""
+        status, answer, _ = self.post("/v1/chat/completions", dict(body, stream=False), timeout=600)
+        if status != 200:
+            sys.exit(f"{sys.argv[0]}: {status} {answer}")
+        return answer
