@@ -15,10 +15,6 @@ void log_vocabulary_counted(std::int64_t tokens, double gain) {
                100 * gain);
 }
 
-void log_drift(std::int64_t tokens) {
-  spdlog::info("traffic has changed after {} tokens: learning faster for a while", tokens);
-}
-
 void log_step_left_out() { spdlog::warn("head: a step's gradient is not finite: left out"); }
 
 }  // namespace foretoken::trainer

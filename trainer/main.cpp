@@ -169,11 +169,7 @@ int main(int argc, char** argv) {
       ->envname("FORETOKEN_HEAD_GAIN_LEARNING_RATE")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  app.add_option("--early-passes", head.early_passes, "Passes over a token of the first 10,000")
-      ->envname("FORETOKEN_EARLY_PASSES")
-      ->check(CLI::Range(1.0, 100.0))
-      ->capture_default_str();
-  app.add_option("--passes", head.late_passes, "Passes over a later token")
+  app.add_option("--passes", head.passes, "Passes over a token")
       ->envname("FORETOKEN_PASSES")
       ->check(CLI::Range(1.0, 100.0))
       ->capture_default_str();
@@ -182,6 +178,11 @@ int main(int argc, char** argv) {
                  "is promoted or traffic changes")
       ->envname("FORETOKEN_CONVERGED_PASSES")
       ->check(CLI::Range(1.0, 100.0))
+      ->capture_default_str();
+  app.add_option("--teacher-temperature", head.teacher_temperature,
+                 "At which a greedy request's distributions teach the head")
+      ->envname("FORETOKEN_TEACHER_TEMPERATURE")
+      ->check(CLI::Range(0.05, 2.0))
       ->capture_default_str();
   app.add_option("--domain-power", head.domain_power,
                  "Replays are of a domain of n requests with a chance that goes with n to this "
@@ -194,11 +195,16 @@ int main(int argc, char** argv) {
       ->envname("FORETOKEN_REFUSED_WEIGHT")
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
-  app.add_option("--drift-tokens", head.drift_tokens,
-                 "After a change of traffic, so many tokens are learned from as the first 10,000 "
-                 "are; 0: no change is looked for")
+  app.add_option(
+         "--drift-tokens", head.drift_tokens,
+         "After a change of traffic, so many tokens are learned from harder; 0: no change is "
+         "looked for")
       ->envname("FORETOKEN_DRIFT_TOKENS")
       ->check(CLI::Range(0, 1000000))
+      ->capture_default_str();
+  app.add_option("--drift-passes", head.drift_passes, "Passes over a token meanwhile")
+      ->envname("FORETOKEN_DRIFT_PASSES")
+      ->check(CLI::Range(1.0, 100.0))
       ->capture_default_str();
   app.add_option("--drift-learning-rate", head.drift_learning_rate,
                  "Factor on the head's learning rate meanwhile")

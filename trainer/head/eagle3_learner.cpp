@@ -45,7 +45,7 @@ struct Eagle3Learner::Impl {
   // What a request teaches; nullopt: nothing.
   std::optional<HeadExample> example_of(const RequestTrace& trace) const {
     if (!reads(trace)) return std::nullopt;
-    return head_example(trace, model->hidden(), model->n_vocab());
+    return head_example(trace, model->hidden(), model->n_vocab(), options.teacher_temperature);
   }
 
   void observe(std::uint64_t sequence, const RequestTrace& trace) {
@@ -117,6 +117,7 @@ struct Eagle3Learner::Impl {
     const std::int64_t n = piece.count, width = logits.size(1);
     const float inverse_temperature = example->inverse_temperature;
     const auto q = torch::softmax(logits.detach() * inverse_temperature, 1);
+    watch(*example, piece, q.narrow(0, 0, n));
     auto factor = torch::zeros({logits.size(0), 1});
     std::vector<std::array<std::pair<std::int32_t, float>, kTeacherTokens>> spikes(
         std::size_t(logits.size(0)));
@@ -153,8 +154,19 @@ struct Eagle3Learner::Impl {
     chains += n;
   }
 
+  // q: [chains, V] of their first steps.
+  void watch(const HeadExample& example, const Piece& piece, const torch::Tensor& q) {
+    const auto [most, chosen] = q.max(1);
+    for (std::int64_t c = 0; c < piece.count && piece.start + c + 1 < example.n; ++c) {
+      const TokenId choice = head.vocab[std::size_t(chosen.data_ptr<std::int64_t>()[c])];
+      schedule.watch(example.domain, most.data_ptr<float>()[c],
+                     choice == example.tokens[std::size_t(piece.start + c + 1)]);
+    }
+  }
+
   void end_step() {
     if (step_weight_sum <= 0) return;
+    schedule.end();
     std::vector<torch::Tensor> gradients;
     for (const torch::Tensor& p : parameters) {
       if (!p.grad().defined()) p.mutable_grad() = torch::zeros_like(p);
@@ -163,7 +175,7 @@ struct Eagle3Learner::Impl {
     // The mean over positions, weights included, then the clip.
     if (scale_and_clip(gradients, 1 / step_weight_sum, options.clip)) {
       ++step;
-      adam->step(options.learning_rate * std::min(1.0, double(step) / options.warmup_steps));
+      adam->step(schedule.learning_rate() * std::min(1.0, double(step) / options.warmup_steps));
       move_average(average, adam->values(), options.average_decay, step);
       loss.add(step_loss / step_weight_sum);
     }
@@ -251,7 +263,8 @@ Status Eagle3Learner::restore(const StateMap& map) {
   s.chains = map.get_one<std::int64_t>("eagle3.chains", 0);
   s.step = map.get_one<std::int64_t>("eagle3.step", 0);
   s.loss.value = map.get_one<double>("eagle3.loss", 0);
-  s.schedule.restore(map, "eagle3");
+  if (!s.schedule.restore(map, "eagle3"))
+    return Error{ErrorCode::kInvalidInput, "learner state: eagle3: schedule"};
   impl_ = std::move(made);
   return Ok{};
 }

@@ -13,7 +13,7 @@ std::shared_ptr<const HeadExample> ExampleCache::get(std::uint64_t sequence) {
 
 std::shared_ptr<const HeadExample> ExampleCache::put(std::uint64_t sequence,
                                                      const RequestTrace& trace) {
-  auto decoded = head_example(trace, hidden_, n_vocab_);
+  auto decoded = head_example(trace, hidden_, n_vocab_, greedy_temperature_);
   if (!decoded) return nullptr;
   auto example = std::make_shared<const HeadExample>(std::move(*decoded));
   if (example->bytes() > max_bytes_ || by_sequence_.contains(sequence)) return example;

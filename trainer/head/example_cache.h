@@ -14,8 +14,12 @@ namespace foretoken::trainer {
 class ExampleCache {
  public:
   ExampleCache(std::size_t max_bytes, std::int64_t hidden, std::int64_t n_vocab,
-               const TraceSource& source)
-      : max_bytes_(max_bytes), hidden_(hidden), n_vocab_(n_vocab), source_(source) {}
+               double greedy_temperature, const TraceSource& source)
+      : max_bytes_(max_bytes),
+        hidden_(hidden),
+        n_vocab_(n_vocab),
+        greedy_temperature_(greedy_temperature),
+        source_(source) {}
 
   // Null: there is nothing to learn from, or it is gone.
   std::shared_ptr<const HeadExample> get(std::uint64_t sequence);
@@ -29,6 +33,7 @@ class ExampleCache {
   };
   const std::size_t max_bytes_;
   const std::int64_t hidden_, n_vocab_;
+  const double greedy_temperature_;
   const TraceSource& source_;
   std::list<Entry> entries_;  // used last, first
   std::unordered_map<std::uint64_t, std::list<Entry>::iterator> by_sequence_;

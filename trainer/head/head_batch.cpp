@@ -89,8 +89,10 @@ HeadScores head_scores(const HeadParameters& head, const HeadVocabulary& vocabul
   out.scores.narrow(1, n_vocab, HeadBatch::kSlots).fill_(kAbsent);
   const auto source_terms = torch::mm(r, head.source.t());  // [rows, kHeadSources]
   const float* bias = head.bias.data_ptr<float>();
-  const float outside = head.outside.item<float>();
+  const float outside = head.outside.item<float>(), gain = head.gain.item<float>();
+  const float* candidate_gain = head.candidate_gain.data_ptr<float>();
   out.columns.resize(std::size_t(n_rows));
+  out.raw.resize(std::size_t(n_rows));
   bool scaled = false;
   for (std::int64_t i = 0; i < n_rows; ++i) {
     const HeadBatch::Row& row = batch.rows[std::size_t(i)];
@@ -108,7 +110,12 @@ HeadScores head_scores(const HeadParameters& head, const HeadVocabulary& vocabul
         scores[column] = outside;
       }
       columns[c] = column;
-      scores[column] += bias[candidates[c].klass] + terms[head_source(candidates[c].klass)];
+      out.raw[std::size_t(i)][c] = column < n_vocab ? scores[column] / gain : 0.0f;
+    }
+    for (std::size_t c = 0; c < candidates.size(); ++c) {
+      const int source = head_source(candidates[c].klass);
+      scores[columns[c]] += bias[candidates[c].klass] + terms[source] +
+                            candidate_gain[source] * out.raw[std::size_t(i)][c];
     }
     scaled |= row.example->inverse_temperature != 1.0f;
   }
@@ -139,7 +146,7 @@ HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVoc
   const auto first_choice = q.narrow(0, 0, batch.n).max(1);
   const auto chosen_q = std::get<0>(first_choice), chosen = std::get<1>(first_choice);
   loss.predicted.assign(std::size_t(batch.n), 0.0f);
-  loss.accepted.assign(std::size_t(batch.n), 0.0f);
+  loss.accepted.assign(std::size_t(batch.n), false);
   std::array<float, kTeacherTokens> p{}, q_of{};
   for (std::int64_t i = 0; i < n_rows; ++i) {
     const HeadBatch::Row& row = batch.rows[std::size_t(i)];
@@ -157,8 +164,7 @@ HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVoc
     if (i < batch.n) {
       const TokenId emitted = row.example->tokens[std::size_t(row.predicted)];
       loss.predicted[std::size_t(i)] = chosen_q.data_ptr<float>()[i];
-      loss.accepted[std::size_t(i)] =
-          chosen.data_ptr<std::int64_t>()[i] == columns.of(emitted) ? 1.0f : 0.0f;
+      loss.accepted[std::size_t(i)] = chosen.data_ptr<std::int64_t>()[i] == columns.of(emitted);
     }
     const double weight = row_weight[std::size_t(i / batch.n)] *
                           (row.example->refused[std::size_t(row.predicted)] ? refused_weight : 1);
@@ -173,7 +179,10 @@ HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVoc
   }
   auto logit_gradient = q.mul(factor);  // [rows, V + slots]
   auto source_gradient = torch::zeros({n_rows, kHeadSources});
-  auto bias_gradient = torch::zeros({kFusionClasses}), outside_gradient = torch::zeros({1});
+  auto bias_gradient = torch::zeros({kFusionClasses}), outside_gradient = torch::zeros({1}),
+       own_gradient = torch::zeros({kHeadSources});
+  const float gain = head.gain.item<float>();
+  const float* candidate_gain = head.candidate_gain.data_ptr<float>();
   for (std::int64_t i = 0; i < n_rows; ++i) {
     const HeadBatch::Row& row = batch.rows[std::size_t(i)];
     if (!row.example) continue;
@@ -184,16 +193,22 @@ HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVoc
     }
     const auto candidates = candidates_of(row);
     std::int32_t next_extra = std::int32_t(n_vocab);
+    std::array<float, kMaxCandidates> through_own{};
     for (std::size_t c = 0; c < candidates.size(); ++c) {
       const std::int32_t column = scored.columns[std::size_t(i)][c];
+      const int s = head_source(candidates[c].klass);
+      own_gradient.data_ptr<float>()[s] += g[column] * scored.raw[std::size_t(i)][c];
+      if (column < n_vocab) through_own[c] = g[column] * candidate_gain[s] / gain;
       bias_gradient.data_ptr<float>()[candidates[c].klass] += g[column];
-      source_gradient.data_ptr<float>()[i * kHeadSources + head_source(candidates[c].klass)] +=
-          g[column];
+      source_gradient.data_ptr<float>()[i * kHeadSources + s] += g[column];
       if (column == next_extra) {  // its first candidate: the slot begins at `outside`
         *outside_gradient.data_ptr<float>() += g[column];
         ++next_extra;
       }
     }
+    // Of gain * (row . r), which a candidate's own gain raises as well.
+    for (std::size_t c = 0; c < candidates.size(); ++c)
+      g[scored.columns[std::size_t(i)][c]] += through_own[c];
   }
   const auto through_rows =
       product(logit_gradient.narrow(1, 0, n_vocab), vocabulary.rows.t());  // [rows, H]
@@ -201,7 +216,9 @@ HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVoc
     if (!parameter.grad().defined()) parameter.mutable_grad() = torch::zeros_like(parameter);
     parameter.mutable_grad().add_(value);
   };
-  add(head.gain, (through_rows * r).sum().reshape({1}));
+  add(head.gain,
+      (through_rows * r).sum().reshape({1}) - torch::dot(head.candidate_gain, own_gradient) / gain);
+  add(head.candidate_gain, own_gradient);
   add(head.bias, bias_gradient);
   add(head.outside, outside_gradient);
   add(head.source, torch::mm(source_gradient.t(), r));

@@ -43,6 +43,8 @@ struct HeadScores {
   torch::Tensor scores;
   // Of each row's candidates: its column in scores.
   std::vector<std::array<std::int32_t, kMaxCandidates>> columns;
+  // And its output row . r, before the gain; 0 outside the vocabulary.
+  std::vector<std::array<float, kMaxCandidates>> raw;
 };
 HeadScores head_scores(const HeadParameters& head, const HeadVocabulary& vocabulary,
                        const HeadBatch& batch, const torch::Tensor& r);
@@ -55,7 +57,8 @@ struct HeadLoss {
   torch::Tensor r_gradient;    // [rows, H]
   // Of each chain's first step: the head's probability of its first choice, and whether that was
   // what came.
-  std::vector<float> predicted, accepted;  // [n]; 0 where there is no row
+  std::vector<float> predicted;  // [n]; 0 where there is no row
+  std::vector<bool> accepted;
 };
 HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVocabulary& vocabulary,
                    const HeadBatch& batch, const torch::Tensor& r,

@@ -2,12 +2,35 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "foretoken/protocol/frame.h"
 #include "runtime/evaluate/fusion_replay.h"
 #include "runtime/speculate/head/recurrent_head.h"
 
 namespace foretoken::trainer {
+
+namespace {
+
+// The target's distribution of temperature 1 at another one: p^(1/T) over its sum. Of the tokens
+// that were not logged the mass is known; they are taken to be as likely as the last that was,
+// which is exact at 1 and says too little of the logged ones below.
+void teach(const GeneratedTokenTrace& generated, double temperature, std::span<float> p) {
+  const double power = 1 / temperature;
+  double listed = 0, sum = 0, last = 1;
+  for (const float logit : generated.top_logits) {
+    last = std::min(1.0, std::exp(double(logit) - generated.log_sum_exp));
+    listed += last;
+    sum += std::pow(last, power);
+  }
+  sum += std::max(0.0, 1 - listed) * std::pow(last, power - 1);
+  for (std::size_t t = 0; t < p.size(); ++t) {
+    const double of_one = std::exp(double(generated.top_logits[t]) - generated.log_sum_exp);
+    p[t] = sum > 0 ? float(std::pow(std::min(1.0, of_one), power) / sum) : 0.0f;
+  }
+}
+
+}  // namespace
 
 std::size_t HeadExample::bytes() const {
   return sizeof *this + tokens.size() * sizeof(TokenId) + features.size() * 2 + scales.size() * 4 +
@@ -16,7 +39,7 @@ std::size_t HeadExample::bytes() const {
 }
 
 std::optional<HeadExample> head_example(const RequestTrace& trace, std::int64_t hidden,
-                                        std::int64_t n_vocab) {
+                                        std::int64_t n_vocab, double greedy_temperature) {
   if (trace.n_taps != kHeadTaps || trace.tap_width != hidden) return std::nullopt;
   const std::int64_t rows = trace.tap_positions();
   const auto n = std::int64_t(trace.generated.size());
@@ -68,8 +91,7 @@ std::optional<HeadExample> head_example(const RequestTrace& trace, std::int64_t 
       const auto all = target_probabilities(generated, example.tokens[i], temperature, tokens);
       std::copy(all.begin(), all.end(), p);
     } else {
-      for (std::size_t t = 0; t < k; ++t)
-        p[t] = std::min(1.0f, std::exp(generated.top_logits[t] - generated.log_sum_exp));
+      teach(generated, greedy_temperature, {p, k});
     }
     const std::size_t c = std::min<std::size_t>(kMaxCandidates, generated.candidates.size());
     example.n_candidates[i] = std::uint8_t(c);

@@ -19,17 +19,17 @@ struct HeadExample {
   std::int32_t first = 0;  // the first generated token whose features are here
   std::int32_t hidden = 0;
   std::vector<std::int32_t> tap_layers;  // as the trace names them; empty: the default ones
-  std::uint64_t domain = 0;       // the hash of its name
-  float inverse_temperature = 1;  // 1 at T = 0
-  std::vector<TokenId> tokens;    // [n], generated
+  std::uint64_t domain = 0;              // the hash of its name
+  float inverse_temperature = 1;         // 1 at T = 0
+  std::vector<TokenId> tokens;           // [n], generated
   // Of the position before each generated token first .. n - 1 (its features are known when the
   // token is the newest): [n - first, kHeadTaps, hidden] fp16, [n - first, kHeadTaps] scales.
   std::vector<std::uint16_t> features;
   std::vector<float> scales;
   // The target's distribution for each generated token, most probable first; -1 ends it. At T = 0
-  // that of temperature 1: a softer teacher than the argmax alone.
-  std::vector<TokenId> teacher_ids;        // [n, kTeacherTokens]
-  std::vector<float> teacher_p;            // [n, kTeacherTokens]
+  // that of the teacher's temperature: softer than the argmax alone.
+  std::vector<TokenId> teacher_ids;  // [n, kTeacherTokens]
+  std::vector<float> teacher_p;      // [n, kTeacherTokens]
   // Whether a draft was refused there: the target was asked what it wanted instead.
   std::vector<std::uint8_t> refused;       // [n]
   std::vector<std::uint8_t> n_candidates;  // [n]
@@ -41,7 +41,8 @@ struct HeadExample {
 };
 
 // nullopt: nothing to learn from (no features, one token, another model's width or vocabulary).
+// greedy_temperature: of the teacher of a request at T = 0, above 0.
 std::optional<HeadExample> head_example(const RequestTrace& trace, std::int64_t hidden,
-                                        std::int64_t n_vocab);
+                                        std::int64_t n_vocab, double greedy_temperature);
 
 }  // namespace foretoken::trainer

@@ -5,7 +5,6 @@
 #include "runtime/speculate/head/head_bundle.h"
 #include "trainer/head/adam.h"
 #include "trainer/head/draft_vocabulary.h"
-#include "trainer/head/drift_detector.h"
 #include "trainer/head/example_cache.h"
 #include "trainer/head/head_batch.h"
 #include "trainer/head_log.h"
@@ -32,7 +31,8 @@ struct HeadLearner::Impl {
         model(std::move(model_in)),
         source(source_in),
         schedule(options, source_in),
-        cache(options.cache_bytes, model->hidden(), model->n_vocab(), source),
+        cache(options.cache_bytes, model->hidden(), model->n_vocab(), options.teacher_temperature,
+              source),
         counts(model->n_vocab()),
         product_type(!options.bf16.has_value() ? fast_product_type()
                      : *options.bf16           ? torch::kBFloat16
@@ -91,7 +91,6 @@ struct HeadLearner::Impl {
     recount();
     if (!vocabulary) return false;
     step_loss = step_weight_sum = 0;
-    watched.clear();
     return schedule.begin(fresh_waiting, [this](std::uint64_t sequence) -> std::optional<Piece> {
       const auto example = cache.get(sequence);
       if (!example || example->tap_layers != layers) return std::nullopt;
@@ -104,32 +103,6 @@ struct HeadLearner::Impl {
     slice();
     if (!schedule.under_way()) end_step();
     return true;
-  }
-
-  // What the head said of a request's fresh chains before it learned from them.
-  struct Watched {
-    std::uint64_t domain;
-    double predicted, accepted, positions;
-  };
-  void watch(const HeadBatch& made, const HeadLoss& loss) {
-    for (std::size_t i = 0; i < std::size_t(made.n); ++i) {
-      if (!made.rows[i].example) continue;
-      const std::uint64_t domain = made.rows[i].example->domain;
-      if (watched.empty() || watched.back().domain != domain) watched.push_back({domain, 0, 0, 0});
-      watched.back().predicted += double(loss.predicted[i]);
-      watched.back().accepted += double(loss.accepted[i]);
-      watched.back().positions += 1;
-    }
-  }
-  // A step that was stopped half way is watched once.
-  void hear_watched() {
-    for (const Watched& w : watched) {
-      if (options.drift_tokens == 0 ||
-          !drift.observe(w.domain, w.predicted, w.accepted, w.positions))
-        continue;
-      if (!schedule.early()) log_drift(schedule.tokens());
-      schedule.hurry(options.drift_tokens);
-    }
   }
 
   // Gradients of the next chains_per_slice chains of the step's.
@@ -150,7 +123,10 @@ struct HeadLearner::Impl {
     const auto r = run_head(working, made.x, made.embedded);
     const HeadLoss loss = head_loss(options.objective, working, *vocabulary, made, r, step_weights,
                                     options.refused_weight);
-    if (schedule.fresh()) watch(made, loss);
+    for (std::size_t i = 0; i < std::size_t(made.n); ++i) {
+      if (const HeadExample* example = made.rows[i].example)
+        schedule.watch(example->domain, loss.predicted[i], loss.accepted[i]);
+    }
     r.backward(loss.r_gradient);
     if (product_type != torch::kFloat32) gather_gradients();
     step_loss += loss.sum;
@@ -173,7 +149,7 @@ struct HeadLearner::Impl {
 
   void end_step() {
     if (step_weight_sum <= 0) return;
-    hear_watched();
+    schedule.end();
     std::vector<torch::Tensor> gradients, table_gradients;
     for (const torch::Tensor& p : head.weights()) gradients.push_back(p.grad());
     for (const torch::Tensor& p : head.table()) table_gradients.push_back(p.grad());
@@ -191,8 +167,7 @@ struct HeadLearner::Impl {
     }
     ++step;
     const double warmup = std::min(1.0, double(step) / options.warmup_steps);
-    const double drifted = schedule.hurried() ? options.drift_learning_rate : 1.0;
-    adam->step(options.learning_rate * warmup * drifted);
+    adam->step(schedule.learning_rate() * warmup);
     gain_adam->step(options.gain_learning_rate * warmup * std::abs(head.gain.item<double>()));
     if (schedule.fresh()) table_adam->step(options.table_learning_rate * warmup);
     clear_gradients();
@@ -224,9 +199,7 @@ struct HeadLearner::Impl {
   std::unique_ptr<Adam> adam, table_adam, gain_adam;
 
   std::int64_t chains = 0, next_recount = kFirstVocabularyTokens;
-  DriftDetector drift;
   double step_loss = 0, step_weight_sum = 0;  // of the step under way
-  std::vector<Watched> watched;
   std::int64_t step = 0;
   SmoothedLoss loss;
 };
@@ -269,7 +242,6 @@ void HeadLearner::save(StateMap& map) const {
   map.put("head.mass", s.counts.mass());
   map.put_one("head.next_recount", s.next_recount);
   map.put_one("head.chains", s.chains);
-  map.put("head.drift", s.drift.state());
   map.put_one("head.step", s.step);
   map.put_one("head.loss", s.loss.value);
   s.schedule.save(map, "head");
@@ -301,10 +273,9 @@ Status HeadLearner::restore(const StateMap& map) {
   if (map.has("head.tap_layers")) s.layers = map.get<std::int32_t>("head.tap_layers");
   s.next_recount = map.get_one<std::int64_t>("head.next_recount", kFirstVocabularyTokens);
   s.chains = map.get_one<std::int64_t>("head.chains", 0);
-  if (!s.drift.restore(map.get<DriftDetector::Domain>("head.drift"))) return wrong("drift");
   s.step = map.get_one<std::int64_t>("head.step", 0);
   s.loss.value = map.get_one<double>("head.loss", 0);
-  s.schedule.restore(map, "head");
+  if (!s.schedule.restore(map, "head")) return wrong("schedule");
   if (map.get_one<std::uint8_t>("head.trained", 0)) {
     auto tokens = map.get<TokenId>("head.vocabulary");
     if (std::int64_t(tokens.size()) != s.options.vocabulary)

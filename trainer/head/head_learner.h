@@ -23,10 +23,6 @@ struct HeadOptions : StepOptions {
   double gain_learning_rate = 0.06;
   // Of a position where a draft was refused, beside others.
   double refused_weight = 1;
-  // After a change of traffic (drift_detector.h; 0: none is looked for): so many tokens with
-  // early_passes again, at a learning rate so much higher.
-  std::int64_t drift_tokens = 6000;
-  double drift_learning_rate = 1.5;
   int chains_per_fast_slice = 135;                   // where products are in bf16
   std::optional<bool> bf16;                          // products in bf16; unset: where they are fast
   std::size_t cache_bytes = std::size_t{256} << 20;  // decoded features in memory

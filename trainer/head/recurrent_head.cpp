@@ -38,9 +38,9 @@ Status read(const char* name, const HeadMatrix& from, torch::Tensor to) {
 }  // namespace
 
 HeadParameters HeadParameters::clone() const {
-  return {fc.detach().clone(),     inner.detach().clone(),  down.detach().clone(),
-          gain.detach().clone(),   source.detach().clone(), bias.detach().clone(),
-          outside.detach().clone()};
+  return {fc.detach().clone(),      inner.detach().clone(),         down.detach().clone(),
+          gain.detach().clone(),    source.detach().clone(),        bias.detach().clone(),
+          outside.detach().clone(), candidate_gain.detach().clone()};
 }
 
 HeadParameters HeadParameters::zeros(std::int64_t hidden, std::int64_t inner) {
@@ -50,7 +50,8 @@ HeadParameters HeadParameters::zeros(std::int64_t hidden, std::int64_t inner) {
           torch::zeros({1}),
           torch::zeros({kHeadSources, hidden}),
           torch::zeros({kFusionClasses}),
-          torch::zeros({1})};
+          torch::zeros({1}),
+          torch::zeros({kHeadSources})};
 }
 
 HeadParameters HeadParameters::initial(std::int64_t hidden, std::int64_t inner,
@@ -91,6 +92,7 @@ HeadParts HeadParameters::parts(std::vector<TokenId> vocab) const {
   parts.outside = outside.item<float>();
   std::copy_n(bias.data_ptr<float>(), kFusionClasses, parts.bias.begin());
   parts.source.assign(source.data_ptr<float>(), source.data_ptr<float>() + source.numel());
+  std::copy_n(candidate_gain.data_ptr<float>(), kHeadSources, parts.candidate_gain.begin());
   return parts;
 }
 
@@ -110,6 +112,7 @@ Result<HeadParameters> HeadParameters::of(const HeadParts& parts) {
   head.outside.fill_(parts.outside);
   std::copy(parts.bias.begin(), parts.bias.end(), head.bias.data_ptr<float>());
   std::copy(parts.source.begin(), parts.source.end(), head.source.data_ptr<float>());
+  std::ranges::copy(parts.candidate_gain, head.candidate_gain.data_ptr<float>());
   return head;
 }
 

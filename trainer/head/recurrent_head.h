@@ -15,21 +15,24 @@ namespace foretoken::trainer {
 // fp32 (but for a rounded_copy()), contiguous. `step`, `gate` and `up` share their input and are
 // one matrix.
 struct HeadParameters {
-  torch::Tensor fc;       // [H, 4H]
-  torch::Tensor inner;    // [H + 2 I, 2H]: step, gate, up
-  torch::Tensor down;     // [H, I]
-  torch::Tensor gain;     // [1]
-  torch::Tensor source;   // [kHeadSources, H]
-  torch::Tensor bias;     // [kFusionClasses]
-  torch::Tensor outside;  // [1]
+  torch::Tensor fc;              // [H, 4H]
+  torch::Tensor inner;           // [H + 2 I, 2H]: step, gate, up
+  torch::Tensor down;            // [H, I]
+  torch::Tensor gain;            // [1]
+  torch::Tensor source;          // [kHeadSources, H]
+  torch::Tensor bias;            // [kFusionClasses]
+  torch::Tensor outside;         // [1]
+  torch::Tensor candidate_gain;  // [kHeadSources]
 
   std::int64_t hidden() const { return fc.size(0); }
   std::int64_t inner_width() const { return down.size(1); }
   // Learned by gradient steps over everything; learned on fresh positions alone. (The gain is
   // neither: its steps are a share of itself.)
   std::vector<torch::Tensor> weights() const { return {fc, inner, down, source}; }
-  std::vector<torch::Tensor> table() const { return {bias, outside}; }
-  std::vector<torch::Tensor> all() const { return {fc, inner, down, gain, source, bias, outside}; }
+  std::vector<torch::Tensor> table() const { return {bias, outside, candidate_gain}; }
+  std::vector<torch::Tensor> all() const {
+    return {fc, inner, down, gain, source, bias, outside, candidate_gain};
+  }
 
   HeadParameters clone() const;
   // What a step is computed with in bf16: fc, inner and down rounded, leaves of their own; the rest

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "foretoken/kernels/splitmix64.h"
 
@@ -57,9 +58,24 @@ void StepSchedule::observe(std::uint64_t sequence, std::optional<Piece> starts, 
   }
 }
 
-void StepSchedule::hurry(std::int64_t tokens) {
-  hurry_until_ = tokens_ + tokens;
-  converged_ = false;
+void StepSchedule::watch(std::uint64_t domain, double predicted, bool accepted) {
+  if (!is_fresh_) return;
+  if (watched_.empty() || watched_.back().domain != domain) watched_.push_back({domain, 0, 0, 0});
+  watched_.back().predicted += predicted;
+  watched_.back().accepted += accepted ? 1 : 0;
+  watched_.back().positions += 1;
+}
+
+void StepSchedule::end() {
+  for (const Watched& w : std::exchange(watched_, {})) {
+    if (options_.drift_tokens == 0 ||
+        !drift_.observe(w.domain, w.predicted, w.accepted, w.positions))
+      continue;
+    if (!hurried())
+      spdlog::info("traffic has changed after {} tokens: learning faster for a while", tokens_);
+    hurry_until_ = tokens_ + options_.drift_tokens;
+    converged_ = false;
+  }
 }
 
 void StepSchedule::judged(std::int64_t trained_tokens, bool gained) {
@@ -73,6 +89,7 @@ void StepSchedule::judged(std::int64_t trained_tokens, bool gained) {
 
 bool StepSchedule::begin(std::size_t fresh_waiting, const StartsOf& starts_of) {
   batch_.clear();
+  watched_.clear();  // of a step that was stopped half way
   at_ = 0;
   taken_ = 0;
   // A step closes with the piece that brings it nearest to tokens_per_step.
@@ -86,9 +103,9 @@ bool StepSchedule::begin(std::size_t fresh_waiting, const StartsOf& starts_of) {
       fresh_.pop_front();
     }
     fresh_chains_ -= chains;
-    const double passes = early()      ? options_.early_passes
+    const double passes = hurried()    ? options_.drift_passes
                           : converged_ ? options_.converged_passes
-                                       : options_.late_passes;
+                                       : options_.passes;
     owed_chains_ += (passes - 1) * double(chains);
   } else if (owed_chains_ >= double(options_.tokens_per_step)) {
     if (fresh_waiting > kManyWaiting) {
@@ -124,6 +141,7 @@ std::optional<Piece> StepSchedule::take(std::int64_t room) {
 
 void StepSchedule::save(StateMap& map, const std::string& name) const {
   map.put_one(name + ".tokens", tokens_);
+  map.put(name + ".drift", drift_.state());
   map.put_one(name + ".hurry_until", hurry_until_);
   map.put_one(name + ".converged", std::uint8_t(converged_));
   map.put_one(name + ".draws", draws_);
@@ -138,7 +156,8 @@ void StepSchedule::save(StateMap& map, const std::string& name) const {
   map.put_one(name + ".step_is_fresh", std::uint8_t(is_fresh_));
 }
 
-void StepSchedule::restore(const StateMap& map, const std::string& name) {
+bool StepSchedule::restore(const StateMap& map, const std::string& name) {
+  if (!drift_.restore(map.get<DriftDetector::Domain>(name + ".drift"))) return false;
   tokens_ = map.get_one<std::int64_t>(name + ".tokens", 0);
   hurry_until_ = map.get_one<std::int64_t>(name + ".hurry_until", 0);
   converged_ = map.get_one<std::uint8_t>(name + ".converged", 0) != 0;
@@ -152,6 +171,7 @@ void StepSchedule::restore(const StateMap& map, const std::string& name) {
   }
   batch_ = map.get<Piece>(name + ".batch");
   is_fresh_ = map.get_one<std::uint8_t>(name + ".step_is_fresh", 1) != 0;
+  return true;
 }
 
 }  // namespace foretoken::trainer

@@ -1,7 +1,8 @@
-// Which positions the next optimiser step learns from: a head's chains begin at generated tokens of
-// logged requests. Fresh requests come once, in their order; then, as many passes over a token as
-// are wanted, replays drawn from the whole buffer, by request or by domain. No torch. One thread.
-// Deterministic.
+// Which positions the next optimiser step learns from, and how hard: a head's chains begin at
+// generated tokens of logged requests. Fresh requests come once, in their order; then, as many
+// passes over a token as are wanted, replays drawn from the whole buffer, by request or by domain.
+// What the head says of fresh chains tells whether traffic has changed, the gate's verdicts whether
+// there is more to gain: passes and learning rate follow. No torch. One thread. Deterministic.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "trainer/head/domains.h"
+#include "trainer/head/drift_detector.h"
 #include "trainer/head/head_example.h"
 #include "trainer/learner.h"
 #include "trainer/objective/objective_kind.h"
@@ -30,10 +32,17 @@ struct StepOptions {
   int unroll = 3;
   double step_weight = 0.8;  // of step i: step_weight^i
   ObjectiveKind objective = ObjectiveKind::kOverlap;
-  // Passes over a token: so many below `early_tokens` tokens of traffic and while it is hurried,
-  // then fewer, and fewer still once the gate finds nothing more in what is learned.
-  double early_passes = 4, late_passes = 2, converged_passes = 1;
+  // Of the teacher of a greedy request. Nearer 0 more of the loss is about what is emitted; at 0
+  // nothing is left of what else the target thought likely, and learning is slower.
+  double teacher_temperature = 0.5;
+  // Passes over a token; and once the gate finds nothing more in what is learned. A head that has
+  // seen fewer than early_tokens is too young for that.
+  double passes = 4, converged_passes = 1;
   std::int64_t early_tokens = 10000;
+  // After a change of traffic (drift_detector.h; 0: none is looked for): for so many tokens other
+  // passes, at a learning rate so much higher.
+  std::int64_t drift_tokens = 6000;
+  double drift_passes = 4, drift_learning_rate = 1.5;
   // Of n requests of a domain, a replay is of it with a chance that goes with n to this power: 1,
   // all requests alike; 0, all domains alike.
   double domain_power = 1;
@@ -70,19 +79,26 @@ class StepSchedule {
   std::optional<Piece> take(std::int64_t room);
   bool under_way() const { return at_ < batch_.size(); }
   bool fresh() const { return is_fresh_; }
+  // Of a chain of a fresh step: what the head, before it learned from it, gave its first choice,
+  // and whether that was what came.
+  void watch(std::uint64_t domain, double predicted, bool accepted);
+  // The step under way is done.
+  void end();
   std::int64_t tokens() const { return tokens_; }  // of all requests that offered something
 
-  // Traffic has changed: early_passes for so many tokens from here on.
-  void hurry(std::int64_t tokens);
-  bool early() const { return tokens_ < std::max(options_.early_tokens, hurry_until_); }
+  // Traffic has changed, not long ago.
   bool hurried() const { return tokens_ < hurry_until_; }
+  // Of the step under way.
+  double learning_rate() const {
+    return options_.learning_rate * (hurried() ? options_.drift_learning_rate : 1.0);
+  }
   // Learner::judged. What was learned early on, or before traffic changed, says nothing of now.
   void judged(std::int64_t trained_tokens, bool gained);
   bool converged() const { return converged_; }
 
   // A step under way is begun again: what it has computed is not kept.
   void save(StateMap& map, const std::string& name) const;
-  void restore(const StateMap& map, const std::string& name);
+  bool restore(const StateMap& map, const std::string& name);  // false: damaged
 
  private:
   std::uint64_t draw();
@@ -99,6 +115,13 @@ class StepSchedule {
     std::deque<std::uint64_t> requests = {};
   };
   std::vector<Domain> domains_;
+  // What was watched of a domain in the step under way.
+  struct Watched {
+    std::uint64_t domain;
+    double predicted, accepted, positions;
+  };
+  std::vector<Watched> watched_;
+  DriftDetector drift_;
   std::int64_t hurry_until_ = 0;
   bool converged_ = false;
   std::uint64_t draws_ = 0;

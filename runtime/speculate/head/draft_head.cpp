@@ -68,6 +68,12 @@ Proposal DraftHead::choose(float* logits, const float* r, const CandidateList& c
   std::size_t n_extra = 0;
   std::array<float, kHeadSources> source_terms;
   std::array<bool, kHeadSources> known{};
+  struct Raised {
+    int slot;
+    float by;
+  };
+  std::array<Raised, kMaxCandidates> raised;
+  std::size_t n_raised = 0;
   for (const Candidate& candidate : candidates.view()) {
     const auto s = std::size_t(head_source(candidate.klass));
     if (!known[s]) {
@@ -79,7 +85,7 @@ Proposal DraftHead::choose(float* logits, const float* r, const CandidateList& c
     }
     const float bonus = terms_.bias[candidate.klass] + source_terms[s];
     if (const int slot = slot_of(candidate.token); slot >= 0) {
-      logits[slot] += bonus;
+      raised[n_raised++] = {slot, bonus + terms_.own[s] * logits[slot]};
       continue;
     }
     std::size_t e = 0;
@@ -90,6 +96,8 @@ Proposal DraftHead::choose(float* logits, const float* r, const CandidateList& c
     }
     extra_logits[e] += bonus;
   }
+  // Only now: a token may come from several sources, each adds to what the head alone says.
+  for (std::size_t i = 0; i < n_raised; ++i) logits[raised[i].slot] += raised[i].by;
   for (const auto& [token, bias] : sampling.logit_bias) {
     if (const int slot = slot_of(token); slot >= 0) logits[slot] += bias;
     for (std::size_t e = 0; e < n_extra; ++e) {

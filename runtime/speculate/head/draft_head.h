@@ -5,9 +5,10 @@
 //   Eagle3Head     a transformer layer over a window of positions, its keys and values in a
 //                  HeadMemory, which can be rebuilt from the features at any time
 // Draft vocabulary, n-gram candidates and the choice are the same for both and live here:
-// every candidate c adds bias[class] + source[s] . state to its token's logit, s = 0 for the own
-// context, 1, 2, 3 for traffic of order 2, 3, 4; a candidate outside the vocabulary starts from the
-// logit `outside`. Heads are immutable and shared; workspaces and memories are of one thread.
+// every candidate c adds bias[class] + source[s] . state + own[s] * (the head's logit of its token)
+// to its token's logit, s = 0 for the own context, 1, 2, 3 for traffic of order 2, 3, 4; a
+// candidate outside the vocabulary starts from the logit `outside` and has no own. Heads are
+// immutable and shared; workspaces and memories are of one thread.
 #pragma once
 
 #include <array>
@@ -111,6 +112,8 @@ struct HeadTerms {
   float outside = 0;
   std::array<float, kFusionClasses> bias{};
   std::vector<float> source;  // [kHeadSources, state width]
+  // By source: so many times the token's own logit is added to it.
+  std::array<float, kHeadSources> own{};
   static HeadTerms none(std::int64_t width);
 };
 

@@ -36,7 +36,7 @@ std::int64_t extent_of(const Bundle& bundle, const char* name, std::size_t axis)
              : 0;
 }
 
-constexpr std::size_t kFusionTensors = 2, kHeadTensors = 10 + kFusionTensors;
+constexpr std::size_t kFusionTensors = 2, kHeadTensors = 11 + kFusionTensors;
 
 const std::string kEagle3Prefix = "eagle3.";
 struct CheckpointType {
@@ -93,11 +93,14 @@ Result<HeadParts> head_parts_of(const Bundle& bundle) {
   if (!bias) return bias.error();
   auto source = find(bundle, "head.source", {TensorType::kF32}, {kHeadSources, hidden});
   if (!source) return source.error();
+  auto candidate_gain = find(bundle, "head.candidate_gain", {TensorType::kF32}, {kHeadSources});
+  if (!candidate_gain) return candidate_gain.error();
   parts.gain = (*gain)->f32_values()[0];
   parts.outside = (*outside)->f32_values()[0];
   std::ranges::copy((*bias)->f32_values(), parts.bias.begin());
   const auto sources = (*source)->f32_values();
   parts.source.assign(sources.begin(), sources.end());
+  std::ranges::copy((*candidate_gain)->f32_values(), parts.candidate_gain.begin());
   std::size_t known = kHeadTensors;
   if (bundle.tensors.contains("head.taps")) {
     auto taps = find(bundle, "head.taps", {TensorType::kI32}, {kHeadTaps});
@@ -131,6 +134,7 @@ void add_head(Bundle& bundle, const HeadParts& parts) {
   t["head.outside"] = BundleTensor::f32({1}, std::span(&parts.outside, 1));
   t["head.bias"] = BundleTensor::f32({kFusionClasses}, parts.bias);
   t["head.source"] = BundleTensor::f32({kHeadSources, hidden}, parts.source);
+  t["head.candidate_gain"] = BundleTensor::f32({kHeadSources}, parts.candidate_gain);
   if (parts.taps) t["head.taps"] = BundleTensor::i32({kHeadTaps}, *parts.taps);
 }
 

@@ -112,9 +112,13 @@ Result<std::shared_ptr<const RecurrentHead>> RecurrentHead::create(
   }
   if (parts.source.size() != std::size_t(kHeadSources * hidden))
     return refusal("shape", fmt::format("source: found {} values", parts.source.size()));
+  HeadTerms terms{parts.outside, parts.bias, parts.source, {}};
+  // As shares of the logits, which the gain is already in.
+  for (std::size_t s = 0; s < kHeadSources; ++s)
+    terms.own[s] = parts.gain != 0 ? parts.candidate_gain[s] / parts.gain : 0;
   if (!std::isfinite(parts.gain) || !std::isfinite(parts.outside) || !all_finite(parts.bias) ||
-      !all_finite(parts.source)) {
-    return refusal("non-finite", "gain, outside, bias or source");
+      !all_finite(parts.source) || !all_finite(terms.own)) {
+    return refusal("non-finite", "gain, outside, bias, source or candidate_gain");
   }
   const HeadTaps taps = parts.taps.value_or(head_taps(rows->n_layers()));
   for (const int tap : taps) {
@@ -145,7 +149,7 @@ Result<std::shared_ptr<const RecurrentHead>> RecurrentHead::create(
     head->step_bytes_ += m->file_bytes;
   head->vocab_ = parts.vocab;
   head->gain_ = parts.gain;
-  head->terms_ = {parts.outside, parts.bias, parts.source};
+  head->terms_ = std::move(terms);
   head->rows_ = std::move(rows);
   return std::shared_ptr<const RecurrentHead>(std::move(head));
 }

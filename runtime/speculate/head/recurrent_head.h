@@ -41,6 +41,7 @@ struct HeadParts {
   HeadMatrix gate, up;         // [I, 2H]
   HeadMatrix down;             // [H, I]
   float gain = 0.1f, outside = 0;
+  std::array<float, kHeadSources> candidate_gain{};
   std::array<float, kFusionClasses> bias{};
   std::vector<float> source;     // [kHeadSources, H]
   std::optional<HeadTaps> taps;  // the layers it was trained on; none: head_taps() of the target

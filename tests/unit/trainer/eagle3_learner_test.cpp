@@ -48,14 +48,6 @@ class Eagle3Learning : public ::testing::Test {
     }
     return emitted / rounds;
   }
-  static void learn(Learner& learner, Traces& traces, HeadTraffic& traffic, int requests) {
-    for (int i = 0; i < requests; ++i) {
-      traces.all.push_back(traffic.request(6, 60));
-      learner.observe(traces.all.size() - 1, traces.all.back());
-      while (learner.work(0)) {
-      }
-    }
-  }
 
   foretoken::testing::TemporaryDirectory folder_;
   Eagle3Checkpoint start_;
@@ -124,6 +116,22 @@ TEST_F(Eagle3Learning, GoesOnFromASavedStateAsIfItHadNotStopped) {
   EXPECT_TRUE(learner_factory(recurrent)(traces)->restore(half->state()));
   auto damaged = half->state();
   EXPECT_FALSE(half->restore(std::span(damaged).first(damaged.size() - 1)));
+}
+
+TEST_F(Eagle3Learning, WorksMoreWhenTrafficChangesAndLessOnceNothingIsGained) {
+  options_.eagle3->passes = 2;
+  options_.eagle3->drift_passes = 3;
+  options_.eagle3->drift_tokens = 600;
+  options_.eagle3->early_tokens = 600;
+  Traces traces;
+  HeadTraffic traffic(kHidden, 320, 5);
+  const auto learner = learner_factory(options_)(traces);
+  EXPECT_NEAR(learn(*learner, traces, traffic, 12, "math"), 2, 0.4);
+  learner->judged(600, false);
+  EXPECT_NEAR(learn(*learner, traces, traffic, 12, "math"), 1, 0.3);
+  EXPECT_NEAR(learn(*learner, traces, traffic, 8, "code"), 3, 0.6);
+  learn(*learner, traces, traffic, 4, "code");
+  EXPECT_NEAR(learn(*learner, traces, traffic, 12, "code"), 2, 0.4) << "for a while only";
 }
 
 // Hidden states of other layers would be taken for those that the head reads.

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "foretoken/protocol/trace_record.h"
@@ -94,5 +95,22 @@ class Traces final : public TraceSource {
   }
   std::uint64_t oldest_sequence() const override { return 0; }
 };
+
+// Shows `requests` more requests and does all the work that is due. Returns passes over a token of
+// theirs.
+inline double learn(Learner& learner, Traces& traces, HeadTraffic& traffic, int requests,
+                    const std::string& domain = "") {
+  const LearnerFacts before = learner.facts();
+  for (int i = 0; i < requests; ++i) {
+    traces.all.push_back(traffic.request(6, 60));
+    traces.all.back().domain = domain;
+    learner.observe(traces.all.size() - 1, traces.all.back());
+    while (learner.work(0)) {
+    }
+  }
+  const LearnerFacts after = learner.facts();
+  return double(after.positions - before.positions) /
+         double(after.trained_tokens - before.trained_tokens);
+}
 
 }  // namespace foretoken::trainer

@@ -30,17 +30,19 @@ class HeadTwin : public ::testing::Test {
     head_ = HeadParameters::initial(kHidden, kInner, 160, 5);
     head_.gain.fill_(0.6);
     head_.outside.fill_(0.3);
+    head_.candidate_gain = torch::tensor({0.4f, -0.2f, 0.1f, 0.3f});
     head_.source = 0.3 * torch::randn({kHeadSources, kHidden}, at::detail::createCPUGenerator(8));
   }
 
   HeadBatch batch(float temperature, int n_steps = 3) {
     HeadTraffic traffic(kHidden, 320, 3);
     RequestTrace trace = traffic.request(5, 24, temperature, true);
-    // The second of three drafts is refused, then both of two are accepted, then nothing is drafted.
+    // The second of three drafts is refused, then both of two are accepted, then nothing is
+    // drafted.
     trace.rounds = {{.start = 5 + 3, .drafted = {1, 2, 3}, .accepted = 1},
                     {.start = 5 + 5, .drafted = {1, 2}, .accepted = 2},
                     {.start = 5 + 8}};
-    auto example = head_example(trace, kHidden, 320);
+    auto example = head_example(trace, kHidden, 320, 1.0);
     EXPECT_TRUE(example.has_value());
     const auto shared = std::make_shared<const HeadExample>(std::move(*example));
     const ChainRange range{shared, 0, shared->n_starts()};
@@ -78,7 +80,7 @@ TEST_F(HeadTwin, ScoresAsTheServedHeadDoes) {
   kernels::ThreadPool pool(1);
   HeadTraffic traffic(kHidden, 320, 4);
   const RequestTrace trace = traffic.request(5, 40, 0, true);
-  auto decoded = head_example(trace, kHidden, 320);
+  auto decoded = head_example(trace, kHidden, 320, 1.0);
   ASSERT_TRUE(decoded.has_value());
   const auto example = std::make_shared<const HeadExample>(std::move(*decoded));
   const ChainRange range{example, 0, example->n_starts()};
@@ -144,7 +146,8 @@ TEST_F(HeadTwin, GradientsAreTheLosssDerivatives) {
       for (torch::Tensor& p : at.all()) p.set_requires_grad(true);
       const auto r = run_head(at, made.x, made.embedded);
       r.backward(head_loss(kind, at, *vocabulary_, made, r, weights, 3).r_gradient);
-      const char* names[] = {"fc", "inner", "down", "gain", "source", "bias", "outside"};
+      const char* names[] = {"fc",     "inner", "down",    "gain",
+                             "source", "bias",  "outside", "candidate_gain"};
       for (std::size_t i = 0; i < at.all().size(); ++i) {
         const auto gradient = at.all()[i].grad().clone();
         const double squares = gradient.square().sum().item<double>();
@@ -171,7 +174,8 @@ TEST_F(HeadTwin, APositionWhereADraftWasRefusedWeighsAsMuchAsIsAsked) {
   const std::vector<double> weights = {1.0, 0.8, 0.64};
   const auto r = run_head(head_, made.x, made.embedded);
   const auto loss = [&](double refused_weight) {
-    return head_loss(ObjectiveKind::kOverlap, head_, *vocabulary_, made, r, weights, refused_weight);
+    return head_loss(ObjectiveKind::kOverlap, head_, *vocabulary_, made, r, weights,
+                     refused_weight);
   };
   const HeadLoss without = loss(0), plain = loss(1), twice = loss(2);
   // It is predicted by the first step of one chain, the second of another, the third of a third.

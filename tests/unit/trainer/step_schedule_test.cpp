@@ -18,8 +18,8 @@ constexpr int kRequests = 40, kChains = 100;
 StepOptions options_of() {
   StepOptions options;
   options.tokens_per_step = 270;
-  options.early_passes = 4;
-  options.late_passes = 2;
+  options.passes = 3;
+  options.drift_passes = 5;
   return options;
 }
 // Every third request offers nothing.
@@ -27,8 +27,9 @@ std::optional<Piece> starts_of(std::uint64_t sequence) {
   if (sequence % 3 == 2) return std::nullopt;
   return Piece{sequence, 5, kChains};
 }
-// All that is due: how often each request was learned from, fresh and again.
-std::map<std::uint64_t, std::pair<int, int>> run(StepSchedule& schedule) {
+// All that is due: how often each request was learned from, fresh and again. What the head said was
+// half right, as it thought.
+std::map<std::uint64_t, std::pair<int, int>> run(StepSchedule& schedule, std::uint64_t domain = 0) {
   std::map<std::uint64_t, std::pair<int, int>> chains;
   while (schedule.under_way() || schedule.begin(0, starts_of)) {
     while (const auto piece = schedule.take(64)) {
@@ -37,16 +38,18 @@ std::map<std::uint64_t, std::pair<int, int>> run(StepSchedule& schedule) {
       EXPECT_LE(piece->count, 64);
       auto& [fresh, again] = chains[piece->sequence];
       (schedule.fresh() ? fresh : again) += int(piece->count);
+      for (int i = 0; i < piece->count; ++i) schedule.watch(domain, 0.5, i % 2 == 0);
     }
+    schedule.end();
   }
   return chains;
 }
 
 TEST(StepSchedule, LearnsFromEachRequestOnceAndThenAsOftenAsIsOwed) {
   const NoTraces source;
-  for (const bool early : {true, false}) {
+  for (const int passes : {4, 2}) {
     StepOptions options = options_of();
-    if (!early) options.early_tokens = 0;
+    options.passes = passes;
     StepSchedule schedule(options, source);
     for (std::uint64_t i = 0; i < kRequests; ++i) schedule.observe(i, starts_of(i), kChains + 1);
     int fresh = 0, again = 0;
@@ -59,7 +62,7 @@ TEST(StepSchedule, LearnsFromEachRequestOnceAndThenAsOftenAsIsOwed) {
     const int offered = 27 * kChains;  // 0, 1, 3, 4, ... 39
     EXPECT_EQ(schedule.tokens(), 27 * (kChains + 1));
     EXPECT_GT(fresh, offered - 270);  // what does not fill a step waits
-    EXPECT_NEAR(again, (early ? 3 : 1) * fresh, 300);
+    EXPECT_NEAR(again, (passes - 1) * fresh, 300);
   }
 }
 
@@ -76,11 +79,12 @@ TEST(StepSchedule, GivesUpReplayWhileManyRequestsWait) {
 }
 
 // How often what is fresh is gone over again, of `requests` more.
-double replays(StepSchedule& schedule, std::uint64_t& next, int requests) {
+double replays(StepSchedule& schedule, std::uint64_t& next, int requests,
+               std::uint64_t domain = 0) {
   int fresh = 0, again = 0;
   for (int i = 0; i < requests; ++i, ++next) {
     schedule.observe(next, starts_of(next), kChains);
-    for (const auto& [sequence, counts] : run(schedule)) {
+    for (const auto& [sequence, counts] : run(schedule, domain)) {
       fresh += counts.first;
       again += counts.second;
     }
@@ -92,42 +96,47 @@ TEST(StepSchedule, GoesOverLessOnceNothingIsGainedUntilTrafficChanges) {
   const NoTraces source;
   StepOptions options = options_of();
   options.early_tokens = 4000;
+  options.drift_tokens = 3900;
   StepSchedule schedule(options, source);
   std::uint64_t next = 0;
-  EXPECT_NEAR(replays(schedule, next, 60), 3, .3);
+  EXPECT_NEAR(replays(schedule, next, 60), 2, .2);
   schedule.judged(3999, false);  // of the early days: no verdict on what is learned now
-  EXPECT_NEAR(replays(schedule, next, 60), 1, .2);
+  EXPECT_NEAR(replays(schedule, next, 60), 2, .2);
   schedule.judged(4000, false);
   EXPECT_TRUE(schedule.converged());
   EXPECT_NEAR(replays(schedule, next, 60), 0, .1);
   schedule.judged(8000, true);
-  EXPECT_NEAR(replays(schedule, next, 60), 1, .2);
+  EXPECT_NEAR(replays(schedule, next, 60), 2, .2);
+  EXPECT_FALSE(schedule.hurried());
+  EXPECT_EQ(schedule.learning_rate(), options.learning_rate);
   schedule.judged(8000, false);
   StateMap map;
   schedule.save(map, "x");
   StepSchedule resumed(options, source);
-  resumed.restore(map, "x");
+  ASSERT_TRUE(resumed.restore(map, "x"));
   EXPECT_TRUE(resumed.converged());
-  resumed.hurry(3900);  // traffic has changed
+  replays(resumed, next, 3, 1);  // another domain: traffic has changed
   EXPECT_TRUE(resumed.hurried());
-  EXPECT_NEAR(replays(resumed, next, 60), 3, .3);
-  EXPECT_FALSE(resumed.early());
+  EXPECT_EQ(resumed.learning_rate(), options.drift_learning_rate * options.learning_rate);
+  EXPECT_NEAR(replays(resumed, next, 54, 1), 4, .4);
+  replays(resumed, next, 6, 1);
+  EXPECT_FALSE(resumed.hurried());
   resumed.judged(8000, false);  // learned before that
-  EXPECT_NEAR(replays(resumed, next, 60), 1, .2);
+  EXPECT_NEAR(replays(resumed, next, 60, 1), 2, .2);
 }
 
 // Share of the replays that went to the domain of a sixth of the requests.
 double share_of_the_small(double power, bool restarted) {
   const NoTraces source;
   StepOptions options = options_of();
-  options.early_passes = 20;
+  options.passes = 20;
   options.domain_power = power;
   const auto domain_of = [](std::uint64_t sequence) { return sequence % 12 == 0 ? 7u : 8u; };
   StepSchedule begun(options, source), resumed(options, source);
   for (std::uint64_t i = 0; i < 60; ++i) begun.observe(i, starts_of(i), kChains, domain_of(i));
   StateMap map;
   begun.save(map, "x");
-  resumed.restore(map, "x");
+  EXPECT_TRUE(resumed.restore(map, "x"));
   double small = 0, all = 0;
   for (const auto& [sequence, counts] : run(restarted ? resumed : begun)) {
     all += counts.second;
@@ -151,7 +160,7 @@ TEST(StepSchedule, GoesOnAfterARestartAsIfThereWereNone) {
   StateMap map;
   whole.save(map, "x");  // a step under way is begun again
   StepSchedule resumed(options_of(), source);
-  resumed.restore(map, "x");
+  ASSERT_TRUE(resumed.restore(map, "x"));
   EXPECT_EQ(resumed.tokens(), whole.tokens());
   EXPECT_EQ(run(resumed), run(whole));
 }
