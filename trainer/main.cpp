@@ -157,9 +157,9 @@ int main(int argc, char** argv) {
   app.add_option("--head-vocabulary", head.vocabulary, "Tokens it may draft; 0: by the model")
       ->envname("FORETOKEN_HEAD_VOCABULARY")
       ->check(CLI::Range(0, int(kMaxHeadVocab)));
-  app.add_option("--head-learning-rate", head.learning_rate)
+  app.add_option("--head-learning-rate", head.learning_rate, "0: by the model")
       ->envname("FORETOKEN_HEAD_LEARNING_RATE")
-      ->check(CLI::Range(1e-7, 1.0))
+      ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   app.add_option("--head-table-learning-rate", head.table_learning_rate)
       ->envname("FORETOKEN_HEAD_TABLE_LEARNING_RATE")

@@ -21,13 +21,26 @@ constexpr double kVocabularyGain = 0.005;
 // What is served has the rows that pay: a row costs each step of the head its bytes beside the
 // target's, and is right about one time in seven that its token comes, which is seldom.
 constexpr double kSeldomRight = 1.0 / 7;
+// Adam moves every weight by about the rate, and what a row of them adds up to goes with its
+// length: 6e-4 at 576 (SmolLM2), 2.25e-4 at 1536 (trainer/README.md).
+constexpr double kRateTimesWidth = 6e-4 * 576;
+
+// What is left to the model, by its width.
+HeadOptions sized(HeadOptions options, const VocabularyRows& model) {
+  const bool small = model.hidden() < 768;
+  if (options.inner == 0) options.inner = small ? 512 : 1536;
+  if (options.vocabulary == 0) options.vocabulary = small ? 4096 : 8192;
+  options.vocabulary = std::min(options.vocabulary, model.n_vocab()) / 16 * 16;
+  if (options.learning_rate == 0) options.learning_rate = kRateTimesWidth / double(model.hidden());
+  return options;
+}
 
 }  // namespace
 
 struct HeadLearner::Impl {
   Impl(const HeadOptions& options_in, std::shared_ptr<const VocabularyRows> model_in,
        const TraceSource& source_in)
-      : options(options_in),
+      : options(sized(options_in, *model_in)),
         model(std::move(model_in)),
         source(source_in),
         schedule(options, source_in),
@@ -38,10 +51,6 @@ struct HeadLearner::Impl {
                      : *options.bf16           ? torch::kBFloat16
                                                : torch::kFloat32) {
     if (product_type != torch::kFloat32) options.chains_per_slice = options.chains_per_fast_slice;
-    const bool small = model->hidden() < 768;
-    if (options.inner == 0) options.inner = small ? 512 : 1536;
-    if (options.vocabulary == 0) options.vocabulary = small ? 4096 : 8192;
-    options.vocabulary = std::min(options.vocabulary, model->n_vocab()) / 16 * 16;
     for (int s = 0; s < options.unroll; ++s)
       step_weights.push_back(std::pow(options.step_weight, s));
   }

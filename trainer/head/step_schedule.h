@@ -24,7 +24,7 @@ namespace foretoken::trainer {
 
 // What the heads' learners have in common.
 struct StepOptions {
-  double learning_rate = 6e-4;
+  double learning_rate = 0;  // of a recurrent head 0: by the target's hidden width
   int warmup_steps = 10;
   double clip = 1;              // of the gradient's norm
   double average_decay = 0.97;  // of the moving average that is served
@@ -42,7 +42,7 @@ struct StepOptions {
   // After a change of traffic (drift_detector.h; 0: none is looked for): for so many tokens other
   // passes, at a learning rate so much higher.
   std::int64_t drift_tokens = 6000;
-  double drift_passes = 4, drift_learning_rate = 1.5;
+  double drift_passes = 8, drift_learning_rate = 1.5;
   // Of n requests of a domain, a replay is of it with a chance that goes with n to this power: 1,
   // all requests alike; 0, all domains alike.
   double domain_power = 1;

@@ -38,6 +38,7 @@ class RecurrentHeadTest : public ::testing::Test {
     std::mt19937_64 random(3);
     std::normal_distribution<float> normal(0, 0.2f);
     for (float& v : parts_.source) v = normal(random);
+    parts_.candidate_gain = {0.5f, -0.1f, 0.2f, 0.35f};
     auto head = RecurrentHead::create(parts_, rows_);
     ASSERT_TRUE(head) << head.error().message;
     head_ = *head;
@@ -209,8 +210,15 @@ TEST_F(RecurrentHeadTest, ChoosesAsTheTargetWould) {
           dot += double(parts_.source[std::size_t(head_source(c.klass) * kHidden + i)]) *
                  double(ws.state(0)[i]);
         }
-        for (auto& [token, logit] : scored)
-          if (token == c.token) logit += parts_.bias[c.klass] + float(dot);
+        for (std::size_t v = 0; v < scored.size(); ++v) {
+          auto& [token, logit] = scored[v];
+          if (token != c.token) continue;
+          logit += parts_.bias[c.klass] + float(dot);
+          if (v < parts_.vocab.size()) {
+            logit += parts_.candidate_gain[std::size_t(head_source(c.klass))] *
+                     (ws.logits(0)[v] / parts_.gain);
+          }
+        }
       }
       TokenId wanted = -1;
       double best = -1e30, sum = 0;
@@ -251,6 +259,9 @@ TEST_F(RecurrentHeadTest, RefusesWhatDoesNotFit) {
   EXPECT_EQ(refused([](HeadParts& p) { p.down.rows[35] = std::byte{0x7c}; }), "non-finite");
   EXPECT_EQ(refused([](HeadParts& p) { p.gain = std::nanf(""); }), "non-finite");
   EXPECT_EQ(refused([](HeadParts& p) { p.source[1] = INFINITY; }), "non-finite");
+  EXPECT_EQ(refused([](HeadParts& p) { p.candidate_gain[2] = std::nanf(""); }), "non-finite");
+  EXPECT_EQ(refused([](HeadParts& p) { p.gain = 1e-30f, p.candidate_gain[2] = 1e30f; }),
+            "non-finite");
 }
 
 // Through the bytes that cross the wire: the same proposals, and every spoilt tensor refused.
@@ -272,8 +283,7 @@ TEST_F(RecurrentHeadTest, SurvivesItsBundle) {
   std::vector<float> a(tokens.size() * parts_.vocab.size()), b(a.size());
   head_->logits(x.data(), tokens, pool_, a.data());
   ASSERT_TRUE((*learned)->head);
-  dynamic_cast<const RecurrentHead&>(*(*learned)->head)
-      .logits(x.data(), tokens, pool_, b.data());
+  dynamic_cast<const RecurrentHead&>(*(*learned)->head).logits(x.data(), tokens, pool_, b.data());
   EXPECT_EQ(a, b);
 
   const auto refused = [&](auto change) {

@@ -17,6 +17,7 @@ constexpr int kRequests = 40, kChains = 100;
 
 StepOptions options_of() {
   StepOptions options;
+  options.learning_rate = 1e-3;
   options.tokens_per_step = 270;
   options.passes = 3;
   options.drift_passes = 5;
