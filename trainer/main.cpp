@@ -6,6 +6,7 @@
 
 #include <CLI/CLI.hpp>
 #include <atomic>
+#include <cctype>
 #include <csignal>
 
 #include "foretoken/protocol/keys.h"
@@ -32,6 +33,13 @@ void handle_signals() {
   sigaction(SIGINT, &action, nullptr);
 }
 
+// --a-name: FORETOKEN_A_NAME.
+std::string environment_of(std::string name) {
+  for (char& c : name)
+    c = c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  return "FORETOKEN_" + name;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -50,70 +58,55 @@ int main(int argc, char** argv) {
   int threads = 1, gate_requests = kLeastRequests;
   app.add_option("--traces-endpoint,--trace-endpoint", endpoints.traces,
                  "Where the server sends traces")
-      ->envname("FORETOKEN_TRACES_ENDPOINT")
       ->capture_default_str();
   app.add_option("--weights-endpoint", endpoints.weights, "Where the server receives weights")
-      ->envname("FORETOKEN_WEIGHTS_ENDPOINT")
       ->capture_default_str();
   app.add_option("--state-dir", state_dir, "Buffer, checkpoint and versions, by model")
-      ->envname("FORETOKEN_STATE_DIR")
       ->capture_default_str();
   app.add_option("--keys", keys_dir,
                  "Folder of keys (see foretoken keys): signs the weights, and names the server; "
-                 "default: keys in the state directory, made when needed")
-      ->envname("FORETOKEN_KEYS");
+                 "default: keys in the state directory, made when needed");
   app.add_option("--model-fingerprint", fingerprint,
-                 "Train for this model only (64 hexadecimal digits); else for the server's")
-      ->envname("FORETOKEN_MODEL_FINGERPRINT");
+                 "Train for this model only (64 hexadecimal digits); else for the server's");
   app.add_option("--gate-draft-length", options.session.gate.draft_length,
                  "Drafted tokens a round at most when the gate replays a request")
-      ->envname("FORETOKEN_GATE_DRAFT_LENGTH")
       ->check(CLI::Range(1, 16))
       ->capture_default_str();
   app.add_option("--gate-rounds", options.session.gate.plan,
                  "cost: drafts as long as they pay, as the server's; fixed: all of that length")
-      ->envname("FORETOKEN_GATE_ROUNDS")
       ->transform(CLI::CheckedTransformer(std::map<std::string, RoundPlan>{
           {"cost", RoundPlan::kByCost}, {"fixed", RoundPlan::kFixed}}));
   app.add_option(
          "--gate-requests", gate_requests,
          "Requests that must have scored a candidate before it can be promoted; below 30 the "
          "gate's error is not what it says")
-      ->envname("FORETOKEN_GATE_REQUESTS")
       ->check(CLI::Range(2, 1000))
       ->capture_default_str();
   app.add_option("--gate-least-gain", gate_least_gain,
                  "Gain that a candidate must be shown to exceed, 0.01 for 1 %; below 0, for tests, "
                  "no domain is held to more either: with -2 every candidate is promoted")
-      ->envname("FORETOKEN_GATE_LEAST_GAIN")
       ->check(CLI::Range(-2.0, 1.0))
       ->capture_default_str();
   app.add_option("--first-candidate-requests", options.session.gate.least_trained_requests,
                  "Requests to learn from before the first candidate")
-      ->envname("FORETOKEN_FIRST_CANDIDATE_REQUESTS")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   app.add_option("--candidate-growth", options.session.gate.growth,
                  "The next candidate comes after so many times the last one's requests")
-      ->envname("FORETOKEN_CANDIDATE_GROWTH")
       ->check(CLI::Range(1.05, 100.0))
       ->capture_default_str();
   app.add_option("--buffer-mib", buffer_mib, "Size of the replay buffer on disk")
-      ->envname("FORETOKEN_BUFFER_MIB")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
   app.add_option(
          "--retention-hours", retention_hours,
          "Requests older than this are deleted from the buffer; 0: kept while there is room")
-      ->envname("FORETOKEN_RETENTION_HOURS")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
   app.add_option("--learning-rate", options.session.learner.fusion.learning_rate)
-      ->envname("FORETOKEN_LEARNING_RATE")
       ->check(CLI::Range(1e-6, 1.0))
       ->capture_default_str();
   app.add_option("--objective", options.session.learner.fusion.objective, "What is minimised")
-      ->envname("FORETOKEN_OBJECTIVE")
       ->transform(CLI::CheckedTransformer(
           std::map<std::string, ObjectiveKind>{{"overlap", ObjectiveKind::kOverlap},
                                                {"forward-kl", ObjectiveKind::kForwardKl},
@@ -134,7 +127,6 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
   app.add_option("--log-level", log_level)
-      ->envname("FORETOKEN_LOG_LEVEL")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
       ->capture_default_str();
   app.set_config("--config", "", "TOML file with these flags as keys")
@@ -147,91 +139,72 @@ int main(int argc, char** argv) {
   std::size_t store_mib = 32;
   std::vector<float> round_ms, head_ms;
   app.add_option(
-         "--model", model_path,
-         "The server's GGUF file: its embedding and output rows are what the recurrent head "
-         "is made of. Without it only the fusion table is trained")
-      ->envname("FORETOKEN_MODEL");
+      "--model", model_path,
+      "The server's GGUF file: its embedding and output rows are what the recurrent head "
+      "is made of. Without it only the fusion table is trained");
   app.add_option("--head-inner", head.inner, "Inner width of the head; 0: by the model")
-      ->envname("FORETOKEN_HEAD_INNER")
       ->check(CLI::Range(0, int(kMaxHeadInner)));
   app.add_option("--head-vocabulary", head.vocabulary, "Tokens it may draft; 0: by the model")
-      ->envname("FORETOKEN_HEAD_VOCABULARY")
       ->check(CLI::Range(0, int(kMaxHeadVocab)));
   app.add_option("--head-learning-rate", head.learning_rate, "0: by the model")
-      ->envname("FORETOKEN_HEAD_LEARNING_RATE")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   app.add_option("--head-table-learning-rate", head.table_learning_rate)
-      ->envname("FORETOKEN_HEAD_TABLE_LEARNING_RATE")
       ->check(CLI::Range(1e-7, 1.0))
       ->capture_default_str();
   app.add_option("--head-gain-learning-rate", head.gain_learning_rate, "As a share of the gain")
-      ->envname("FORETOKEN_HEAD_GAIN_LEARNING_RATE")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   app.add_option("--passes", head.passes, "Passes over a token")
-      ->envname("FORETOKEN_PASSES")
       ->check(CLI::Range(1.0, 100.0))
       ->capture_default_str();
   app.add_option("--converged-passes", head.converged_passes,
                  "Passes over a token once the gate finds nothing more to gain, until a candidate "
                  "is promoted or traffic changes")
-      ->envname("FORETOKEN_CONVERGED_PASSES")
       ->check(CLI::Range(1.0, 100.0))
       ->capture_default_str();
   app.add_option("--teacher-temperature", head.teacher_temperature,
                  "At which a greedy request's distributions teach the head")
-      ->envname("FORETOKEN_TEACHER_TEMPERATURE")
       ->check(CLI::Range(0.05, 2.0))
       ->capture_default_str();
   app.add_option("--domain-power", head.domain_power,
                  "Replays are of a domain of n requests with a chance that goes with n to this "
                  "power: 1, all requests alike; 0, all domains alike")
-      ->envname("FORETOKEN_DOMAIN_POWER")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   app.add_option("--refused-weight", head.refused_weight,
                  "Of a position where a served draft was refused, beside others")
-      ->envname("FORETOKEN_REFUSED_WEIGHT")
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
   app.add_option(
          "--drift-tokens", head.drift_tokens,
          "After a change of traffic, so many tokens are learned from harder; 0: no change is "
          "looked for")
-      ->envname("FORETOKEN_DRIFT_TOKENS")
       ->check(CLI::Range(0, 1000000))
       ->capture_default_str();
   app.add_option("--drift-passes", head.drift_passes, "Passes over a token meanwhile")
-      ->envname("FORETOKEN_DRIFT_PASSES")
       ->check(CLI::Range(1.0, 100.0))
       ->capture_default_str();
   app.add_option("--drift-learning-rate", head.drift_learning_rate,
                  "Factor on the head's learning rate meanwhile")
-      ->envname("FORETOKEN_DRIFT_LEARNING_RATE")
       ->check(CLI::Range(0.1, 10.0))
       ->capture_default_str();
   app.add_option("--head-bf16", head.bf16,
-                 "Products in bf16: 1 or 0; default: where the processor is fast at it (AMX)")
-      ->envname("FORETOKEN_HEAD_BF16");
+                 "Products in bf16: 1 or 0; default: where the processor is fast at it (AMX)");
   app.add_option("--head-average", head.average_decay, "Of the moving average that is served")
-      ->envname("FORETOKEN_HEAD_AVERAGE")
       ->check(CLI::Range(0.0, 0.9999))
       ->capture_default_str();
   std::string eagle3_dir;
   double eagle3_rate = Eagle3LearnerOptions{}.learning_rate;
   app.add_option(
-         "--eagle3", eagle3_dir,
-         "Train this published EAGLE-3 head on from where it is, instead of a recurrent one: "
-         "a folder with config.json and model.safetensors (the server's --spec-head)")
-      ->envname("FORETOKEN_EAGLE3");
+      "--eagle3", eagle3_dir,
+      "Train this published EAGLE-3 head on from where it is, instead of a recurrent one: "
+      "a folder with config.json and model.safetensors (the server's --spec-head)");
   app.add_option("--eagle3-learning-rate", eagle3_rate)
-      ->envname("FORETOKEN_EAGLE3_LEARNING_RATE")
       ->check(CLI::Range(1e-8, 1.0))
       ->capture_default_str();
   std::size_t cache_mib = 256;
   app.add_option("--feature-cache-mib", cache_mib, "Decoded hidden states kept in memory")
-      ->envname("FORETOKEN_FEATURE_CACHE_MIB")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app.add_option("--seed", head.seed, "Of the head's first weights and of the order of replays")
@@ -285,6 +258,13 @@ int main(int argc, char** argv) {
          "Folder for the learned speculator, signed; with --gate the state folder that server and "
          "trainer go on with, its keys included")
       ->group(kOffline);
+  // Those that are not about a recording have an environment variable of their name; the ones above
+  // that have another are the server's flags too.
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_group() != kOffline && option->get_envname().empty() &&
+        option != app.get_help_ptr())
+      option->envname(environment_of(option->get_lnames().front()));
+  }
   CLI11_PARSE(app, argc, argv);
 
   spdlog::set_level(spdlog::level::from_str(log_level));
