@@ -69,7 +69,8 @@ void StepSchedule::watch(std::uint64_t domain, double predicted, bool accepted) 
 void StepSchedule::end() {
   for (const Watched& w : std::exchange(watched_, {})) {
     if (options_.drift_tokens == 0 ||
-        !drift_.observe(w.domain, w.predicted, w.accepted, w.positions))
+        !drift_.observe(w.domain, w.predicted, w.accepted, w.positions) ||
+        tokens_ < options_.early_tokens)
       continue;
     if (!hurried())
       spdlog::info("traffic has changed after {} tokens: learning faster for a while", tokens_);
@@ -79,7 +80,13 @@ void StepSchedule::end() {
 }
 
 void StepSchedule::judged(std::int64_t trained_tokens, bool gained) {
-  if (trained_tokens < std::max(options_.early_tokens, hurry_until_)) return;
+  if (gained) {
+    proven_tokens_ = trained_tokens;
+  } else {
+    const double enough =
+        options_.converged_growth * double(std::max(options_.early_tokens, proven_tokens_));
+    if (trained_tokens < hurry_until_ || double(trained_tokens) < enough) return;
+  }
   if (!gained && !converged_) {
     spdlog::info("nothing more is gained after {} tokens: learning less until traffic changes",
                  tokens_);
@@ -143,6 +150,7 @@ void StepSchedule::save(StateMap& map, const std::string& name) const {
   map.put_one(name + ".tokens", tokens_);
   map.put(name + ".drift", drift_.state());
   map.put_one(name + ".hurry_until", hurry_until_);
+  map.put_one(name + ".proven_tokens", proven_tokens_);
   map.put_one(name + ".converged", std::uint8_t(converged_));
   map.put_one(name + ".draws", draws_);
   map.put_one(name + ".owed", owed_chains_);
@@ -160,6 +168,7 @@ bool StepSchedule::restore(const StateMap& map, const std::string& name) {
   if (!drift_.restore(map.get<DriftDetector::Domain>(name + ".drift"))) return false;
   tokens_ = map.get_one<std::int64_t>(name + ".tokens", 0);
   hurry_until_ = map.get_one<std::int64_t>(name + ".hurry_until", 0);
+  proven_tokens_ = map.get_one<std::int64_t>(name + ".proven_tokens", 0);
   converged_ = map.get_one<std::uint8_t>(name + ".converged", 0) != 0;
   draws_ = map.get_one<std::uint64_t>(name + ".draws", 0);
   owed_chains_ = map.get_one<double>(name + ".owed", 0);

@@ -35,9 +35,10 @@ struct StepOptions {
   // Of the teacher of a greedy request. Nearer 0 more of the loss is about what is emitted; at 0
   // nothing is left of what else the target thought likely, and learning is slower.
   double teacher_temperature = 0.5;
-  // Passes over a token; and once the gate finds nothing more in what is learned. A head that has
-  // seen fewer than early_tokens is too young for that.
-  double passes = 4, converged_passes = 1;
+  // Passes over a token; and once the gate finds nothing more in what is learned: in a candidate
+  // that has seen converged_growth times as much as the last that was promoted.
+  double passes = 4, converged_passes = 1, converged_growth = 4;
+  // To a head that has seen fewer all traffic is new: none is a change, none is known well enough.
   std::int64_t early_tokens = 10000;
   // After a change of traffic (drift_detector.h; 0: none is looked for): for so many tokens other
   // passes, at a learning rate so much higher.
@@ -92,7 +93,8 @@ class StepSchedule {
   double learning_rate() const {
     return options_.learning_rate * (hurried() ? options_.drift_learning_rate : 1.0);
   }
-  // Learner::judged. What was learned early on, or before traffic changed, says nothing of now.
+  // Learner::judged. What was learned early on, before traffic changed, or from hardly more than
+  // what serves, says nothing of what is still to be gained.
   void judged(std::int64_t trained_tokens, bool gained);
   bool converged() const { return converged_; }
 
@@ -123,6 +125,7 @@ class StepSchedule {
   std::vector<Watched> watched_;
   DriftDetector drift_;
   std::int64_t hurry_until_ = 0;
+  std::int64_t proven_tokens_ = 0;  // that the last promoted candidate had seen
   bool converged_ = false;
   std::uint64_t draws_ = 0;
   double owed_chains_ = 0;

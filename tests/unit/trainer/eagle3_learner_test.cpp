@@ -122,7 +122,7 @@ TEST_F(Eagle3Learning, WorksMoreWhenTrafficChangesAndLessOnceNothingIsGained) {
   options_.eagle3->passes = 2;
   options_.eagle3->drift_passes = 3;
   options_.eagle3->drift_tokens = 600;
-  options_.eagle3->early_tokens = 600;
+  options_.eagle3->early_tokens = 150;
   Traces traces;
   HeadTraffic traffic(kHidden, 320, 5);
   const auto learner = learner_factory(options_)(traces);

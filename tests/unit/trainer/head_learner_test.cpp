@@ -72,7 +72,7 @@ TEST_F(HeadLearning, LearnsNothingFromNoise) {
 }
 
 TEST_F(HeadLearning, WorksMoreWhenTrafficChangesAndLessOnceNothingIsGained) {
-  options_.head.early_tokens = 1000;
+  options_.head.early_tokens = 250;
   options_.head.drift_tokens = 2000;
   options_.head.drift_passes = 6;
   options_.head.teacher_temperature = 1;  // what it predicts comes true, however fast it learns

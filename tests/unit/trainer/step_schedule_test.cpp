@@ -96,21 +96,26 @@ double replays(StepSchedule& schedule, std::uint64_t& next, int requests,
 TEST(StepSchedule, GoesOverLessOnceNothingIsGainedUntilTrafficChanges) {
   const NoTraces source;
   StepOptions options = options_of();
-  options.early_tokens = 4000;
+  options.early_tokens = 1000;
+  options.converged_growth = 4;
   options.drift_tokens = 3900;
   StepSchedule schedule(options, source);
   std::uint64_t next = 0;
+  replays(schedule, next, 6, 2);  // in the early days all is new
+  EXPECT_FALSE(schedule.hurried());
   EXPECT_NEAR(replays(schedule, next, 60), 2, .2);
   schedule.judged(3999, false);  // of the early days: no verdict on what is learned now
   EXPECT_NEAR(replays(schedule, next, 60), 2, .2);
   schedule.judged(4000, false);
   EXPECT_TRUE(schedule.converged());
   EXPECT_NEAR(replays(schedule, next, 60), 0, .1);
-  schedule.judged(8000, true);
+  schedule.judged(3000, true);
   EXPECT_NEAR(replays(schedule, next, 60), 2, .2);
   EXPECT_FALSE(schedule.hurried());
   EXPECT_EQ(schedule.learning_rate(), options.learning_rate);
-  schedule.judged(8000, false);
+  schedule.judged(11999, false);  // it has seen hardly more than what serves
+  EXPECT_FALSE(schedule.converged());
+  schedule.judged(12000, false);
   StateMap map;
   schedule.save(map, "x");
   StepSchedule resumed(options, source);
@@ -122,7 +127,7 @@ TEST(StepSchedule, GoesOverLessOnceNothingIsGainedUntilTrafficChanges) {
   EXPECT_NEAR(replays(resumed, next, 54, 1), 4, .4);
   replays(resumed, next, 6, 1);
   EXPECT_FALSE(resumed.hurried());
-  resumed.judged(8000, false);  // learned before that
+  resumed.judged(12000, false);  // learned before that
   EXPECT_NEAR(replays(resumed, next, 60, 1), 2, .2);
 }
 
