@@ -117,7 +117,7 @@ struct Eagle3Learner::Impl {
     const std::int64_t n = piece.count, width = logits.size(1);
     const float inverse_temperature = example->inverse_temperature;
     const auto q = torch::softmax(logits.detach() * inverse_temperature, 1);
-    watch(*example, piece, q.narrow(0, 0, n));
+    if (schedule.fresh()) watch(*example, piece, q.narrow(0, 0, n));
     auto factor = torch::zeros({logits.size(0), 1});
     std::vector<std::array<std::pair<std::int32_t, float>, kTeacherTokens>> spikes(
         std::size_t(logits.size(0)));

@@ -86,10 +86,10 @@ void StepSchedule::judged(std::int64_t trained_tokens, bool gained) {
     const double enough =
         options_.converged_growth * double(std::max(options_.early_tokens, proven_tokens_));
     if (trained_tokens < hurry_until_ || double(trained_tokens) < enough) return;
-  }
-  if (!gained && !converged_) {
-    spdlog::info("nothing more is gained after {} tokens: learning less until traffic changes",
-                 tokens_);
+    if (!converged_) {
+      spdlog::info("nothing more is gained after {} tokens: learning less until traffic changes",
+                   tokens_);
+    }
   }
   converged_ = !gained;
 }
