@@ -33,7 +33,7 @@ const AttentionKernels& kernels_of(Isa isa, KvMode mode) {
     case Isa::kAvx512:
       return kAttentionAvx512[index];
     case Isa::kAvx512Amx:
-      return mode == KvMode::kInt2 ? kAttentionAvx512AmxInt2 : kAttentionAvx512Vnni[index];
+      return kAttentionAvx512Amx[index];
     default:
       return kAttentionAvx512Vnni[index];  // with BF16 as well: see kernels/README.md
   }
@@ -50,7 +50,8 @@ constexpr int most_digits(int d) {
 std::size_t queries_bytes(int rows, int d) {
   return aligned(static_cast<std::size_t>(rows) * d * 4) +
          2 * aligned(static_cast<std::size_t>(rows) * most_digits(d)) +
-         3 * aligned(static_cast<std::size_t>(rows) * 4);
+         3 * aligned(static_cast<std::size_t>(rows) * 4) +
+         2 * aligned(static_cast<std::size_t>(rows) * d * 2);
 }
 std::size_t state_bytes(int rows, int d) {
   return 3 * aligned(static_cast<std::size_t>(rows) * 4) +
@@ -76,6 +77,8 @@ AttentionQueries take_queries(std::byte*& at, int rows, int d) {
   q.step = take<float>(at, rows);
   q.sum = take<std::int32_t>(at, rows);
   q.total = take<float>(at, rows);
+  q.bf16_high = take<std::uint16_t>(at, static_cast<std::size_t>(rows) * d);
+  q.bf16_low = take<std::uint16_t>(at, static_cast<std::size_t>(rows) * d);
   return q;
 }
 AttentionState take_state(std::byte*& at, int rows, int d) {
@@ -143,9 +146,9 @@ std::size_t attention_scratch_bytes(int max_rows, int n_heads, int head_dim, int
   // sequence.
   const std::size_t units = static_cast<std::size_t>(max_rows) * n_heads;
   // Split: at most kMaxSplitStates rows of states and queries, each unit's arrays aligned.
-  const std::size_t row = static_cast<std::size_t>(head_dim) * 8 +
+  const std::size_t row = static_cast<std::size_t>(head_dim) * 12 +
                           static_cast<std::size_t>(most_digits(head_dim)) * 6 + 24;
-  const std::size_t split = kMaxSplitStates * (row + 11 * kAlign);
+  const std::size_t split = kMaxSplitStates * (row + 13 * kAlign);
   return aligned(units * sizeof(AttentionUnit)) + n_threads * worker + split + 16 * kAlign;
 }
 

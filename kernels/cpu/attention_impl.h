@@ -238,6 +238,8 @@ struct Attention : AttentionCommon<V> {
   static constexpr bool kBySums =
       V::kTileSums && kBits == 2 && !kByChannel && !kWide && !kGrouped && !kFormat.affine;
   static constexpr int kCodeRows = kWide ? V::kRowTile : V::kCodeRowTile;
+  // Whether 16-bit pages are multiplied by V's tiles.
+  static bool hot_by_tiles(int d) { return V::kTileSums && d % 64 == 0; }
 
   static void prepare(const AttentionUnit& unit, const AttentionQueries& queries) {
     const AttentionCall& call = *unit.call;
@@ -250,6 +252,10 @@ struct Attention : AttentionCommon<V> {
       for (int c = 0; c < d; c += W) {
         V::store(plain + c, V::mul(V::load(q + c), V::set(call.scale)));
       }
+    }
+    if constexpr (V::kTileSums) {
+      if (hot_by_tiles(d))
+        V::split_bf16(queries.plain, rows * d, queries.bf16_high, queries.bf16_low);
     }
     if constexpr (kBits > 0 && !kByChannel) {
       if (!unit.reads_any_sealed()) return;
@@ -516,7 +522,8 @@ struct Attention : AttentionCommon<V> {
     int sealed_page[kSegmentPages];
     bool is_sealed[kSegmentPages];
     int n_sealed = 0;
-    if constexpr (kBySums) V::begin_tiles(rows);
+    const bool by_tiles = hot_by_tiles(d);
+    if constexpr (V::kTileSums) V::begin_tiles(rows);
     for (int n = 0; n < n_pages; ++n) {
       const std::int64_t page = first / kPageTokens + n;
       float* logits = buffers.logits + n * kPageTokens;
@@ -541,6 +548,12 @@ struct Attention : AttentionCommon<V> {
         hot[n] = unit.sequence->hot[page] + hot_at;
         const int tokens =
             n_tokens - n * kPageTokens < kPageTokens ? n_tokens - n * kPageTokens : kPageTokens;
+        if constexpr (V::kTileSums) {
+          if (by_tiles) {
+            V::hot_logits_page(hot[n], d, queries.bf16_high, queries.bf16_low, rows, logits);
+            continue;
+          }
+        }
         in_row_blocks(rows, [&]<int R>(int r) {
           Common::template hot_logits_page<R>(hot[n], d, tokens,
                                               queries.plain + static_cast<std::size_t>(r) * d,
@@ -610,26 +623,30 @@ struct Attention : AttentionCommon<V> {
     }
 
     // Values.
-    for (int r = 0; r < rows; ++r) {
-      for (int c = 0; c < d; c += W)
-        V::store(out.o + static_cast<std::size_t>(r) * d + c, V::set(0.0f));
+    if constexpr (V::kTileSums) {
+      if (by_tiles) V::hot_values(hot, is_sealed, n_tokens, d, rows, buffers.logits, out.o);
     }
-    for (int n = 0; n < n_pages; ++n) {
-      if (is_sealed[n]) continue;
-      const int tokens =
-          n_tokens - n * kPageTokens < kPageTokens ? n_tokens - n * kPageTokens : kPageTokens;
-      in_row_blocks(rows, [&]<int R>(int r) {
-        Common::template hot_values_page<R>(
-            hot[n], d, tokens,
-            buffers.logits + static_cast<std::size_t>(r) * kLogitStride + n * kPageTokens,
-            out.o + static_cast<std::size_t>(r) * d);
-      });
+    if (!by_tiles) {
+      for (int c = 0; c < rows * d; c += W) V::store(out.o + c, V::set(0.0f));
+      for (int n = 0; n < n_pages; ++n) {
+        if (is_sealed[n]) continue;
+        const int tokens =
+            n_tokens - n * kPageTokens < kPageTokens ? n_tokens - n * kPageTokens : kPageTokens;
+        in_row_blocks(rows, [&]<int R>(int r) {
+          Common::template hot_values_page<R>(
+              hot[n], d, tokens,
+              buffers.logits + static_cast<std::size_t>(r) * kLogitStride + n * kPageTokens,
+              out.o + static_cast<std::size_t>(r) * d);
+        });
+      }
     }
     if constexpr (kBySums) {
       if (n_sealed > 0)
         values_by_sums(sealed, sealed_page, n_sealed, at, rows, buffers, half_step, weight_sum,
                        out.o2);
-      V::end_tiles();
+    }
+    if constexpr (V::kTileSums) V::end_tiles();
+    if constexpr (kBySums) {
       if (n_sealed > 0) return;
     }
     if constexpr (kBits > 0) {

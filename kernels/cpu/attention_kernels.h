@@ -58,6 +58,9 @@ struct AttentionQueries {
   float* step;          // [rows]
   std::int32_t* sum;    // [rows], of digits
   float* total;         // [rows], sum of the transformed query, which a row's centre multiplies
+  // [rows, d] each: plain as the sum of two bf16, for kernels that multiply by tiles.
+  std::uint16_t* bf16_high;
+  std::uint16_t* bf16_low;
 };
 // Softmax state of rows over some segments: out = (o + sealed_mass * v_mean + (o2 v_decode)) /
 // mass.
@@ -86,8 +89,6 @@ struct AttentionKernels {
 // By place in kKvFormats; the first one's, bf16, are never asked for a sealed page.
 using AttentionTable = std::array<AttentionKernels, std::size(kKvFormats)>;
 extern const AttentionTable kAttentionScalar, kAttentionAvx2, kAttentionAvx512,
-    kAttentionAvx512Vnni;
-// `int2` alone; of the other modes kAttentionAvx512Vnni serves.
-extern const AttentionKernels kAttentionAvx512AmxInt2;
+    kAttentionAvx512Vnni, kAttentionAvx512Amx;
 
 }  // namespace foretoken::kernels

@@ -21,14 +21,14 @@ struct Supported {
   std::size_t count = 0;
 };
 
-// Tiles of bytes, and the system's leave to use them: Linux gives it to a process that asks, for
-// their 8 KiB of state would otherwise enlarge every signal frame.
-bool has_amx_int8() {
+// Tiles of bytes and of bf16, and the system's leave to use them: Linux gives it to a process that
+// asks, for their 8 KiB of state would otherwise enlarge every signal frame.
+bool has_amx() {
 #if defined(__linux__) && defined(__x86_64__)
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  if ((d & kTile) == 0 || (d & kInt8) == 0) return false;
+  if ((d & kTile) == 0 || (d & kInt8) == 0 || (d & kBf16) == 0) return false;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h since Linux 5.16
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
@@ -56,7 +56,7 @@ Supported detect() {
   s.isas[s.count++] = Isa::kAvx512Vnni;
   if (!__builtin_cpu_supports("avx512bf16")) return s;
   s.isas[s.count++] = Isa::kAvx512VnniBf16;
-  if (!has_amx_int8()) return s;
+  if (!has_amx()) return s;
   s.isas[s.count++] = Isa::kAvx512Amx;
   return s;
 }
