@@ -18,10 +18,3 @@ class FrozenServer(foretoken_server.Server):
         super().__enter__()
         self.post("/v1/speculator/freeze", {})
         return self
-
-    def chat(self, body):
-        """The whole answer to a chat request."""
-        status, answer, _ = self.post("/v1/chat/completions", dict(body, stream=False), timeout=600)
-        if status != 200:
-            sys.exit(f"{sys.argv[0]}: {status} {answer}")
-        return answer

@@ -89,6 +89,13 @@ class Server:
         status, answer, headers = self.request("POST", path, body, **arguments)
         return status, json.loads(answer), headers
 
+    def chat(self, body):
+        """The whole answer to a chat request."""
+        status, answer, _ = self.post("/v1/chat/completions", dict(body, stream=False), timeout=600)
+        if status != 200:
+            raise SystemExit(f"{sys.argv[0]}: {status} {answer}")
+        return answer
+
     def stats(self):
         return json.loads(self.get("/stats")[1])
 
