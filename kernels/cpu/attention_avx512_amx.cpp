@@ -1,3 +1,4 @@
+#include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/attention_avx512_vector.h"
 
 namespace foretoken::kernels {
@@ -16,27 +17,41 @@ namespace {
 struct Avx512Amx : Avx512<true> {
   static constexpr bool kTileSums = true;
 
-  struct alignas(64) TileConfig {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    std::uint8_t rows[16] = {};
-  };
   // Rows are taken in blocks of `size`, at most 16, the last one overlapping the one before:
   // everything is read within its bounds, and twice is the same.
   static int block_size(int rows) {
     const int n_blocks = (rows + 15) / 16;
     return (rows + n_blocks - 1) / n_blocks;
   }
+  template <class Fn>
+  FORETOKEN_INLINE static void in_blocks(int rows, Fn fn) {  // fn(first row, size)
+    const int size = block_size(rows);
+    for (int first = 0; first < rows; first += size) {
+      if (first > rows - size) first = rows - size;
+      fn(first, size);
+    }
+  }
   static void begin_tiles(int rows) {
     TileConfig config;
-    for (int tile = 0; tile < 6; ++tile)  // sums and queries
+    for (int tile = 0; tile < 6; ++tile)  // sums and queries; keys and values have 16
       config.rows[tile] = static_cast<std::uint8_t>(block_size(rows));
-    config.rows[6] = config.rows[7] = 16;  // codes
-    // The intrinsic says that it reads eight bytes: without this the others need not be written.
-    asm volatile("" ::"r"(&config) : "memory");
-    _tile_loadconfig(&config);
+    configure_tiles(config);
   }
   static void end_tiles() { _tile_release(); }
+  // Four tiles of sums; stored `next` values apart.
+  FORETOKEN_INLINE static void zero_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  template <class T>
+  FORETOKEN_INLINE static void store_sums(T* at, int next, int row_bytes) {
+    _tile_stored(0, at, row_bytes);
+    _tile_stored(1, at + next, row_bytes);
+    _tile_stored(2, at + 2 * next, row_bytes);
+    _tile_stored(3, at + 3 * next, row_bytes);
+  }
 
   // x as a bf16 (a float whose lower half is zero), rounded half away from zero.
   static I round_bf16(F x) {
@@ -66,16 +81,11 @@ struct Avx512Amx : Avx512<true> {
   // q_high, q_low [rows, d]; logits [rows, kLogitStride].
   static void hot_logits_page(const std::byte* page, int d, const std::uint16_t* q_high,
                               const std::uint16_t* q_low, int rows, float* logits) {
-    const int size = block_size(rows);
-    for (int first = 0; first < rows; first += size) {
-      if (first > rows - size) first = rows - size;
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
+    in_blocks(rows, [&](int first, int) {
+      zero_sums();
       for (int c = 0; c < d; c += 32) {
+        const std::byte* k = page + hot_k_offset(d, 0, c);
         for (const std::uint16_t* q : {q_high, q_low}) {
-          const std::byte* k = page + hot_k_offset(d, 0, c);
           _tile_loadd(4, q + first * d + c, d * 2);
           _tile_loadd(6, k, 64);
           _tile_dpbf16ps(0, 4, 6);
@@ -87,12 +97,8 @@ struct Avx512Amx : Avx512<true> {
           _tile_dpbf16ps(3, 4, 7);
         }
       }
-      float* at = logits + first * kLogitStride;
-      _tile_stored(0, at, kLogitStride * 4);
-      _tile_stored(1, at + 16, kLogitStride * 4);
-      _tile_stored(2, at + 32, kLogitStride * 4);
-      _tile_stored(3, at + 48, kLogitStride * 4);
-    }
+      store_sums(logits + first * kLogitStride, 16, kLogitStride * 4);
+    });
   }
 
   // o [rows, d] = weights times V over a segment's 16-bit pages; n_tokens of the segment are there,
@@ -104,14 +110,10 @@ struct Avx512Amx : Avx512<true> {
     alignas(64) std::uint32_t tiles[4][4][16][16];
     alignas(64) float sums[4][16][16];
     alignas(64) std::byte last[16][128];
-    const int size = block_size(rows), n_pages = (n_tokens + kPageTokens - 1) / kPageTokens;
-    for (int first = 0; first < rows; first += size) {
-      if (first > rows - size) first = rows - size;
+    const int n_pages = (n_tokens + kPageTokens - 1) / kPageTokens;
+    in_blocks(rows, [&](int first, int size) {
       for (int c = 0; c < d; c += 64) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        zero_sums();
         for (int n = 0; n < n_pages; ++n) {
           if (is_sealed[n]) continue;
           const int left = n_tokens - n * kPageTokens;
@@ -151,10 +153,7 @@ struct Avx512Amx : Avx512<true> {
             _tile_dpbf16ps(3, 5, 7);
           }
         }
-        _tile_stored(0, sums[0], 64);
-        _tile_stored(1, sums[1], 64);
-        _tile_stored(2, sums[2], 64);
-        _tile_stored(3, sums[3], 64);
+        store_sums(sums[0][0], 16 * 16, 64);
         // Even and odd channels side by side again.
         const I lower = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
         const I upper = _mm512_add_epi32(lower, set_int(8));
@@ -167,7 +166,7 @@ struct Avx512Amx : Avx512<true> {
           }
         }
       }
-    }
+    });
   }
 
   // Four lane vectors of codes, as bytes, from one of 16 codes a lane.
@@ -190,13 +189,8 @@ struct Avx512Amx : Avx512<true> {
       for (; g < n / 16; ++g) unpack(page + (t * n + g * 16) * 4, codes[g / 4][t] + 256 * (g % 4));
       for (; g % 4 != 0; ++g) std::memset(codes[g / 4][t] + 256 * (g % 4), 0, 256);
     }
-    const int size = block_size(rows);
-    for (int first = 0; first < rows; first += size) {
-      if (first > rows - size) first = rows - size;
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
+    in_blocks(rows, [&](int first, int) {
+      zero_sums();
       for (int c = 0; 64 * c < n; ++c) {
         _tile_loadd(4, q + first * n + 64 * c, n);
         _tile_loadd(6, codes[c][0], 64);
@@ -208,12 +202,8 @@ struct Avx512Amx : Avx512<true> {
         _tile_loadd(7, codes[c][3], 64);
         _tile_dpbsud(3, 4, 7);
       }
-      std::int32_t* at = sums + first * kPageTokens;
-      _tile_stored(0, at, kPageTokens * 4);
-      _tile_stored(1, at + 16, kPageTokens * 4);
-      _tile_stored(2, at + 32, kPageTokens * 4);
-      _tile_stored(3, at + 48, kPageTokens * 4);
-    }
+      store_sums(sums + first * kPageTokens, 16, kPageTokens * 4);
+    });
   }
 
   // high_sums, low_sums [rows, 16]: weights times 16 digits of V from `digit` on, all sealed pages
@@ -226,9 +216,7 @@ struct Avx512Amx : Avx512<true> {
     for (int n = 0; n < n_pages; ++n)
       for (int t = 0; t < 4; ++t)
         unpack(pages[n] + layout.v_codes + (t * layout.v_digits + digit) * 4, codes[n] + 256 * t);
-    const int size = block_size(rows);
-    for (int first = 0; first < rows; first += size) {
-      if (first > rows - size) first = rows - size;
+    in_blocks(rows, [&](int first, int) {
       _tile_zero(0);
       _tile_zero(1);
       for (int n = 0; n < n_pages; ++n) {
@@ -241,7 +229,7 @@ struct Avx512Amx : Avx512<true> {
       }
       _tile_stored(0, high_sums + 16 * first, 64);
       _tile_stored(1, low_sums + 16 * first, 64);
-    }
+    });
   }
 };
 

@@ -17,6 +17,7 @@
 //
 // Order: block by block, so that the planes of a block stay in the first-level cache (8 KiB) while
 // all rows pass over them; a row's sums wait there meanwhile (64 bytes a row).
+#include "amx_tiles.h"
 #include "avx512_traits.h"
 
 namespace foretoken::kernels {
@@ -34,12 +35,6 @@ constexpr std::int64_t kLeastRows = 10;
 constexpr std::int64_t kChunkRows = 128;
 constexpr int kTileRows = 16;
 static_assert(kActivationTile == kTileRows);
-
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 // Of one block of 256 and one group: lane vectors 0..63 of two planes.
 struct alignas(64) Planes {
@@ -215,8 +210,7 @@ void group_on_tiles(const LinearTask& task, std::int64_t g, const Pass& pass) {
 
 template <WeightType T>
 void groups_of_256(const LinearTask& task, std::int64_t first_group, std::int64_t last_group) {
-  static constexpr TileConfig kConfig;
-  _tile_loadconfig(&kConfig);
+  configure_tiles(TileConfig{});
   // As many blocks a pass as keep their records in the second-level cache for all groups.
   constexpr std::int64_t kBlocks =
       kResidentActivationBytes / (kChunkRows * static_cast<std::int64_t>(sizeof(Record256)));

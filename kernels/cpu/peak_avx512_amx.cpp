@@ -1,5 +1,6 @@
 #include <immintrin.h>
 
+#include "amx_tiles.h"
 #include "peak_functions.h"
 
 namespace foretoken::kernels {
@@ -7,12 +8,7 @@ namespace foretoken::kernels {
 // Tile products of 16 by 64 by 16 into four independent tiles: as many as one instruction's latency
 // (52 cycles) takes at one every 16.
 std::int64_t int8_spin_avx512_amx(std::int64_t iterations, std::int32_t* sink) {
-  struct alignas(64) {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
-    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
-  } const config;
-  _tile_loadconfig(&config);
+  configure_tiles(TileConfig{});
   alignas(64) std::uint8_t a[1024], b[1024];
   alignas(64) std::int32_t sums[256];
   for (int i = 0; i < 1024; ++i) a[i] = 5, b[i] = 3;

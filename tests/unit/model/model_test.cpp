@@ -153,7 +153,7 @@ TEST(RealModel, PerplexityWithinHalfAPercentOfFloat) {
     ASSERT_TRUE(model) << model.error().message;
     auto tokenizer = Tokenizer::from_gguf((*model)->file());
     ASSERT_TRUE(tokenizer) << tokenizer.error().message;
-    const auto text = (*tokenizer)->encode(std::string(kv_calibration_text()), false);
+    const auto text = (*tokenizer)->encode(kv_calibration_text(), false);
     ASSERT_TRUE(text) << text.error().message;
     // Prose, code, data and talk: of one piece alone a change in the last bit of the activations,
     // which decides how a few of them are rounded to 8 bits, moves the perplexity by half a
