@@ -9,7 +9,7 @@
 #include "runtime/model/model.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/text/tokenizer.h"
-#include "runtime/trace/version_keeper.h"
+#include "runtime/versions/version_keeper.h"
 
 namespace foretoken {
 

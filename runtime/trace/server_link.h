@@ -18,10 +18,10 @@
 #include "runtime/model/vocabulary_rows.h"
 #include "runtime/observe/stats.h"
 #include "runtime/speculate/head/draft_head.h"
-#include "runtime/trace/shadow_replay.h"
 #include "runtime/trace/trace_publisher.h"
-#include "runtime/trace/version_keeper.h"
 #include "runtime/trace/weights_receiver.h"
+#include "runtime/versions/shadow_replay.h"
+#include "runtime/versions/version_keeper.h"
 
 namespace foretoken {
 

@@ -9,7 +9,7 @@
 #include <memory>
 #include <vector>
 
-#include "foretoken/protocol/trace_record.h"
+#include "foretoken/protocol/trace_size.h"
 
 namespace foretoken {
 
@@ -40,18 +40,6 @@ class TraceRing {
     bytes_.fetch_sub(approximate_bytes(*trace), std::memory_order_relaxed);
     tail_.store(tail + 1, std::memory_order_release);
     return trace;
-  }
-
-  // Of the arrays that grow; a constant of the trace, so that a pop subtracts what a push added.
-  static std::size_t approximate_bytes(const RequestTrace& trace) noexcept {
-    constexpr std::size_t kGeneratedBytes = sizeof(GeneratedTokenTrace) +
-                                            kTeacherTopK * (sizeof(TokenId) + sizeof(float)) +
-                                            kMaxCandidates * sizeof(Candidate);
-    return sizeof(RequestTrace) + trace.tokens.size() * sizeof(TokenId) +
-           trace.generated.size() * kGeneratedBytes +
-           trace.rounds.size() * (sizeof(RoundTrace) + 128) +
-           trace.tap_values.size() * sizeof(std::uint16_t) +
-           trace.tap_scales.size() * sizeof(float);
   }
 
  private:

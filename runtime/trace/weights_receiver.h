@@ -13,7 +13,7 @@
 
 #include "foretoken/protocol/control.h"
 #include "foretoken/protocol/transport.h"
-#include "runtime/trace/version_keeper.h"
+#include "runtime/versions/version_keeper.h"
 
 namespace foretoken {
 

@@ -30,7 +30,7 @@
 #include "runtime/evaluate/fusion_replay.h"
 #include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/evaluate/sequential_test.h"
-#include "runtime/trace/version_keeper.h"
+#include "runtime/versions/version_keeper.h"
 
 namespace foretoken {
 namespace {

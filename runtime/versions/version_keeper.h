@@ -36,8 +36,8 @@
 #include "foretoken/protocol/transport.h"
 #include "runtime/evaluate/sequential_test.h"
 #include "runtime/observe/speculator_state.h"
-#include "runtime/trace/lineage.h"
-#include "runtime/trace/state_dir.h"
+#include "runtime/versions/lineage.h"
+#include "runtime/versions/state_dir.h"
 
 namespace foretoken {
 

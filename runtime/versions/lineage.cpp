@@ -1,4 +1,4 @@
-#include "runtime/trace/lineage.h"
+#include "runtime/versions/lineage.h"
 
 #include <fcntl.h>
 #include <fmt/chrono.h>

@@ -1,4 +1,4 @@
-#include "runtime/trace/version_keeper.h"
+#include "runtime/versions/version_keeper.h"
 
 #include <spdlog/spdlog.h>
 
@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "foretoken/kernels/splitmix64.h"
-#include "runtime/trace/trace_ring.h"
+#include "foretoken/protocol/trace_size.h"
 
 namespace foretoken {
 namespace {
@@ -297,7 +297,7 @@ void VersionKeeper::observe(std::unique_ptr<RequestTrace> trace) {
   } else if (!previous_ || !sampled(trace->request, options_.watch_sample)) {
     return;
   }
-  const std::size_t bytes = TraceRing::approximate_bytes(*trace);
+  const std::size_t bytes = approximate_bytes(*trace);
   if (!hooks_.replay || queue_.size() >= options_.queue_requests ||
       (!queue_.empty() && queued_bytes_ + bytes > options_.queue_bytes)) {
     ++dropped_;

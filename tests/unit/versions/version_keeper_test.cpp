@@ -1,6 +1,6 @@
 // The life of a version on the server: what is promoted, what is rolled back and how soon, what a
 // restart serves, and that nothing unproven ever serves more than a canary's share.
-#include "runtime/trace/version_keeper.h"
+#include "runtime/versions/version_keeper.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -11,7 +11,7 @@
 #include <optional>
 
 #include "runtime/evaluate/portfolio_replay.h"
-#include "runtime/trace/version_keeper.h"
+#include "runtime/versions/version_keeper.h"
 
 namespace foretoken {
 

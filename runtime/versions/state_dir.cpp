@@ -1,4 +1,4 @@
-#include "runtime/trace/state_dir.h"
+#include "runtime/versions/state_dir.h"
 
 #include <spdlog/spdlog.h>
 

@@ -1,4 +1,4 @@
-#include "runtime/trace/shadow_replay.h"
+#include "runtime/versions/shadow_replay.h"
 
 namespace foretoken {
 
