@@ -12,6 +12,8 @@
 #include "runtime/cli/flags.h"
 #include "runtime/cli/spec_head.h"
 #include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/model/arch/architecture.h"
+#include "runtime/model/config.h"
 #include "runtime/model/fingerprint.h"
 #include "runtime/speculate/head/eagle3_head.h"
 #include "runtime/speculate/head/head_bundle.h"
@@ -81,8 +83,7 @@ Status export_head(const HeadFlags& flags) {
       auto config = read_model_config(**file);
       if (!config) return config.error();
       verifier = {flags.verifier.empty() ? config->name : flags.verifier,
-                  config->architecture == "qwen2" ? "Qwen2ForCausalLM" : "LlamaForCausalLM",
-                  config->n_layers};
+                  find_architecture(config->architecture)->transformers_class, config->n_layers};
     } else {
       auto config = parse_eagle3_config(checkpoint.config);
       if (!config) return config.error();

@@ -27,34 +27,23 @@ class AtOffsets final : public KvCalibrator {
  public:
   AtOffsets(MomentCalibrator& inner, const ModelConfig& config, kernels::ThreadPool& pool,
             std::function<void(int)> seen)
-      : inner_(inner),
-        config_(config),
-        pool_(pool),
-        seen_(std::move(seen)),
-        cos_sin_(config.rotary_dim) {}
+      : inner_(inner), config_(config), pool_(pool), seen_(std::move(seen)) {}
   // Of the blocks in turn, as many times as there are.
   void set_offsets(std::span<const std::int64_t> offsets) { offsets_ = offsets; }
 
   void observe(int layer, int n_rows, const float* q, const float* k, const float* v) override {
     inner_.weigh(layer, n_rows, q, k, v, &pool_);
-    const std::size_t q_width = static_cast<std::size_t>(config_.n_heads) * config_.head_dim;
-    const std::size_t k_width = static_cast<std::size_t>(config_.n_kv_heads) * config_.head_dim;
+    const AttentionSpec& a = config_.attention(layer);
+    const Rope* rope = config_.rope_of(a);
+    const std::size_t q_width = static_cast<std::size_t>(a.n_heads) * a.head_dim;
+    const std::size_t k_width = static_cast<std::size_t>(a.n_kv_heads) * a.head_dim;
     const int n_blocks = (n_rows + kBlockRows - 1) / kBlockRows;
     for (std::size_t i = 0; i < offsets_.size(); ++i) {
       const int first = static_cast<int>(i) % n_blocks * kBlockRows,
                 n = std::min(kBlockRows, n_rows - first);
       q_.assign(q + first * q_width, q + (first + n) * q_width);
       k_.assign(k + first * k_width, k + (first + n) * k_width);
-      kernels::rope_table(offsets_[i], config_.rotary_dim, config_.rope_theta, nullptr,
-                          cos_sin_.data());
-      pool_.ranges(n, 1, [&](std::int64_t begin, std::int64_t end, int) {
-        for (std::int64_t r = begin; r < end; ++r) {
-          kernels::rope(q_.data() + r * q_width, config_.n_heads, config_.head_dim,
-                        config_.rotary_dim, cos_sin_.data(), config_.rope_interleaved);
-          kernels::rope(k_.data() + r * k_width, config_.n_kv_heads, config_.head_dim,
-                        config_.rotary_dim, cos_sin_.data(), config_.rope_interleaved);
-        }
-      });
+      if (rope) move(offsets_[i], n, a, *rope);
       inner_.add_moments(layer, first, n, q_.data(), k_.data(), v + first * k_width, &pool_);
     }
     seen_(layer);
@@ -67,6 +56,20 @@ class AtOffsets final : public KvCalibrator {
   }
 
  private:
+  void move(std::int64_t offset, int n_rows, const AttentionSpec& a, const Rope& rope) {
+    cos_sin_.resize(static_cast<std::size_t>(rope.dim));
+    rope.rotation(offset, cos_sin_.data());
+    const std::size_t q_width = q_.size() / n_rows, k_width = k_.size() / n_rows;
+    pool_.ranges(n_rows, 1, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        kernels::rope(q_.data() + r * q_width, a.n_heads, a.head_dim, rope.dim, cos_sin_.data(),
+                      rope.interleaved);
+        kernels::rope(k_.data() + r * k_width, a.n_kv_heads, a.head_dim, rope.dim, cos_sin_.data(),
+                      rope.interleaved);
+      }
+    });
+  }
+
   MomentCalibrator& inner_;
   const ModelConfig& config_;
   kernels::ThreadPool& pool_;
@@ -124,16 +127,16 @@ Result<std::shared_ptr<const KvCalibration>> calibrate_kv(const Model& model,
   };
   std::size_t done = 0;
   AtOffsets observer(*calibrator, config, pool, [&](int layer) {
-    const double window_share = static_cast<double>(layer + 1) / config.n_layers;
+    const double window_share = static_cast<double>(layer + 1) / geometry.n_layers;
     report(kMatrixShare + kForwardShare * (static_cast<double>(done) + window_share) /
                               static_cast<double>(starts.size()));
   });
-  std::vector<float> matrix(static_cast<std::size_t>(config.hidden) * config.n_heads *
-                            config.head_dim);
-  for (int layer = 0; layer < config.n_layers; ++layer) {
+  std::vector<float> matrix(static_cast<std::size_t>(config.hidden) * geometry.n_heads *
+                            geometry.head_dim);
+  for (int layer = 0; layer < geometry.n_layers; ++layer) {
     model.output_matrix_of_attention(layer, matrix.data());
     calibrator->observe_output_matrix(layer, matrix.data(), config.hidden);
-    report(kMatrixShare * (layer + 1) / config.n_layers);
+    report(kMatrixShare * (layer + 1) / geometry.n_layers);
   }
 
   // Offsets: one in each equal part of the range, in random order, so that few of them cover it.

@@ -262,6 +262,7 @@ class MappedGguf final : public GgufFile {
   }
 
   std::vector<std::string> keys() const override { return keys_; }
+  bool contains(std::string_view key) const override { return values_.contains(key); }
   std::string describe(std::string_view key) const override;
 
   const GgufTensor* find(std::string_view name) const override {

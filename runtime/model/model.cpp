@@ -1,58 +1,47 @@
 #include "runtime/model/model.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <thread>
+#include <variant>
 
 #include <fmt/format.h>
 
 #include "foretoken/kernels/elementwise.h"
 #include "foretoken/kernels/linear.h"
-#include "foretoken/kernels/sampling.h"
+#include "runtime/model/blocks/attention.h"
+#include "runtime/model/blocks/dense_ffn.h"
 #include "runtime/model/fingerprint.h"
-#include "runtime/model/weights.h"
+#include "runtime/model/tensor_loader.h"
 
 namespace foretoken {
 namespace {
 
-using kernels::LinearJob;
 using kernels::ThreadPool;
 
-class Workspace final : public ForwardWorkspace {
- public:
-  Workspace(const ModelConfig& c, int max_rows, int max_logit_rows)
-      : max_rows(max_rows),
-        max_logit_rows(max_logit_rows),
-        q_width(std::int64_t(c.n_heads) * c.head_dim),
-        kv_width(std::int64_t(c.n_kv_heads) * c.head_dim),
-        activations(std::max(max_rows, max_logit_rows), std::max({c.hidden, c.ffn, q_width})) {
-    const auto rows = std::size_t(max_rows);
-    x.resize(rows * std::size_t(c.hidden));
-    normed.resize(std::size_t(std::max(max_rows, max_logit_rows)) * std::size_t(c.hidden));
-    q.resize(rows * std::size_t(q_width));
-    k.resize(rows * std::size_t(kv_width));
-    v.resize(rows * std::size_t(kv_width));
-    attended.resize(rows * std::size_t(q_width));
-    gate.resize(rows * std::size_t(c.ffn));
-    up.resize(rows * std::size_t(c.ffn));
-    branch.resize(rows * std::size_t(c.hidden));
-    cos_sin.resize(rows * std::size_t(c.rotary_dim));
+struct Layer {
+  std::variant<AttentionBlock> mixer;
+  std::variant<DenseFfnBlock> ffn;
+  // [hidden]; empty where LayerSpec::norms has none there.
+  std::vector<float> mixer_norm, mixer_post_norm, ffn_norm, ffn_post_norm;
+
+  template <class F>
+  void each_matrix(F&& fn) const {
+    std::visit([&](const auto& block) { block.each_matrix(fn); }, mixer);
+    std::visit([&](const auto& block) { block.each_matrix(fn); }, ffn);
   }
-  const int max_rows, max_logit_rows;
-  const std::int64_t q_width, kv_width;
-  kernels::Activations activations;
-  std::vector<float> x, normed;  // [max_rows, hidden]
-  std::vector<float> q, k, v, attended;
-  std::vector<float> gate, up, branch;
-  std::vector<float> cos_sin;  // [max_rows, rotary_dim]
 };
+
+Upcoming first_of(const auto& block) {
+  return std::visit([](const auto& b) { return b.first(); }, block);
+}
 
 class LoadedModel final : public Model {
  public:
   const ModelConfig& config() const override { return config_; }
   KvGeometry kv_geometry() const override {
-    return {config_.n_layers, config_.n_heads, config_.n_kv_heads, config_.head_dim};
+    const AttentionSpec& a = config_.attention(0);
+    return {config_.n_layers, a.n_heads, a.n_kv_heads, a.head_dim};
   }
   const GgufFile& file() const override { return *file_; }
   const std::array<std::uint8_t, 32>& fingerprint() const override { return fingerprint_; }
@@ -69,22 +58,21 @@ class LoadedModel final : public Model {
                ThreadPool& pool) const override;
 
   void embedding(TokenId token, float* out) const override {
-    if (weights_.embedding_tensor) {
-      const std::size_t row_bytes =
-          kernels::weight_row_bytes(weights_.embedding_type, config_.hidden);
-      kernels::dequantize_file_row(
-          weights_.embedding_type,
-          weights_.embedding_tensor->data.data() + std::size_t(token) * row_bytes, config_.hidden,
-          out);
+    if (embedding_tensor_) {
+      const std::size_t row_bytes = kernels::weight_row_bytes(embedding_type_, config_.hidden);
+      kernels::dequantize_file_row(embedding_type_,
+                                   embedding_tensor_->data.data() + std::size_t(token) * row_bytes,
+                                   config_.hidden, out);
     } else {
-      kernels::dequantize_row(weights_.output.packed, token, out);
+      kernels::dequantize_row(output_.packed, token, out);
     }
   }
 
-  const kernels::PackedMatrix& output_matrix() const override { return weights_.output.packed; }
+  const kernels::PackedMatrix& output_matrix() const override { return output_.packed; }
 
-  void output_matrix_of_attention(int layer, float* out) const override {
-    const kernels::PackedMatrix& w = weights_.layers[std::size_t(layer)].attention_output.packed;
+  void output_matrix_of_attention(int kv_layer, float* out) const override {
+    const auto& block = std::get<AttentionBlock>(layers_[std::size_t(kv_layer)].mixer);
+    const kernels::PackedMatrix& w = block.output().packed;
     for (std::int64_t row = 0; row < w.n_out; ++row)
       kernels::dequantize_row(w, row, out + row * w.n_in);
   }
@@ -92,157 +80,172 @@ class LoadedModel final : public Model {
  private:
   friend class Model;
 
+  // n_file_layers: of the file, those that are not loaded included.
+  Status load(int n_file_layers, ThreadPool& pool, const std::function<void(double)>& progress);
+  Status load_layer(TensorLoader& loader, int l);
+  void begin(Pass& pass) const;
+  void run_layer(int l, Pass& pass, const Upcoming& next) const;
+  void write_logits(Pass& pass) const;
+
   ModelConfig config_;
   std::unique_ptr<GgufFile> file_;
-  ModelWeights weights_;
+  const GgufTensor* embedding_tensor_ = nullptr;  // untied: rows are read from the mapped file
+  kernels::WeightType embedding_type_ = kernels::WeightType::kF32;
+  Matrix output_;                   // [n_vocab, hidden]; the embedding itself when tied
+  std::vector<float> output_norm_;  // [hidden]
+  std::vector<Layer> layers_;
   std::array<std::uint8_t, 32> fingerprint_{};
   std::size_t weight_bytes_ = 0, step_bytes_ = 0;
   std::int64_t step_macs_ = 0;
 };
 
-// fn(first, last) over rows; in parallel only when there are enough of them to pay for waking
-// workers. Row-wise work only: no result may depend on the split.
-template <class F>
-void for_rows(std::int64_t n_rows, ThreadPool& pool, F&& fn) {
-  constexpr std::int64_t kWorthwhile =
-      8;  // a row of elementwise work is a few microseconds, a wake-up about one
-  if (n_rows < kWorthwhile) {
-    fn(0, n_rows);
-  } else {
-    pool.ranges(n_rows, 1, [&](std::int64_t begin, std::int64_t end, int) { fn(begin, end); });
+// Rows' embeddings, and the rotations of their positions.
+void LoadedModel::begin(Pass& pass) const {
+  Workspace& ws = pass.ws;
+  pass.for_rows([&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t r = first; r < last; ++r)
+      embedding(pass.batch.tokens[std::size_t(r)], &ws.x[std::size_t(r * pass.hidden)]);
+  });
+  for (std::size_t i = 0; i < config_.ropes.size(); ++i) {
+    const Rope& rope = config_.ropes[i];
+    for (const KvRows& rows : pass.batch.sequences) {
+      for (int r = 0; r < rows.n_rows; ++r) {
+        rope.table(rows.first_position + r,
+                   &ws.cos_sin[i][std::size_t(rows.first_row + r) * std::size_t(rope.dim)]);
+      }
+    }
   }
 }
 
-void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
-                          ThreadPool& pool) const {
-  auto& ws = static_cast<Workspace&>(workspace);
-  const auto n_rows = std::int64_t(batch.tokens.size());
-  const std::int64_t hidden = config_.hidden, ffn = config_.ffn;
-  const std::int64_t q_width = ws.q_width, kv_width = ws.kv_width;
-  const int rotary = config_.rotary_dim;
-  const float attention_scale = 1.0f / std::sqrt(float(config_.head_dim));
-
-  for_rows(n_rows, pool, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t r = begin; r < end; ++r)
-      embedding(batch.tokens[std::size_t(r)], &ws.x[std::size_t(r * hidden)]);
-  });
-  const float* factors =
-      weights_.rope_frequency_factors.empty() ? nullptr : weights_.rope_frequency_factors.data();
-  for (const KvRows& rows : batch.sequences) {
-    for (int i = 0; i < rows.n_rows; ++i) {
-      kernels::rope_table(rows.first_position + i, rotary, config_.rope_theta, factors,
-                          &ws.cos_sin[std::size_t(rows.first_row + i) * std::size_t(rotary)]);
-    }
-  }
-
-  auto norm = [&](const std::vector<float>& weight) {
-    for_rows(n_rows, pool, [&](std::int64_t begin, std::int64_t end) {
-      kernels::rms_norm(&ws.x[std::size_t(begin * hidden)], hidden, weight.data(),
-                        config_.rms_epsilon, end - begin, hidden,
-                        &ws.normed[std::size_t(begin * hidden)], hidden);
-    });
+void LoadedModel::run_layer(int l, Pass& pass, const Upcoming& next) const {
+  Workspace& ws = pass.ws;
+  const Layer& layer = layers_[std::size_t(l)];
+  const auto part = [&](const auto& block, const std::vector<float>& norm,
+                        const std::vector<float>& post_norm, const Upcoming& after) {
+    if (!norm.empty()) pass.norm(ws.x.data(), norm, ws.normed.data());
+    const float* x = norm.empty() ? ws.x.data() : ws.normed.data();
+    std::visit([&](const auto& b) { b.run(x, pass, after); }, block);
+    if (!post_norm.empty()) pass.norm(ws.branch.data(), post_norm, ws.branch.data());
+    pass.add_branch();
   };
-  auto bias = [](const std::vector<float>& b) { return b.empty() ? nullptr : b.data(); };
-  // One quantisation of the activations serves every matrix that reads them.
-  auto set_activations = [&](const float* x, std::int64_t width,
-                             std::initializer_list<const Matrix*> users) {
-    bool block32 = false, block256 = false;
-    for (const Matrix* m : users) {
-      block32 |= kernels::wants_block32(m->packed.type);
-      block256 |= kernels::wants_block256(m->packed.type);
-    }
-    ws.activations.set(x, n_rows, width, width, block32, block256, pool);
-  };
-  auto add_branch = [&] {
-    for_rows(n_rows, pool, [&](std::int64_t begin, std::int64_t end) {
-      kernels::add(&ws.branch[std::size_t(begin * hidden)], (end - begin) * hidden,
-                   &ws.x[std::size_t(begin * hidden)]);
-    });
-  };
-  auto tap = [&](int id, const float* values, std::int64_t width) {
-    if (!batch.tap_values) return;
-    for (std::size_t i = 0; i < batch.taps.size(); ++i) {
-      if (batch.taps[i] != id) continue;
-      for (std::int64_t r = 0; r < n_rows; ++r) {
-        std::memcpy(
-            batch.tap_values + (std::size_t(r) * batch.taps.size() + i) * std::size_t(hidden),
-            values + r * width, std::size_t(hidden) * sizeof(float));
-      }
-    }
-  };
+  part(layer.mixer, layer.mixer_norm, layer.mixer_post_norm, first_of(layer.ffn));
+  part(layer.ffn, layer.ffn_norm, layer.ffn_post_norm, next);
+}
 
-  for (int l = 0; l < config_.n_layers; ++l) {
-    const LayerWeights& layer = weights_.layers[std::size_t(l)];
-    norm(layer.attention_norm);
-    set_activations(ws.normed.data(), hidden, {&layer.q, &layer.k, &layer.v});
-    const LinearJob qkv[] = {{&layer.q.packed, bias(layer.q_bias), ws.q.data(), q_width},
-                             {&layer.k.packed, bias(layer.k_bias), ws.k.data(), kv_width},
-                             {&layer.v.packed, bias(layer.v_bias), ws.v.data(), kv_width}};
-    kernels::linear_many(qkv, 3, ws.activations, pool, {&layer.attention_output.packed});
-    for_rows(n_rows, pool, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t r = begin; r < end; ++r) {
-        const float* cos_sin = &ws.cos_sin[std::size_t(r) * std::size_t(rotary)];
-        kernels::rope(&ws.q[std::size_t(r * q_width)], config_.n_heads, config_.head_dim, rotary,
-                      cos_sin, config_.rope_interleaved);
-        kernels::rope(&ws.k[std::size_t(r * kv_width)], config_.n_kv_heads, config_.head_dim,
-                      rotary, cos_sin, config_.rope_interleaved);
-      }
-    });
-    if (batch.calibrator) {
-      batch.calibrator->observe(l, static_cast<int>(n_rows), ws.q.data(), ws.k.data(), ws.v.data());
-    }
-    kv.store(l, batch.sequences, ws.k.data(), kv_width, ws.v.data(), kv_width);
-    kv.attend(l, batch.sequences, ws.q.data(), q_width, ws.attended.data(), q_width,
-              attention_scale, pool);
-    set_activations(ws.attended.data(), q_width, {&layer.attention_output});
-    kernels::linear(layer.attention_output.packed, ws.activations,
-                    bias(layer.attention_output_bias), ws.branch.data(), hidden, pool,
-                    {&layer.gate.packed, &layer.up.packed});
-    add_branch();
-
-    norm(layer.ffn_norm);
-    set_activations(ws.normed.data(), hidden, {&layer.gate, &layer.up});
-    const LinearJob gate_up[] = {{&layer.gate.packed, nullptr, ws.gate.data(), ffn},
-                                 {&layer.up.packed, nullptr, ws.up.data(), ffn}};
-    kernels::linear_many(gate_up, 2, ws.activations, pool, {&layer.down.packed});
-    for_rows(n_rows, pool, [&](std::int64_t begin, std::int64_t end) {
-      kernels::swiglu(&ws.gate[std::size_t(begin * ffn)], &ws.up[std::size_t(begin * ffn)],
-                      (end - begin) * ffn, &ws.gate[std::size_t(begin * ffn)]);
-    });
-    set_activations(ws.gate.data(), ffn, {&layer.down});
-    if (l + 1 < config_.n_layers) {
-      const LayerWeights& next = weights_.layers[std::size_t(l + 1)];
-      kernels::linear(layer.down.packed, ws.activations, nullptr, ws.branch.data(), hidden, pool,
-                      {&next.q.packed, &next.k.packed, &next.v.packed});
-    } else {
-      kernels::linear(layer.down.packed, ws.activations, nullptr, ws.branch.data(), hidden, pool,
-                      {batch.output ? batch.output : &weights_.output.packed});
-    }
-    add_branch();
-    tap(l, ws.x.data(), hidden);
-  }
-
-  const bool final_tap =
-      batch.tap_values && std::ranges::find(batch.taps, config_.n_layers) != batch.taps.end();
-  if (final_tap) {
-    norm(weights_.output_norm);
-    tap(config_.n_layers, ws.normed.data(), hidden);
-  }
+void LoadedModel::write_logits(Pass& pass) const {
+  Workspace& ws = pass.ws;
+  const ForwardBatch& batch = pass.batch;
+  const std::int64_t hidden = pass.hidden;
   const auto n_logits = std::int64_t(batch.logit_rows.size());
   if (n_logits == 0) return;
   for (std::int64_t i = 0; i < n_logits; ++i) {
     kernels::rms_norm(&ws.x[std::size_t(batch.logit_rows[std::size_t(i)]) * std::size_t(hidden)],
-                      hidden, weights_.output_norm.data(), config_.rms_epsilon, 1, hidden,
+                      hidden, output_norm_.data(), config_.rms_epsilon, 1, hidden,
                       &ws.normed[std::size_t(i * hidden)], hidden);
   }
-  const kernels::PackedMatrix& output = batch.output ? *batch.output : weights_.output.packed;
+  const kernels::PackedMatrix& output = batch.output ? *batch.output : output_.packed;
   ws.activations.set(ws.normed.data(), n_logits, hidden, hidden,
                      kernels::wants_block32(output.type), kernels::wants_block256(output.type),
-                     pool);
+                     pass.pool);
   const kernels::LinearJob logits{&output, nullptr, batch.logits, output.n_out, batch.summary};
-  const LayerWeights& first = weights_.layers.front();
-  kernels::linear_many(&logits, 1, ws.activations, pool,
-                       {&first.q.packed, &first.k.packed, &first.v.packed});
+  const Upcoming first = first_of(layers_.front().mixer);
+  kernels::linear_many(&logits, 1, ws.activations, pass.pool, {first[0], first[1], first[2]});
+}
+
+void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
+                          ThreadPool& pool) const {
+  Pass pass{.config = config_,
+            .batch = batch,
+            .kv = kv,
+            .ws = static_cast<Workspace&>(workspace),
+            .pool = pool,
+            .n_rows = std::int64_t(batch.tokens.size()),
+            .hidden = config_.hidden};
+  Workspace& ws = pass.ws;
+  const auto tap = [&](int id, const std::vector<float>& values) {
+    if (!batch.tap_values) return;
+    const auto width = std::size_t(pass.hidden);
+    for (std::size_t i = 0; i < batch.taps.size(); ++i) {
+      if (batch.taps[i] != id) continue;
+      for (std::size_t r = 0; r < std::size_t(pass.n_rows); ++r) {
+        std::memcpy(batch.tap_values + (r * batch.taps.size() + i) * width, &values[r * width],
+                    width * sizeof(float));
+      }
+    }
+  };
+  begin(pass);
+  const Upcoming last = {batch.output ? batch.output : &output_.packed, &kNoMatrix, &kNoMatrix};
+  for (int l = 0; l < config_.n_layers; ++l) {
+    const bool more = l + 1 < config_.n_layers;
+    run_layer(l, pass, more ? first_of(layers_[std::size_t(l) + 1].mixer) : last);
+    tap(l, ws.x);
+  }
+  if (batch.tap_values && std::ranges::find(batch.taps, config_.n_layers) != batch.taps.end()) {
+    pass.norm(ws.x.data(), output_norm_, ws.normed.data());
+    tap(config_.n_layers, ws.normed);
+  }
+  write_logits(pass);
+}
+
+Status LoadedModel::load_layer(TensorLoader& loader, int l) {
+  const std::string prefix = fmt::format("blk.{}.", l);
+  const LayerSpec& spec = config_.layers[std::size_t(l)];
+  Layer& layer = layers_[std::size_t(l)];
+  auto& attention = layer.mixer.emplace<AttentionBlock>();
+  if (auto s = attention.load(loader, prefix, config_.attention(l), l, config_.hidden); !s)
+    return s;
+  auto& ffn = layer.ffn.emplace<DenseFfnBlock>();
+  if (auto s = ffn.load(loader, prefix, std::get<DenseFfnSpec>(spec.ffn), config_.hidden); !s)
+    return s;
+  const Presence pre = spec.norms == Norms::kPost ? Presence::kNone : Presence::kRequired;
+  const Presence post = spec.norms == Norms::kPre ? Presence::kNone : Presence::kRequired;
+  struct Norm {
+    const char* name;
+    Presence presence;
+    std::vector<float>* out;
+  };
+  for (const Norm& n : {Norm{"attn_norm", pre, &layer.mixer_norm},
+                        Norm{"post_attention_norm", post, &layer.mixer_post_norm},
+                        Norm{"ffn_norm", pre, &layer.ffn_norm},
+                        Norm{"post_ffw_norm", post, &layer.ffn_post_norm}}) {
+    if (auto s = loader.vector(prefix + n.name + ".weight", config_.hidden, n.presence, *n.out); !s)
+      return s;
+  }
+  return Ok{};
+}
+
+Status LoadedModel::load(int n_file_layers, ThreadPool& pool,
+                         const std::function<void(double)>& progress) {
+  TensorLoader loader(*file_, pool, progress);
+  for (const std::string& name : config_.read_tensors) loader.claim(name);
+  const char* output = config_.tied_output ? "token_embd.weight" : "output.weight";
+  if (auto s = loader.matrix(output, config_.n_vocab, config_.hidden, output_); !s) return s;
+  if (!config_.tied_output) {
+    auto rows = loader.rows("token_embd.weight", config_.n_vocab, config_.hidden, embedding_type_);
+    if (!rows) return rows.error();
+    embedding_tensor_ = *rows;
+  }
+  if (auto s =
+          loader.vector("output_norm.weight", config_.hidden, Presence::kRequired, output_norm_);
+      !s)
+    return s;
+  layers_.resize(std::size_t(config_.n_layers));
+  for (int l = 0; l < config_.n_layers; ++l) {
+    if (auto s = load_layer(loader, l); !s) return s;
+  }
+  std::vector<std::string> dropped;
+  for (int l = config_.n_layers; l < n_file_layers; ++l)
+    dropped.push_back(fmt::format("blk.{}.", l));
+  if (auto s = loader.finish(dropped); !s) return s;
+
+  const auto count = [&](const Matrix& m) {
+    weight_bytes_ += m.buffer.bytes();
+    step_bytes_ += m.file_bytes;
+    step_macs_ += m.packed.n_out * m.packed.n_in;
+  };
+  count(output_);
+  for (const Layer& layer : layers_) layer.each_matrix(count);
+  return Ok{};
 }
 
 }  // namespace
@@ -253,11 +256,13 @@ Result<std::shared_ptr<const Model>> Model::load(const std::string& path,
   if (!file) return file.error();
   auto config = read_model_config(**file);
   if (!config) return config.error();
-  if (options.drop_last_layers < 0 || options.drop_last_layers >= config->n_layers) {
+  const int n_file_layers = config->n_layers;
+  if (options.drop_last_layers < 0 || options.drop_last_layers >= n_file_layers) {
     return Error{ErrorCode::kOutOfRange, fmt::format("{}: cannot drop {} of {} layers", path,
-                                                     options.drop_last_layers, config->n_layers)};
+                                                     options.drop_last_layers, n_file_layers)};
   }
   config->n_layers -= options.drop_last_layers;
+  config->layers.resize(std::size_t(config->n_layers));
   const int threads =
       options.threads > 0 ? options.threads : std::max(1, int(std::thread::hardware_concurrency()));
   ThreadPool pool(threads);
@@ -265,22 +270,9 @@ Result<std::shared_ptr<const Model>> Model::load(const std::string& path,
   auto fingerprint = fingerprint_of(**file, options.drop_last_layers, pool);
   if (!fingerprint) return fingerprint.error();
   model->fingerprint_ = *fingerprint;
-  auto weights = load_weights(**file, *config, pool, options.progress);
-  if (!weights) return weights.error();
-  model->config_ = *config;
+  model->config_ = std::move(*config);
   model->file_ = std::move(*file);
-  model->weights_ = std::move(*weights);
-  auto count = [&](const Matrix& m) {
-    model->weight_bytes_ += m.buffer.bytes();
-    model->step_bytes_ += m.file_bytes;
-    model->step_macs_ += m.packed.n_out * m.packed.n_in;
-  };
-  count(model->weights_.output);
-  for (const LayerWeights& layer : model->weights_.layers) {
-    for (const Matrix* m : {&layer.q, &layer.k, &layer.v, &layer.attention_output, &layer.gate,
-                            &layer.up, &layer.down})
-      count(*m);
-  }
+  if (auto s = model->load(n_file_layers, pool, options.progress); !s) return s.error();
   return std::shared_ptr<const Model>(std::move(model));
 }
 

@@ -15,19 +15,10 @@
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
 #include "runtime/kv/kv_cache.h"
+#include "runtime/model/config.h"
 #include "runtime/model/gguf.h"
 
 namespace foretoken {
-
-struct ModelConfig {
-  std::string architecture;          // "llama", "qwen2"
-  std::string name;
-  int n_layers = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, rotary_dim = 0;
-  std::int64_t hidden = 0, ffn = 0, n_vocab = 0, context_length = 0;
-  float rope_theta = 10000, rms_epsilon = 1e-5f;
-  bool rope_interleaved = true;      // Llama GGUF files; false: NeoX halves (Qwen2)
-  bool tied_output = false;
-};
 
 struct ModelLoadOptions {
   int threads = 0;
@@ -48,7 +39,7 @@ struct ForwardBatch {
   // Taps: after layer taps[i] (output of block i), or n_layers for the final normalised state.
   std::span<const int> taps;
   float* tap_values = nullptr;             // [n_rows, taps.size(), hidden], or null
-  // Calibration: sees q, k, v of every layer after rotary. May be null.
+  // Calibration: sees q, k, v of every layer that has them, after rotary. May be null.
   KvCalibrator* calibrator = nullptr;
 };
 
@@ -70,7 +61,8 @@ class Model {
                        kernels::ThreadPool& pool) const = 0;
   virtual const kernels::PackedMatrix& output_matrix() const = 0;        // [n_vocab, hidden]
   virtual void embedding(TokenId token, float* out) const = 0;           // [hidden], before any layer
-  virtual void output_matrix_of_attention(int layer, float* out) const = 0;   // [hidden, n_heads*head_dim], for calibration
+  // [hidden, n_heads*head_dim], for calibration; of the KV cache's layers.
+  virtual void output_matrix_of_attention(int kv_layer, float* out) const = 0;
 };
 
 class ForwardWorkspace {

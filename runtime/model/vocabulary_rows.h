@@ -11,6 +11,7 @@
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
 #include "runtime/model/gguf.h"
+#include "runtime/model/model.h"
 #include "runtime/model/weights.h"
 
 namespace foretoken {

@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <pcre2.h>
 
-#include <array>
 #include <string>
 
 namespace foretoken {
@@ -37,19 +36,21 @@ constexpr const char* kLlama3 =
 #undef SPACE
 #undef WHITE
 
+// One row a name that tokenizer.ggml.pre may have. Every match of `first` is a word, before the
+// second pattern sees what lies between.
 struct Recipe {
   const char* name;
-  const char*
-      first;  // every match of it is a word, before the second pattern sees what lies between
+  const char* first;
   const char* second;
   bool nfc, whole_words, bos;
 };
-constexpr std::array<Recipe, 4> kRecipes = {{
+constexpr Recipe kRecipes[] = {
     {"gpt-2", nullptr, kGpt2, false, false, false},
     {"smollm", kDigit, kGpt2, false, false, false},
     {"qwen2", nullptr, kQwen2, true, false, false},
+    {"deepseek-r1-qwen", nullptr, kQwen2, true, false, false},
     {"llama-bpe", nullptr, kLlama3, false, true, true},
-}};
+};
 
 class Pattern {
  public:

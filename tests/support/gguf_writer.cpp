@@ -1,5 +1,6 @@
 #include "tests/support/gguf_writer.h"
 
+#include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <bit>
@@ -10,8 +11,10 @@
 #include <fstream>
 #include <map>
 #include <random>
+#include <span>
 
 #include "foretoken/kernels/linear.h"
+#include "runtime/model/config.h"
 #include "runtime/model/weights.h"
 
 namespace foretoken::testing {
@@ -33,35 +36,37 @@ void put_string(std::vector<std::uint8_t>& out, const std::string& s) {
 
 }  // namespace
 
-void GgufWriter::key(const std::string& name, std::uint32_t type) {
+bool GgufWriter::key(const std::string& name, std::uint32_t type) {
+  if (!names_.insert(name).second) return false;
   put_string(metadata_, name);
   put(metadata_, type);
   ++n_metadata_;
+  return true;
 }
 void GgufWriter::add_string(const std::string& k, const std::string& value) {
-  key(k, kString);
+  if (!key(k, kString)) return;
   put_string(metadata_, value);
 }
 void GgufWriter::add_uint32(const std::string& k, std::uint32_t value) {
-  key(k, kUint32);
+  if (!key(k, kUint32)) return;
   put(metadata_, value);
 }
 void GgufWriter::add_float32(const std::string& k, float value) {
-  key(k, kFloat32);
+  if (!key(k, kFloat32)) return;
   put(metadata_, value);
 }
 void GgufWriter::add_bool(const std::string& k, bool value) {
-  key(k, kBool);
+  if (!key(k, kBool)) return;
   put<std::uint8_t>(metadata_, value);
 }
 void GgufWriter::add_strings(const std::string& k, const std::vector<std::string>& values) {
-  key(k, kArray);
+  if (!key(k, kArray)) return;
   put(metadata_, kString);
   put<std::uint64_t>(metadata_, values.size());
   for (const std::string& v : values) put_string(metadata_, v);
 }
 void GgufWriter::add_int32s(const std::string& k, const std::vector<std::int32_t>& values) {
-  key(k, kArray);
+  if (!key(k, kArray)) return;
   put(metadata_, kInt32);
   put<std::uint64_t>(metadata_, values.size());
   for (const std::int32_t v : values) put(metadata_, v);
@@ -74,6 +79,7 @@ void GgufWriter::add_tensor(const std::string& name, const std::vector<std::int6
 }
 void GgufWriter::add_raw_tensor(const std::string& name, const std::vector<std::int64_t>& shape,
                                 std::uint32_t ggml_type, std::vector<std::uint8_t> bytes) {
+  if (!names_.insert(name).second) return;
   tensors_.push_back({name, shape, ggml_type, std::move(bytes)});
 }
 
@@ -155,7 +161,8 @@ std::vector<std::uint8_t> random_blocks(std::uint32_t ggml_type, std::int64_t n_
 
 void write_tiny_model(const std::string& path, const TinyModelOptions& o) {
   GgufWriter w;
-  const std::string arch = o.qwen2 ? "qwen2" : "llama";
+  if (o.first) o.first(w);
+  const std::string& arch = o.architecture;
   w.add_string("general.architecture", arch);
   w.add_string("general.name", "tiny random " + arch);
   w.add_uint32(arch + ".block_count", std::uint32_t(o.n_layers));
@@ -229,26 +236,47 @@ void write_tiny_model(const std::string& path, const TinyModelOptions& o) {
     for (float& v : values) v = mean + spread * normal(random);
     w.add_tensor(name, {n}, values);
   };
-  const std::int64_t q = std::int64_t(o.n_heads) * o.head_dim,
-                     kv = std::int64_t(o.n_kv_heads) * o.head_dim;
   matrix("token_embd.weight", o.n_vocab, o.hidden, std::sqrt(float(o.hidden)));
-  matrix("output.weight", o.n_vocab, o.hidden, o.logit_scale);
+  if (!o.tied) matrix("output.weight", o.n_vocab, o.hidden, o.logit_scale);
   vector("output_norm.weight", o.hidden, 1.0f, 0.1f);
+  // What else there is follows from what the architecture makes of the metadata.
+  const std::vector<std::uint8_t> so_far = w.bytes();
+  const auto file = GgufFile::parse(std::as_bytes(std::span(so_far)), path);
+  const auto config = file ? read_model_config(**file) : Result<ModelConfig>(file.error());
+  if (!config) {
+    ADD_FAILURE() << config.error().message;
+    return;
+  }
   for (int l = 0; l < o.n_layers; ++l) {
     const std::string b = "blk." + std::to_string(l) + ".";
-    vector(b + "attn_norm.weight", o.hidden, 1.0f, 0.1f);
-    vector(b + "ffn_norm.weight", o.hidden, 1.0f, 0.1f);
+    const AttentionSpec& a = config->attention(l);
+    const LayerSpec& layer = config->layers[std::size_t(l)];
+    const std::int64_t ffn = std::get<DenseFfnSpec>(layer.ffn).width, d = a.head_dim,
+                       q = a.n_heads * d, kv = a.n_kv_heads * d;
+    if (layer.norms != Norms::kPost) {
+      vector(b + "attn_norm.weight", o.hidden, 1.0f, 0.1f);
+      vector(b + "ffn_norm.weight", o.hidden, 1.0f, 0.1f);
+    }
     matrix(b + "attn_q.weight", q, o.hidden, 2.0f);
     matrix(b + "attn_k.weight", kv, o.hidden, 2.0f);
     matrix(b + "attn_v.weight", kv, o.hidden, 1.0f);
     matrix(b + "attn_output.weight", o.hidden, q, 2.0f);
-    matrix(b + "ffn_gate.weight", o.ffn, o.hidden, 1.0f);
-    matrix(b + "ffn_up.weight", o.ffn, o.hidden, 1.0f);
-    matrix(b + "ffn_down.weight", o.hidden, o.ffn, 1.0f);
-    if (o.qwen2) {
+    matrix(b + "ffn_gate.weight", ffn, o.hidden, 1.0f);
+    matrix(b + "ffn_up.weight", ffn, o.hidden, 1.0f);
+    matrix(b + "ffn_down.weight", o.hidden, ffn, 1.0f);
+    if (a.qkv_bias == Presence::kRequired) {
       vector(b + "attn_q.bias", q, 0.0f, 0.5f);
       vector(b + "attn_k.bias", kv, 0.0f, 1.0f);
       vector(b + "attn_v.bias", kv, 0.0f, 0.2f);
+    }
+    if (a.qk_norm != QkNorm::kNone) {
+      const bool whole = a.qk_norm == QkNorm::kWholeWidth;
+      vector(b + "attn_q_norm.weight", whole ? q : d, 1.0f, 0.3f);
+      vector(b + "attn_k_norm.weight", whole ? kv : d, 1.0f, 0.3f);
+    }
+    if (layer.norms != Norms::kPre) {
+      vector(b + "post_attention_norm.weight", o.hidden, 1.0f, 0.1f);
+      vector(b + "post_ffw_norm.weight", o.hidden, 1.0f, 0.1f);
     }
   }
   w.write(path);

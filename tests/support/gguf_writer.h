@@ -2,11 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
 namespace foretoken::testing {
 
+// Of a key or tensor that is added twice the first stands.
 class GgufWriter {
  public:
   void add_string(const std::string& key, const std::string& value);
@@ -31,10 +34,11 @@ class GgufWriter {
     std::uint32_t type;
     std::vector<std::uint8_t> bytes;
   };
-  void key(const std::string& name, std::uint32_t type);
+  bool key(const std::string& name, std::uint32_t type);  // false: it is there
   std::vector<std::uint8_t> metadata_;
   std::uint64_t n_metadata_ = 0;
   std::vector<Tensor> tensors_;
+  std::set<std::string> names_;
 };
 
 struct TinyModelOptions {
@@ -42,8 +46,11 @@ struct TinyModelOptions {
   int n_layers = 3, n_heads = 4, n_kv_heads = 2, head_dim = 64, hidden = 128, ffn = 256,
       n_vocab = 320;
   int context_length = 2048;
-  float logit_scale = 4.0f;  // how peaked its distributions are
-  bool qwen2 = false;        // biases and NeoX rotary instead of Llama's
+  float logit_scale = 4.0f;            // how peaked its distributions are
+  std::string architecture = "llama";  // any of runtime/model/arch; its tensors follow from it
+  bool tied = false;                   // no output matrix of its own
+  // Called first: keys and tensors that it adds stand instead of the usual ones.
+  std::function<void(GgufWriter&)> first = {};
   // Of the matrices (0: F32). A quantised type takes random blocks, scaled to the wanted size.
   std::uint32_t ggml_type = 0;
 };

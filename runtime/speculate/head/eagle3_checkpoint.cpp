@@ -8,10 +8,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <numbers>
 #include <set>
 
 #include "foretoken/protocol/atomic_file.h"
+#include "runtime/model/rope_scaling.h"
 #include "runtime/text/unicode.h"
 
 namespace foretoken {
@@ -86,22 +86,15 @@ class Fields {
   Status& status_;
 };
 
-// Frequencies are divided by these.
-std::vector<float> llama3_factors(const Fields& f, int head_dim, double theta) {
-  const double factor = f.number("factor", 8), low = f.number("low_freq_factor", 1),
-               high = f.number("high_freq_factor", 4),
-               length = f.number("original_max_position_embeddings", 8192);
-  if (!(factor >= 1) || !(low > 0) || !(high > low) || !(length >= 1))
-    return f.wrong("rope_scaling", "a range that is none", "factor >= 1, low < high"),
-           std::vector<float>{};
-  std::vector<float> out(std::size_t(head_dim / 2));
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    const double frequency = std::pow(theta, -2.0 * double(i) / head_dim);
-    const double turns = length * frequency / (2 * std::numbers::pi);
-    const double smooth = std::clamp((turns - low) / (high - low), 0.0, 1.0);
-    out[i] = float(1 / ((1 - smooth) / factor + smooth));
-  }
-  return out;
+Llama3Scaling llama3_scaling(const Fields& f) {
+  const Llama3Scaling s{.factor = f.number("factor", 8),
+                        .low_freq_factor = f.number("low_freq_factor", 1),
+                        .high_freq_factor = f.number("high_freq_factor", 4),
+                        .original_length = f.number("original_max_position_embeddings", 8192)};
+  if (!(s.factor >= 1) || !(s.low_freq_factor > 0) || !(s.high_freq_factor > s.low_freq_factor) ||
+      !(s.original_length >= 1))
+    f.wrong("rope_scaling", "a range that is none", "factor >= 1, low < high");
+  return s;
 }
 
 void read_rope(const Fields& layer, Eagle3Config& c, Status& status) {
@@ -117,11 +110,11 @@ void read_rope(const Fields& layer, Eagle3Config& c, Status& status) {
     theta = f.number("rope_theta", theta);
     const std::string type = f.text("rope_type", f.text("type", "default"));
     if (type == "llama3") {
-      c.rope_factors = llama3_factors(f, c.head_dim, theta);
+      c.rope_factors = rope_factors(llama3_scaling(f), c.head_dim, theta);
     } else if (type == "linear") {
       const double factor = f.number("factor", 1);
       if (!(factor >= 1)) f.wrong("factor", fmt::format("{}", factor), "at least 1");
-      c.rope_factors.assign(std::size_t(c.head_dim / 2), float(factor));
+      c.rope_factors = rope_factors(LinearScaling{factor}, c.head_dim, theta);
     } else if (type != "default") {
       f.wrong("rope_type", type, "default, linear or llama3");
     }

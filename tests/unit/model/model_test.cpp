@@ -65,14 +65,14 @@ double perplexity(const std::vector<std::vector<float>>& logits,
   return std::exp(loss / double(tokens.size() - 1));
 }
 
-class Tiny : public ::testing::TestWithParam<bool> {};
-INSTANTIATE_TEST_SUITE_P(Architectures, Tiny, ::testing::Values(false, true),
-                         [](const auto& info) { return info.param ? "qwen2" : "llama"; });
+class Tiny : public ::testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(Architectures, Tiny, ::testing::Values("llama", "qwen2"),
+                         [](const auto& info) { return info.param; });
 
 TEST_P(Tiny, LogitsMatchTheOracle) {
   TemporaryDirectory directory;
   TinyModelOptions options;
-  options.qwen2 = GetParam();
+  options.architecture = GetParam();
   write_tiny_model(directory.file("m.gguf"), options);
   auto model = Model::load(directory.file("m.gguf"), {.threads = 2});
   ASSERT_TRUE(model) << model.error().message;
@@ -129,7 +129,7 @@ TEST(WeightTypes, PerplexityWithinHalfAPercentOfFloat) {
 TEST_P(Tiny, ChunkingChangesNoBit) {
   TemporaryDirectory directory;
   TinyModelOptions options;
-  options.qwen2 = GetParam();
+  options.architecture = GetParam();
   write_tiny_model(directory.file("m.gguf"), options);
   auto model = Model::load(directory.file("m.gguf"), {.threads = 2});
   ASSERT_TRUE(model) << model.error().message;

@@ -41,30 +41,37 @@ Rows apply(const GgufFile& file, const std::string& name, const Rows& x) {
   return y;
 }
 
+// Each stretch of the weight's length by itself; without such a tensor nothing.
 Rows normalised(const GgufFile& file, const std::string& name, const Rows& x, float epsilon) {
-  const std::vector<float> weight = row_of(*file.find(name + ".weight"), 0);
+  const GgufTensor* tensor = file.find(name + ".weight");
   Rows y = x;
+  if (!tensor) return y;
+  const std::vector<float> weight = row_of(*tensor, 0);
   for (auto& row : y) {
-    double square = 0;
-    for (const float v : row) square += double(v) * v;
-    const double scale = 1.0 / std::sqrt(square / double(row.size()) + epsilon);
-    for (std::size_t i = 0; i < row.size(); ++i) row[i] = float(row[i] * scale) * weight[i];
+    for (std::size_t at = 0; at < row.size(); at += weight.size()) {
+      double square = 0;
+      for (std::size_t i = 0; i < weight.size(); ++i) square += double(row[at + i]) * row[at + i];
+      const double scale = 1.0 / std::sqrt(square / double(weight.size()) + epsilon);
+      for (std::size_t i = 0; i < weight.size(); ++i)
+        row[at + i] = float(row[at + i] * scale) * weight[i];
+    }
   }
   return y;
 }
 
-void rotate(Rows& x, int n_heads, const ModelConfig& c) {
+void rotate(Rows& x, int n_heads, int head_dim, const Rope& rope) {
   for (std::size_t position = 0; position < x.size(); ++position) {
     for (int h = 0; h < n_heads; ++h) {
-      float* head = &x[position][std::size_t(h * c.head_dim)];
-      for (int i = 0; i < c.rotary_dim / 2; ++i) {
+      float* head = &x[position][std::size_t(h * head_dim)];
+      for (int i = 0; i < rope.dim / 2; ++i) {
+        const double factor = rope.factors.empty() ? 1.0 : double(rope.factors[std::size_t(i)]);
         const double angle =
-            double(position) * std::pow(double(c.rope_theta), -2.0 * i / c.rotary_dim);
-        const int a = c.rope_interleaved ? 2 * i : i;
-        const int b = c.rope_interleaved ? 2 * i + 1 : i + c.rotary_dim / 2;
+            double(position) * std::pow(double(rope.theta), -2.0 * i / rope.dim) / factor;
+        const int a = rope.interleaved ? 2 * i : i;
+        const int b = rope.interleaved ? 2 * i + 1 : i + rope.dim / 2;
         const double p = head[a], q = head[b];
-        head[a] = float(p * std::cos(angle) - q * std::sin(angle));
-        head[b] = float(p * std::sin(angle) + q * std::cos(angle));
+        head[a] = float(double(rope.magnitude) * (p * std::cos(angle) - q * std::sin(angle)));
+        head[b] = float(double(rope.magnitude) * (p * std::sin(angle) + q * std::cos(angle)));
       }
     }
   }
@@ -77,38 +84,45 @@ std::vector<std::vector<float>> reference_logits(const GgufFile& file, const Mod
   const std::size_t n = tokens.size();
   Rows x(n);
   for (std::size_t i = 0; i < n; ++i) x[i] = row_of(*file.find("token_embd.weight"), tokens[i]);
-  const int group = c.n_heads / c.n_kv_heads;
   for (int l = 0; l < c.n_layers; ++l) {
+    const AttentionSpec& spec = c.attention(l);
+    const int group = spec.n_heads / spec.n_kv_heads;
     const std::string block = "blk." + std::to_string(l) + ".";
     const Rows a = normalised(file, block + "attn_norm", x, c.rms_epsilon);
-    Rows q = apply(file, block + "attn_q", a), k = apply(file, block + "attn_k", a);
+    Rows q =
+        normalised(file, block + "attn_q_norm", apply(file, block + "attn_q", a), c.rms_epsilon);
+    Rows k =
+        normalised(file, block + "attn_k_norm", apply(file, block + "attn_k", a), c.rms_epsilon);
     const Rows v = apply(file, block + "attn_v", a);
-    rotate(q, c.n_heads, c);
-    rotate(k, c.n_kv_heads, c);
+    if (const Rope* rope = c.rope_of(spec)) {
+      rotate(q, spec.n_heads, spec.head_dim, *rope);
+      rotate(k, spec.n_kv_heads, spec.head_dim, *rope);
+    }
     Rows attended(n, std::vector<float>(q[0].size()));
     for (std::size_t i = 0; i < n; ++i) {
-      for (int h = 0; h < c.n_heads; ++h) {
-        const std::size_t qo = std::size_t(h * c.head_dim),
-                          ko = std::size_t(h / group * c.head_dim);
+      for (int h = 0; h < spec.n_heads; ++h) {
+        const std::size_t qo = std::size_t(h * spec.head_dim),
+                          ko = std::size_t(h / group * spec.head_dim);
         std::vector<double> score(i + 1);
         double best = -1e300;
         for (std::size_t j = 0; j <= i; ++j) {
           double dot = 0;
-          for (int d = 0; d < c.head_dim; ++d)
+          for (int d = 0; d < spec.head_dim; ++d)
             dot += double(q[i][qo + std::size_t(d)]) * k[j][ko + std::size_t(d)];
-          score[j] = dot / std::sqrt(double(c.head_dim));
+          score[j] = dot / std::sqrt(double(spec.head_dim));
           best = std::max(best, score[j]);
         }
         double total = 0;
         for (double& s : score) total += s = std::exp(s - best);
         for (std::size_t j = 0; j <= i; ++j) {
-          for (int d = 0; d < c.head_dim; ++d) {
+          for (int d = 0; d < spec.head_dim; ++d) {
             attended[i][qo + std::size_t(d)] += float(score[j] / total * v[j][ko + std::size_t(d)]);
           }
         }
       }
     }
-    const Rows o = apply(file, block + "attn_output", attended);
+    const Rows o = normalised(file, block + "post_attention_norm",
+                              apply(file, block + "attn_output", attended), c.rms_epsilon);
     for (std::size_t i = 0; i < n; ++i) {
       for (std::size_t d = 0; d < x[i].size(); ++d) x[i][d] += o[i][d];
     }
@@ -119,7 +133,8 @@ std::vector<std::vector<float>> reference_logits(const GgufFile& file, const Mod
       for (std::size_t d = 0; d < gate[i].size(); ++d)
         gate[i][d] = gate[i][d] / (1.0f + std::exp(-gate[i][d])) * up[i][d];
     }
-    const Rows down = apply(file, block + "ffn_down", gate);
+    const Rows down = normalised(file, block + "post_ffw_norm",
+                                 apply(file, block + "ffn_down", gate), c.rms_epsilon);
     for (std::size_t i = 0; i < n; ++i) {
       for (std::size_t d = 0; d < x[i].size(); ++d) x[i][d] += down[i][d];
     }

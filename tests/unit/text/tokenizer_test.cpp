@@ -174,6 +174,8 @@ TEST(Tokenizer, PretokenizersDifferWherePublishedOnesDo) {
   EXPECT_THAT(encode(*with("llama-bpe"), "3123"), ElementsAre('3', two_digits, '3'));
   EXPECT_THAT(encode(*with("gpt-2"), ".\n"), ElementsAre('.', '\n'));
   EXPECT_THAT(encode(*with("qwen2"), ".\n"), ElementsAre(newline_dots));
+  EXPECT_EQ(encode(*with("deepseek-r1-qwen"), "123 .\n word"),
+            encode(*with("qwen2"), "123 .\n word"));
   EXPECT_THAT(encode(*with("llama-bpe"), "word"), ElementsAre(whole_word));
   EXPECT_EQ(encode(*with("qwen2"), "word").size(), 4u);
   // Qwen2 composes: e and a combining acute become one character of two bytes.
