@@ -106,12 +106,12 @@ int main(int argc, char** argv) {
   app.add_option("--learning-rate", options.session.learner.fusion.learning_rate)
       ->check(CLI::Range(1e-6, 1.0))
       ->capture_default_str();
-  app.add_option("--objective", options.session.learner.fusion.objective, "What is minimised")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, ObjectiveKind>{{"overlap", ObjectiveKind::kOverlap},
-                                               {"forward-kl", ObjectiveKind::kForwardKl},
-                                               {"cross-entropy", ObjectiveKind::kCrossEntropy},
-                                               {"hybrid", ObjectiveKind::kHybrid}}));
+  app.add_option_function<std::string>(
+         "--objective",
+         [&](const std::string& name) { options.session.learner.fusion.objective = find_objective(name); },
+         "What is minimised: " + objective_help())
+      ->check(CLI::IsMember(objective_names()))
+      ->default_str(std::string(objectives().front().name));
   app.add_option("--threads", threads, "Threads of the arithmetic")
       ->envname("FORETOKEN_TRAINER_THREADS")
       ->check(CLI::Range(1, 1024))

@@ -95,7 +95,6 @@ class SpeculatorLearner final : public Learner {
   std::vector<std::byte> state() const override {
     StateMap map;
     const FusionLearnerState state = fusion_.state();
-    map.put_one("objective", std::int32_t(options_.fusion.objective));
     map.put("fusion.table", flat(state.table));
     map.put("fusion.average", flat(state.average));
     map.put("fusion.first_moment", state.first_moment);

@@ -2,6 +2,7 @@
 // and everything behind it see only these, and one translation unit (http_server.cpp) sees Beast.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -22,6 +23,7 @@ struct HttpRequest {
   bool forwarded = false;       // a proxy stands between: the peer is not who asks
   std::string request_headers;  // Access-Control-Request-Headers of a preflight
   std::string body;
+  std::chrono::steady_clock::time_point arrived{};  // whole, at the service
 };
 
 struct HttpReply {

@@ -18,43 +18,6 @@ namespace {
 
 namespace json = boost::json;
 
-struct Route {
-  std::string_view path, method;
-  bool needs_key;
-  bool json_body;
-  bool operators = false;  // with a key, or from this machine where none is wanted
-};
-constexpr std::array kRoutes = {
-    Route{"/v1/chat/completions", "POST", true, true},
-    Route{"/v1/completions", "POST", true, true},
-    Route{"/v1/models", "GET", true, false},
-    Route{"/health", "GET", false, false},
-    Route{"/v1/health", "GET", false, false},
-    Route{"/health/live", "GET", false, false},
-    Route{"/health/ready", "GET", false, false},
-    Route{"/metrics", "GET", true, false},
-    Route{"/stats", "GET", true, false},
-    Route{"/dashboard", "GET", false,
-          false},  // a static page; the figures it asks for need the key
-    Route{"/v1/speculator", "GET", true, false, true},
-    Route{"/v1/speculator/rollback", "POST", true, false, true},
-    Route{"/v1/speculator/freeze", "POST", true, false, true},
-    Route{"/v1/speculator/unfreeze", "POST", true, false, true},
-    Route{"/version", "GET", true, false},
-    Route{"/tokenize", "POST", true, true},
-    Route{"/detokenize", "POST", true, true},
-};
-constexpr std::string_view kModelPrefix = "/v1/models/";
-constexpr std::size_t kMaxDomains = 256;  // distinct labels in statistics
-constexpr std::size_t kMaxWarnedFields = 1000;
-
-const Route* find_route(std::string_view path) {
-  for (const Route& route : kRoutes)
-    if (route.path == path) return &route;
-  if (path.starts_with(kModelPrefix)) return find_route("/v1/models");
-  return nullptr;
-}
-
 HttpReply json_response(const json::object& body) {
   HttpReply response;
   response.body = json::serialize(body);
@@ -68,6 +31,92 @@ ApiError invalid_json(const Error& error) {
 }
 
 }  // namespace
+
+// A route: who may ask, what the body is, where the answer is made, and by whom. To add one is to
+// add a row (and its handler).
+struct Service::Route {
+  enum Access {
+    kAnyone,
+    kKey,
+    kOperators
+  };  // an operator: with a key, or from this machine where none is wanted
+  enum Thread { kConnection, kWorker };  // what reads JSON or waits for a disk is the worker's
+  std::string_view path, method;
+  Access access;
+  Thread thread;
+  bool json_body;
+  void (*answer)(Service&, HttpRequest&&, std::shared_ptr<Exchange>);
+};
+
+// By path; one that ends with a slash takes all that begin so.
+std::span<const Service::Route> Service::routes() {
+  using Reply = std::shared_ptr<Exchange>;
+  using enum Route::Access;
+  using enum Route::Thread;
+  static constexpr std::array kRoutes = {
+      Route{"/v1/chat/completions", "POST", kKey, kWorker, true,
+            [](Service& s, HttpRequest&& r, Reply to) { s.complete(r, to, true); }},
+      Route{"/v1/completions", "POST", kKey, kWorker, true,
+            [](Service& s, HttpRequest&& r, Reply to) { s.complete(r, to, false); }},
+      Route{"/v1/models", "GET", kKey, kConnection, false,
+            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.models("")); }},
+      Route{"/v1/models/", "GET", kKey, kConnection, false,
+            [](Service& s, HttpRequest&& r, Reply to) {
+              to->respond(s.models(r.path.substr(std::string_view("/v1/models/").size())));
+            }},
+      Route{"/health", "GET", kAnyone, kConnection, false,
+            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.health(false)); }},
+      Route{"/v1/health", "GET", kAnyone, kConnection, false,
+            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.health(false)); }},
+      Route{"/health/live", "GET", kAnyone, kConnection, false,
+            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.health(true)); }},
+      Route{"/health/ready", "GET", kAnyone, kConnection, false,
+            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.health(false)); }},
+      Route{"/metrics", "GET", kKey, kConnection, false,
+            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.metrics_text()); }},
+      Route{"/stats", "GET", kKey, kConnection, false,
+            [](Service& s, HttpRequest&& r, Reply to) { to->respond(s.stats(r.query)); }},
+      // A static page; the figures it asks for need the key.
+      Route{"/dashboard", "GET", kAnyone, kConnection, false,
+            [](Service&, HttpRequest&&, Reply to) { to->respond(dashboard()); }},
+      Route{"/v1/speculator", "GET", kOperators, kWorker, false,
+            [](Service& s, HttpRequest&&, Reply to) {
+              to->respond(s.speculator([](const SpeculatorControl&) -> Status { return Ok{}; }));
+            }},
+      Route{"/v1/speculator/rollback", "POST", kOperators, kWorker, false,
+            [](Service& s, HttpRequest&&, Reply to) {
+              to->respond(s.speculator([](const SpeculatorControl& c) { return c.rollback(); }));
+            }},
+      Route{"/v1/speculator/freeze", "POST", kOperators, kWorker, false,
+            [](Service& s, HttpRequest&&, Reply to) {
+              to->respond(s.speculator([](const SpeculatorControl& c) -> Status {
+                c.freeze();
+                return Ok{};
+              }));
+            }},
+      Route{"/v1/speculator/unfreeze", "POST", kOperators, kWorker, false,
+            [](Service& s, HttpRequest&&, Reply to) {
+              to->respond(s.speculator([](const SpeculatorControl& c) -> Status {
+                c.unfreeze();
+                return Ok{};
+              }));
+            }},
+      Route{"/version", "GET", kKey, kConnection, false,
+            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.version()); }},
+      Route{"/tokenize", "POST", kKey, kWorker, true,
+            [](Service& s, HttpRequest&& r, Reply to) { to->respond(s.tokenize(r)); }},
+      Route{"/detokenize", "POST", kKey, kWorker, true,
+            [](Service& s, HttpRequest&& r, Reply to) { to->respond(s.detokenize(r)); }},
+  };
+  return kRoutes;
+}
+
+const Service::Route* Service::find_route(std::string_view path) {
+  for (const Route& route : routes())
+    if (route.path == path || (route.path.ends_with('/') && path.starts_with(route.path)))
+      return &route;
+  return nullptr;
+}
 
 Service::Service(ServiceOptions options)
     : options_(std::move(options)),
@@ -106,7 +155,7 @@ std::optional<HttpReply> Service::answer_early(const HttpRequest& head) {
     response.headers.emplace_back("Allow", fmt::format("{}, OPTIONS", route->method));
     return response;
   }
-  if (route->needs_key && options_.api_keys.required() &&
+  if (route->access != Route::kAnyone && options_.api_keys.required() &&
       !options_.api_keys.check(head.authorization)) {
     ApiError error = ApiError::invalid(
         "", "missing or unknown API key; wanted the header Authorization: Bearer KEY");
@@ -116,7 +165,7 @@ std::optional<HttpReply> Service::answer_early(const HttpRequest& head) {
   }
   // Without keys an operator is who sits at this machine. Not a page in its browser, though (one
   // names its origin with every POST), and not whoever is behind a proxy on it.
-  if (route->operators && !options_.api_keys.required() &&
+  if (route->access == Route::kOperators && !options_.api_keys.required() &&
       (!head.loopback || head.forwarded || !head.origin.empty())) {
     ApiError error = ApiError::invalid(
         "", fmt::format("{}: for operators: from this machine itself, or with a key of "
@@ -141,61 +190,19 @@ std::optional<HttpReply> Service::answer_early(const HttpRequest& head) {
 }
 
 void Service::handle(HttpRequest request, std::shared_ptr<Exchange> exchange) {
-  const std::string& path = request.path;
-  if (path == "/v1/chat/completions")
-    return complete(std::move(request), std::move(exchange), true);
-  if (path == "/v1/completions") return complete(std::move(request), std::move(exchange), false);
-  if (path == "/tokenize" || path == "/detokenize") {
-    auto work = [this, request = std::move(request), exchange] {
-      exchange->respond(request.path == "/tokenize" ? tokenize(request) : detokenize(request));
-    };
-    if (!worker_.try_post(std::move(work)))
-      exchange->respond(
-          error_response(ApiError::overloaded("too many requests are waiting to be read")));
-    return;
-  }
-  if (path.starts_with("/v1/speculator")) {
-    // Lineage is synced to disk before it takes effect: not on a connection's thread.
-    if (!worker_.try_post([this, path, exchange] { exchange->respond(speculator(path)); }))
-      exchange->respond(
-          error_response(ApiError::overloaded("too many requests are waiting to be read")));
-    return;
-  }
-  if (path == "/health" || path == "/v1/health" || path == "/health/ready")
-    return exchange->respond(health(false));
-  if (path == "/health/live") return exchange->respond(health(true));
-  if (path == "/v1/models") return exchange->respond(models(""));
-  if (path.starts_with(kModelPrefix))
-    return exchange->respond(models(std::string_view(path).substr(kModelPrefix.size())));
-  if (path == "/version") return exchange->respond(version());
-  if (path == "/stats") return exchange->respond(stats(request.query));
-  if (path == "/metrics") return exchange->respond(metrics_text());
-  if (path == "/dashboard") {
-    HttpReply page;
-    page.content_type = "text/html; charset=utf-8";
-    page.headers = {{"Cache-Control", "no-cache"},
-                    {"Content-Security-Policy",
-                     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-                     "connect-src 'self'; img-src data:"}};
-    page.body = dashboard_html();
-    return exchange->respond(std::move(page));
-  }
-  exchange->respond(error_response(ApiError::internal("a route without a handler")));
-}
-
-void Service::complete(HttpRequest request, std::shared_ptr<Exchange> exchange, bool chat) {
-  auto arrived = std::chrono::steady_clock::now();
-  auto shared = std::make_shared<HttpRequest>(std::move(request));
-  auto work = [this, shared, exchange, chat, arrived] {
-    run_completion(*shared, exchange, chat, arrived);
+  request.arrived = std::chrono::steady_clock::now();
+  const Route* route = find_route(request.path);
+  if (route->thread == Route::kConnection)
+    return route->answer(*this, std::move(request), std::move(exchange));
+  auto work = [this, route, request = std::move(request), exchange]() mutable {
+    route->answer(*this, std::move(request), std::move(exchange));
   };
   if (!worker_.try_post(std::move(work)))
     exchange->respond(
         error_response(ApiError::overloaded("too many requests are waiting to be read")));
 }
 
-void Service::run_completion(const HttpRequest& http, std::shared_ptr<Exchange> exchange, bool chat,
-                             std::chrono::steady_clock::time_point arrived) {
+void Service::complete(const HttpRequest& http, std::shared_ptr<Exchange> exchange, bool chat) {
   auto served = backend();
   if (auto refusal = not_ready()) return exchange->respond(std::move(*refusal));
   RequestLimits limits;
@@ -221,7 +228,7 @@ void Service::run_completion(const HttpRequest& http, std::shared_ptr<Exchange> 
     admitted.key_id = options_.api_keys.check(http.authorization).value_or("");
   if (domain.empty()) domain = admitted.key_id.empty() ? "default" : admitted.key_id;
   admitted.domain = bounded_domain(domain);
-  admitted.arrived = arrived;
+  admitted.arrived = http.arrived;
   admitted.request.trace &= options_.api_keys.traced(admitted.key_id);
   if (!admitted.request.trace && options_.trace_opted_out)
     for (std::size_t i = 0;
@@ -260,11 +267,11 @@ void Service::answered(const std::string& method, const std::string& path, int s
   const Route* route = find_route(path);
   static const std::set<std::string> kMethods = {"GET", "POST",   "HEAD", "OPTIONS",
                                                  "PUT", "DELETE", "PATCH"};
-  metrics_.http(route ? std::string(route->path) : "other",
-                kMethods.count(method) ? method : "other", status, seconds);
+  std::string_view label = route ? route->path : "other";
+  if (label.ends_with('/')) label.remove_suffix(1);
+  metrics_.http(std::string(label), kMethods.count(method) ? method : "other", status, seconds);
   if (status >= 400 && status != 404)
-    spdlog::debug("{} {} -> {} in {:.3f} s", method, route ? route->path : "(other)", status,
-                  seconds);
+    spdlog::debug("{} {} -> {} in {:.3f} s", method, label, status, seconds);
 }
 
 HttpReply Service::health(bool live_only) const {
@@ -342,27 +349,33 @@ HttpReply Service::stats(const std::string& query) const {
   return response;
 }
 
-HttpReply Service::speculator(const std::string& path) const {
+// Lineage is synced to disk before it takes effect: for the worker, not a connection's thread.
+HttpReply Service::speculator(Status (*action)(const SpeculatorControl&)) const {
   auto served = backend();
   const SpeculatorControl control =
       options_.speculator ? options_.speculator() : SpeculatorControl{};
   if (!served || !control.state)
     return error_response(ApiError::unavailable("the model is loading", 5));
-  if (path == "/v1/speculator/rollback") {
-    if (Status status = control.rollback(); !status) {
-      ApiError error = ApiError::invalid("", status.error().message);
-      error.status = 409;
-      error.code = "nothing_to_roll_back";
-      return error_response(error);
-    }
-  } else if (path == "/v1/speculator/freeze") {
-    control.freeze();
-  } else if (path == "/v1/speculator/unfreeze") {
-    control.unfreeze();
+  if (Status status = action(control); !status) {
+    ApiError error = ApiError::invalid("", status.error().message);
+    error.status = 409;
+    error.code = "nothing_to_roll_back";
+    return error_response(error);
   }
   HttpReply response = json_response(speculator_json(control.state(), served->engine->stats()));
   response.headers = {{"Cache-Control", "no-store"}};
   return response;
+}
+
+HttpReply Service::dashboard() {
+  HttpReply page;
+  page.content_type = "text/html; charset=utf-8";
+  page.headers = {{"Cache-Control", "no-cache"},
+                  {"Content-Security-Policy",
+                   "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+                   "connect-src 'self'; img-src data:"}};
+  page.body = dashboard_html();
+  return page;
 }
 
 HttpReply Service::metrics_text() {

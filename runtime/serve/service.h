@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <span>
 #include <string>
 
 #include "runtime/observe/history.h"
@@ -59,15 +60,18 @@ class Service final : public HttpHandler {
 
  private:
   std::shared_ptr<const Backend> backend() const { return std::atomic_load(&backend_); }
-  void complete(HttpRequest request, std::shared_ptr<Exchange> exchange, bool chat);
-  void run_completion(const HttpRequest& request, std::shared_ptr<Exchange> exchange, bool chat,
-                      std::chrono::steady_clock::time_point arrived);
+  struct Route;
+  static std::span<const Route> routes();
+  static const Route* find_route(std::string_view path);  // null: there is none
+
+  void complete(const HttpRequest& request, std::shared_ptr<Exchange> exchange, bool chat);
   HttpReply health(bool live_only) const;
   HttpReply models(std::string_view only) const;
   HttpReply version() const;
   HttpReply stats(const std::string& query) const;
   HttpReply metrics_text();
-  HttpReply speculator(const std::string& path) const;
+  HttpReply speculator(Status (*action)(const SpeculatorControl&)) const;
+  static HttpReply dashboard();
   HttpReply tokenize(const HttpRequest& request) const;
   HttpReply detokenize(const HttpRequest& request) const;
   std::optional<HttpReply> not_ready() const;

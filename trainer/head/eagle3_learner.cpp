@@ -7,7 +7,7 @@
 #include "trainer/head/adam.h"
 #include "trainer/head/eagle3_twin.h"
 #include "trainer/head/head_example.h"
-#include "trainer/objective/row_objective.h"
+#include "trainer/objective/objective.h"
 
 namespace foretoken::trainer {
 struct Eagle3Learner::Impl {
@@ -136,7 +136,7 @@ struct Eagle3Learner::Impl {
         q_of[t] = to[t].first < 0 ? 0.0f : q_row[to[t].first];
       }
       const double weight = step_weights[std::size_t(step_index)];
-      step_loss += weight * row_objective(options.objective, p, q_of, g);
+      step_loss += weight * row_objective(*options.objective, p, q_of, g);
       step_weight_sum += weight;
       // d loss / d logit_v = g_v - q_v * sum g.
       float sum = 0;

@@ -23,12 +23,22 @@ struct FusionLearner::Impl {
 
   void train_step(std::span<const FusionPosition> positions) {
     const FusionBatch batch = make_batch(positions);
-    const auto loss_tensor = objective(options.objective, batch.p, head->forward(batch)).mean();
+    const auto log_q = head->forward(batch);
+    const auto q = log_q.detach().exp();
+    auto gradient = torch::empty_like(q);  // of the mean over positions
+    const auto n = std::size_t(q.size(0)), width = std::size_t(q.size(1));
+    double step_loss = 0;
+    for (std::size_t row = 0; row < n; ++row) {
+      const auto row_of = [&](const torch::Tensor& of) {
+        return std::span<float>(of.data_ptr<float>() + row * width, width);
+      };
+      step_loss += row_objective(*options.objective, row_of(batch.p), row_of(q), row_of(gradient));
+    }
+    step_loss /= double(n);
     optimizer.zero_grad();
-    loss_tensor.backward();
+    log_q.backward(gradient.div_(double(n)));
     optimizer.step();
     ++step;
-    const double step_loss = loss_tensor.item<double>();
     loss = std::isnan(loss) ? step_loss : 0.95 * loss + 0.05 * step_loss;
     const auto decay = static_cast<float>(
         std::min(options.average_decay, (1.0 + double(step)) / (10.0 + double(step))));

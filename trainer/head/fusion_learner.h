@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "runtime/evaluate/fusion_replay.h"
-#include "trainer/objective/objective_kind.h"
+#include "trainer/objective/objective.h"
 
 namespace foretoken::trainer {
 
@@ -18,7 +18,7 @@ struct FusionLearnerOptions {
   double average_decay =
       0.97;  // over the last 33 steps; begins as min(.97, (1 + step) / (10 + step))
   int positions_per_step = 128;  // see README, "Tuning"
-  ObjectiveKind objective = ObjectiveKind::kOverlap;
+  const Objective* objective = &objectives().front();
 };
 
 // Everything that a checkpoint must hold for training to go on as if it had not stopped.

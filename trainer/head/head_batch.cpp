@@ -3,7 +3,6 @@
 #include <cmath>
 #include <limits>
 
-#include "trainer/objective/row_objective.h"
 
 namespace foretoken::trainer {
 namespace {
@@ -130,7 +129,7 @@ HeadScores head_scores(const HeadParameters& head, const HeadVocabulary& vocabul
   return out;
 }
 
-HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVocabulary& vocabulary,
+HeadLoss head_loss(const Objective& objective, const HeadParameters& head, const HeadVocabulary& vocabulary,
                    const HeadBatch& batch, const torch::Tensor& r_in,
                    std::span<const double> row_weight, double refused_weight) {
   torch::NoGradGuard no_grad;
@@ -169,7 +168,7 @@ HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVoc
     const double weight = row_weight[std::size_t(i / batch.n)] *
                           (row.example->refused[std::size_t(row.predicted)] ? refused_weight : 1);
     std::span<float> g(&gradient[std::size_t(i) * kTeacherTokens], kTeacherTokens);
-    loss.sum += weight * row_objective(kind, p, q_of, g);
+    loss.sum += weight * row_objective(objective, p, q_of, g);
     loss.weight += weight;
     // d loss / d logit_v = g_v - q_v * sum g; the scale of T and the row's weight go with both.
     const auto scale = static_cast<float>(weight) * row.example->inverse_temperature;

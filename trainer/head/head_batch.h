@@ -7,7 +7,7 @@
 
 #include "trainer/head/head_example.h"
 #include "trainer/head/recurrent_head.h"
-#include "trainer/objective/objective_kind.h"
+#include "trainer/objective/objective.h"
 
 namespace foretoken::trainer {
 
@@ -60,7 +60,7 @@ struct HeadLoss {
   std::vector<float> predicted;  // [n]; 0 where there is no row
   std::vector<bool> accepted;
 };
-HeadLoss head_loss(ObjectiveKind kind, const HeadParameters& head, const HeadVocabulary& vocabulary,
+HeadLoss head_loss(const Objective& objective, const HeadParameters& head, const HeadVocabulary& vocabulary,
                    const HeadBatch& batch, const torch::Tensor& r,
                    std::span<const double> row_weight, double refused_weight = 1);
 

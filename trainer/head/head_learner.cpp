@@ -130,7 +130,7 @@ struct HeadLearner::Impl {
     if (ranges.empty()) return;
     const HeadBatch made = make_head_batch(ranges, options.unroll, *model);
     const auto r = run_head(working, made.x, made.embedded);
-    const HeadLoss loss = head_loss(options.objective, working, *vocabulary, made, r, step_weights,
+    const HeadLoss loss = head_loss(*options.objective, working, *vocabulary, made, r, step_weights,
                                     options.refused_weight);
     for (std::size_t i = 0; i < std::size_t(made.n); ++i) {
       if (const HeadExample* example = made.rows[i].example)

@@ -17,7 +17,7 @@
 #include "trainer/head/drift_detector.h"
 #include "trainer/head/head_example.h"
 #include "trainer/learner.h"
-#include "trainer/objective/objective_kind.h"
+#include "trainer/objective/objective.h"
 #include "trainer/state_map.h"
 
 namespace foretoken::trainer {
@@ -31,7 +31,7 @@ struct StepOptions {
   int tokens_per_step = 270;
   int unroll = 3;
   double step_weight = 0.8;  // of step i: step_weight^i
-  ObjectiveKind objective = ObjectiveKind::kOverlap;
+  const Objective* objective = &objectives().front();
   // Of the teacher of a greedy request. Nearer 0 more of the loss is about what is emitted; at 0
   // nothing is left of what else the target thought likely, and learning is slower.
   double teacher_temperature = 0.5;

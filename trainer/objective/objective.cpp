@@ -1,26 +1,46 @@
 #include "trainer/objective/objective.h"
 
-#include "runtime/evaluate/fusion_replay.h"
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
 
 namespace foretoken::trainer {
+namespace {
 
-torch::Tensor objective(ObjectiveKind kind, const torch::Tensor& p, const torch::Tensor& log_q) {
-  // -inf marks tokens that do not exist; p is 0 there, and 0 * -inf must not become NaN.
-  const auto finite_log_q = log_q.clamp_min(-50.0);
-  switch (kind) {
-    case ObjectiveKind::kForwardKl:
-      return (torch::xlogy(p, p) - p * finite_log_q).sum(1);
-    case ObjectiveKind::kCrossEntropy:
-      return -finite_log_q.gather(1, p.argmax(1, true)).squeeze(1);
-    case ObjectiveKind::kHybrid: {
-      const auto overlap = torch::minimum(p, log_q.exp()).sum(1);
-      const auto share = (-kHybridDecay * overlap.detach()).exp();
-      return share * (torch::xlogy(p, p) - p * finite_log_q).sum(1) + (1 - share) * (1 - overlap);
-    }
-    case ObjectiveKind::kOverlap:
-      break;
-  }
-  return -torch::minimum(p, log_q.exp()).sum(1).clamp_min(kMinOverlap).log();
+constexpr std::array kObjectives = {
+    Objective{"overlap", "-log of the chance that a draft is accepted", overlap_loss},
+    Objective{"forward-kl", "the divergence of q from p", forward_kl_loss},
+    Objective{"cross-entropy", "-log q of the target's most probable token", cross_entropy_loss},
+    Objective{"hybrid", "divergence while little is accepted, total variation later", hybrid_loss},
+};
+
+}  // namespace
+
+std::span<const Objective> objectives() { return kObjectives; }
+
+const Objective* find_objective(std::string_view name) {
+  const auto found = std::ranges::find(kObjectives, name, &Objective::name);
+  return found == kObjectives.end() ? nullptr : &*found;
+}
+
+std::vector<std::string> objective_names() {
+  std::vector<std::string> names;
+  for (const Objective& row : kObjectives) names.emplace_back(row.name);
+  return names;
+}
+
+std::string objective_help() {
+  std::string help;
+  for (const Objective& row : kObjectives)
+    help += fmt::format("{}{} ({})", help.empty() ? "" : "; ", row.name, row.what);
+  return help;
+}
+
+double row_objective(const Objective& objective, std::span<const float> p, std::span<const float> q,
+                     std::span<float> gradient) {
+  std::ranges::fill(gradient, 0.0f);
+  return objective.loss(p, q, gradient);
 }
 
 }  // namespace foretoken::trainer

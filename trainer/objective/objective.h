@@ -1,18 +1,43 @@
-// What is minimised, by name: how far q (the speculator's) is from p (the target's) at a position.
-// - overlap: -log sum_v min(p(v), q(v)), the chance that a draft is accepted; it learned fastest in
-//   our trials.
-// - forward-kl: sum_v p(v) log(p(v) / q(v)).
-// - cross-entropy: -log q(most probable token of p).
-// - hybrid: l KL + (1 - l) (1 - a), a the overlap, l = exp(-3 a) held fixed in the gradient: the
-//   divergence while little is accepted, total variation once much is (LK loss, arXiv 2602.23881).
+// What is minimised: how far q (the speculator's distribution) is from p (the target's) at a
+// position. One file an objective and one row of the table in objective.cpp; the flag --objective,
+// its help and the tests read the table. Plain C++ on a row: over a vocabulary of thousands only
+// the teacher's few tokens matter, and autograd would carry whole rows for them. Stateless; any
+// thread.
 #pragma once
 
-#include "trainer/head/torch_headers.h"
-#include "trainer/objective/objective_kind.h"
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
 
 namespace foretoken::trainer {
 
-// p, log_q: [n, m]; log_q may be -inf where p is 0. Returns the loss of each row, [n].
-torch::Tensor objective(ObjectiveKind kind, const torch::Tensor& p, const torch::Tensor& log_q);
+struct Objective {
+  std::string_view name;  // as in --objective
+  std::string_view what;  // one line for the flag's help
+  // p, q: [n], probabilities of the same tokens, 0 where there is none; what is missing from 1 is
+  // elsewhere. gradient: [n], zeros on entry, receives d loss / d log q. Returns the loss in nats.
+  // A token with q = 0 keeps gradient 0: nothing can raise what the vocabulary lacks.
+  double (*loss)(std::span<const float> p, std::span<const float> q, std::span<float> gradient);
+};
+
+inline constexpr float kMinQ = 1e-20f;  // below, logarithms are held
+
+std::span<const Objective> objectives();                 // the first is the default
+const Objective* find_objective(std::string_view name);  // null: there is none of that name
+std::vector<std::string> objective_names();
+std::string objective_help();  // "overlap (...); forward-kl (...); ..."
+
+// Of one row; gradient need not be cleared.
+double row_objective(const Objective& objective, std::span<const float> p, std::span<const float> q,
+                     std::span<float> gradient);
+
+// The objectives, each in the file of its name.
+double overlap_loss(std::span<const float> p, std::span<const float> q, std::span<float> gradient);
+double forward_kl_loss(std::span<const float> p, std::span<const float> q,
+                       std::span<float> gradient);
+double cross_entropy_loss(std::span<const float> p, std::span<const float> q,
+                          std::span<float> gradient);
+double hybrid_loss(std::span<const float> p, std::span<const float> q, std::span<float> gradient);
 
 }  // namespace foretoken::trainer
