@@ -16,6 +16,7 @@
 #include "foretoken/kernels/isa.h"
 #include "runtime/engine/sampler.h"
 #include "runtime/evaluate/portfolio_replay.h"
+#include "runtime/model/arch/architecture.h"
 #include "runtime/speculate/head/features.h"
 #include "tests/unit/engine/tiny_engine.h"
 
@@ -69,6 +70,55 @@ TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
           }
         }
       }
+    }
+  }
+}
+
+// The law on every architecture: a tiny random model of each, drafts of fixed length from n-grams
+// and from a shallower model, beside the same without any.
+TEST(Architectures, EverySpeculatorEmitsWhatNoneEmits) {
+  for (const Architecture* architecture : architectures()) {
+    SCOPED_TRACE(architecture->name);
+    TemporaryDirectory directory;
+    TinyModelOptions tiny;
+    tiny.architecture = architecture->name;
+    tiny.n_layers = 2;
+    tiny.hidden = tiny.ffn = 64;
+    write_tiny_model(directory.file("m.gguf"), tiny);
+    HarnessModels models;
+    ModelLoadOptions load;
+    load.threads = 1;
+    auto target = Model::load(directory.file("m.gguf"), load);
+    ASSERT_TRUE(target) << target.error().message;
+    load.drop_last_layers = 1;
+    auto draft = Model::load(directory.file("m.gguf"), load);
+    ASSERT_TRUE(draft) << draft.error().message;
+    models.model = *target;
+    models.draft = *draft;
+    models.calibration = KvCalibration::data_free((*target)->kv_geometry());
+    models.draft_calibration = KvCalibration::data_free((*draft)->kv_geometry());
+    std::vector<HarnessRequest> requests(3);
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      for (int t = 0; t < 350; ++t)
+        requests[i].prompt.push_back((t * 7 + int(i) + (t % 5) * 31) % 250);
+      requests[i].sampling.temperature = i == 0 ? 0.0f : 0.8f;
+      requests[i].sampling.seed = 31 + i;
+      requests[i].max_tokens = 100;  // past position 384, where sealed pages are read
+    }
+    EngineOptions o;
+    o.threads = 1;
+    o.max_model_len = 1024;
+    o.max_num_seqs = 3;
+    o.control_fraction = 0;
+    o.spec_type = SpecType::kNone;
+    const auto wanted = run_engine(models, o, requests, 1).outputs;
+    for (const SpecType spec : {SpecType::kNgram, SpecType::kModel}) {
+      o.spec_type = spec;
+      o.spec_draft_n_fixed = 5;
+      o.max_batch_rows = spec == SpecType::kModel ? 64 : 256;
+      const auto got = run_engine(models, o, requests);
+      EXPECT_EQ(got.outputs, wanted) << "spec " << int(spec);
+      EXPECT_GT(got.stats.acceptance.drafted, 0);
     }
   }
 }
