@@ -99,8 +99,8 @@ void EngineCore::preempt(Sequence& s) {
 }
 
 // Makes room by preempting younger sequences. False: nothing younger is left, and `sequence` itself
-// has been preempted (only possible while an older one runs: submit() refused what the whole pool
-// cannot hold).
+// has been preempted (only possible while an older one runs: no request is longer than what the
+// whole pool holds).
 bool EngineCore::make_room(Sequence& sequence, std::int64_t length) {
   while (!kv_->reserve(sequence.kv, length)) {
     Sequence& youngest = *running_.back();

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include "foretoken/kernels/sampling.h"
 #include "runtime/speculate/model_speculator.h"
@@ -98,6 +99,13 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   auto kv = KvCache::create(model->kv_geometry(), kv_options, std::move(calibration));
   if (!kv) return kv.error();
   self->kv_ = std::move(*kv);
+  if (const std::int64_t held = self->kv_->capacity_tokens(); held < o.max_model_len) {
+    spdlog::warn(
+        "max-model-len is {}, but the KV cache of {} MiB holds {} tokens: that is the "
+        "context served",
+        o.max_model_len, o.kv_cache_memory >> 20, held);
+    o.max_model_len = held;
+  }
 
   std::unique_ptr<ModelSpeculator> model_speculator;
   if (draft_model && (o.spec_type == SpecType::kModel || o.spec_type == SpecType::kAuto)) {

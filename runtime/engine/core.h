@@ -92,8 +92,6 @@ class EngineCore {
   ~EngineCore();
 
   const EngineOptions& options() const { return options_; }
-  std::int64_t capacity_tokens() const { return kv_->capacity_tokens(); }
-
   void enqueue(std::unique_ptr<Sequence> sequence);
   // Ends within one round: whole, or aborted.
   void end(RequestId id, FinishReason reason);

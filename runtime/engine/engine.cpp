@@ -21,7 +21,7 @@ namespace {
 class ThreadedEngine final : public Engine {
  public:
   ThreadedEngine(std::unique_ptr<EngineCore> core, std::shared_ptr<const Model> model)
-      : core_(std::move(core)), model_(std::move(model)), capacity_(core_->capacity_tokens()) {
+      : core_(std::move(core)), model_(std::move(model)) {
     beat();
     core_->fill(snapshot_);
     thread_ = std::thread([this] { run(); });
@@ -51,26 +51,11 @@ class ThreadedEngine final : public Engine {
                                  model_->config().n_vocab)};
       }
     }
-    if (request.max_tokens < 1) {
-      return Error{ErrorCode::kInvalidInput,
-                   fmt::format("max_tokens is {}, wanted at least 1", request.max_tokens)};
-    }
-    const std::int64_t wanted = n + request.max_tokens;
-    if (wanted > o.max_model_len) {
-      return Error{ErrorCode::kOutOfRange,
-                   fmt::format("This model's maximum context length is {} tokens. However, your "
-                               "messages resulted in {} "
-                               "tokens and you asked for up to {} more.",
-                               o.max_model_len, n, request.max_tokens)};
-    }
-    if (wanted + o.spec_draft_n_max > capacity_) {
-      return Error{ErrorCode::kOutOfRange,
-                   fmt::format("the request needs KV cache for {} tokens, the whole pool holds {}",
-                               wanted, capacity_)};
-    }
+    if (auto limit = token_limit(n, request.max_tokens, o.max_model_len); !limit)
+      return limit.error();
     auto sequence = std::make_unique<Sequence>();
     sequence->n_prompt = n;
-    sequence->tokens.reserve(std::size_t(wanted) + 1);
+    sequence->tokens.reserve(std::size_t(n + request.max_tokens) + 1);
     sequence->tokens = request.prompt;
     sequence->submitted = std::chrono::steady_clock::now();
     if (wants_penalties(request.sampling)) {
@@ -297,7 +282,6 @@ class ThreadedEngine final : public Engine {
 
   std::unique_ptr<EngineCore> core_;
   std::shared_ptr<const Model> model_;
-  const std::int64_t capacity_;
   std::atomic<std::uint64_t> next_id_{0};
   std::atomic<std::int64_t> rejected_{0};
   std::atomic<std::int64_t> beat_{0};
@@ -323,6 +307,28 @@ class ThreadedEngine final : public Engine {
 };
 
 }  // namespace
+
+Result<std::int64_t> token_limit(std::int64_t n_prompt, std::optional<std::int64_t> max_tokens,
+                                 std::int64_t context) {
+  const std::int64_t left = context - n_prompt;
+  if (left < 1) {
+    return Error{ErrorCode::kOutOfRange,
+                 fmt::format("This model's maximum context length is {} tokens. However, your "
+                             "prompt resulted in {} tokens.",
+                             context, n_prompt)};
+  }
+  if (max_tokens && *max_tokens < 1) {
+    return Error{ErrorCode::kInvalidInput,
+                 fmt::format("max_tokens is {}, wanted at least 1", *max_tokens)};
+  }
+  if (max_tokens && *max_tokens > left) {
+    return Error{ErrorCode::kOutOfRange,
+                 fmt::format("This model's maximum context length is {} tokens. However, you "
+                             "requested {} tokens ({} in the prompt, {} in the completion).",
+                             context, n_prompt + *max_tokens, n_prompt, *max_tokens)};
+  }
+  return max_tokens.value_or(left);
+}
 
 Result<std::unique_ptr<Engine>> Engine::create(
     std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,

@@ -37,7 +37,9 @@ enum class EngineFault {
 struct EngineOptions {
   int threads = 0;  // 0: all cores
   int max_num_seqs = 8;
-  std::int64_t max_model_len = 0;  // 0: the model's, at most 8192
+  // Prompt and output of one request. 0: the model's, at most 8192. Lowered to what the KV cache
+  // holds: a draft needs no more, since it never passes the request's last token.
+  std::int64_t max_model_len = 0;
   int max_batch_rows = 256;        // prefill chunk and verify rows of one round
   int max_queue = 256;
   std::size_t kv_cache_memory = 0;  // 0: a default from max_model_len and max_num_seqs
@@ -75,6 +77,12 @@ struct SavedTraffic {
   std::vector<std::byte> bytes;
 };
 
+// How many tokens a request may generate: what it asks for, or else the rest of the context. The
+// one rule for clients of the API and of the engine. Errors: kOutOfRange (the prompt leaves no
+// room, or not enough: both lengths in the message), kInvalidInput (max_tokens below 1).
+Result<std::int64_t> token_limit(std::int64_t n_prompt, std::optional<std::int64_t> max_tokens,
+                                 std::int64_t context);
+
 // Where finished requests' traces go: called on the engine thread, must not block. May be empty.
 using TraceSink = std::function<void(std::unique_ptr<RequestTrace>)>;
 
@@ -89,8 +97,9 @@ class Engine {
   virtual ~Engine() = default;  // stops the thread; open requests end with kAborted
 
   virtual RequestId next_request_id() = 0;
-  // Errors: kOutOfRange (prompt + max_tokens over max_model_len, or over the whole pool: both
-  // lengths in the message), kUnavailable (queue full or draining). The sink sees no event then.
+  // Errors: those of token_limit() at options().max_model_len, kInvalidInput (the prompt is empty
+  // or holds no tokens of the vocabulary), kUnavailable (queue full or draining). The sink sees no
+  // event then.
   virtual Status submit(EngineRequest request) = 0;
   virtual void cancel(RequestId id) = 0;  // its pages are free within one round; idempotent
   // As cancel(), but its client has all it wanted (a stop string): a whole request, kept and traced.

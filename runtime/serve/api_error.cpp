@@ -50,22 +50,11 @@ ApiError ApiError::internal(std::string message) {
   return error;
 }
 
-ApiError ApiError::context_length(std::int64_t n_prompt, std::int64_t n_requested,
-                                  std::int64_t n_ctx) {
-  ApiError error;
+ApiError ApiError::context_length(std::string message, std::int64_t n_prompt, std::int64_t n_ctx) {
+  ApiError error = invalid(n_prompt >= n_ctx ? "prompt" : "max_tokens", std::move(message));
   error.code = "context_length_exceeded";
   error.n_prompt_tokens = n_prompt;
   error.n_ctx = n_ctx;
-  error.param = n_prompt >= n_ctx ? "prompt" : "max_tokens";
-  error.message = n_prompt >= n_ctx ? fmt::format(
-                                          "This model's maximum context length is {} tokens. "
-                                          "However, your prompt resulted in {} tokens.",
-                                          n_ctx, n_prompt)
-                                    : fmt::format(
-                                          "This model's maximum context length is {} tokens. "
-                                          "However, you requested {} tokens ({} in the "
-                                          "prompt, {} in the completion).",
-                                          n_ctx, n_prompt + n_requested, n_prompt, n_requested);
   return error;
 }
 

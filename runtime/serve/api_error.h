@@ -26,8 +26,8 @@ struct ApiError {
   static ApiError unavailable(std::string message, int retry_after_s);  // 503
   static ApiError overloaded(std::string message);                      // 429
   static ApiError internal(std::string message);                        // 500
-  static ApiError context_length(std::int64_t n_prompt, std::int64_t n_requested,
-                                 std::int64_t n_ctx);
+  static ApiError context_length(std::string message, std::int64_t n_prompt,
+                                 std::int64_t n_ctx);  // 400, from token_limit()
 };
 
 std::string error_type(int status);  // "invalid_request_error", "authentication_error", ...

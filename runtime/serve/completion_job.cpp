@@ -62,10 +62,9 @@ std::variant<AdmittedRequest, ApiError> admit(const Backend& backend, Completion
       return ApiError::invalid(request.chat ? "messages" : "prompt",
                                "the prompt has no tokens; wanted at least one");
     std::int64_t n_prompt = static_cast<std::int64_t>(tokens.size());
-    std::int64_t left = backend.n_ctx - n_prompt;
-    if (left < 1 || request.max_tokens.value_or(1) > left)
-      return ApiError::context_length(n_prompt, request.max_tokens.value_or(1), backend.n_ctx);
-    admitted.max_tokens.push_back(request.max_tokens.value_or(left));
+    auto limit = token_limit(n_prompt, request.max_tokens, backend.n_ctx);
+    if (!limit) return ApiError::context_length(limit.error().message, n_prompt, backend.n_ctx);
+    admitted.max_tokens.push_back(*limit);
     admitted.prompts.push_back(std::move(tokens));
   }
   if (request.seed) {
@@ -136,14 +135,6 @@ void CompletionJob::submit_all() {
       switch (status.error().code) {
         case ErrorCode::kUnavailable:
           return fail(ApiError::overloaded(status.error().message));
-        case ErrorCode::kOutOfRange: {
-          ApiError error = ApiError::invalid("prompt", status.error().message);
-          error.code = "context_length_exceeded";
-          error.n_prompt_tokens = static_cast<std::int64_t>(
-              admitted_.prompts[static_cast<std::size_t>(choice.prompt)].size());
-          error.n_ctx = backend_->n_ctx;
-          return fail(std::move(error));
-        }
         case ErrorCode::kInvalidInput:
           return fail(ApiError::invalid("", status.error().message));
         case ErrorCode::kUnsupported:

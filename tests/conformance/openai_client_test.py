@@ -133,6 +133,11 @@ class OpenAIClient(unittest.TestCase):
         self.assertEqual(len(both.choices), 2)
         self.assertEqual(both.choices[0].text, answer.choices[0].text)
 
+    def test_without_max_tokens_the_rest_of_the_context_is_the_limit(self):
+        answer = self.client.completions.create(model="test", prompt="word " * 1010, temperature=0, extra_body={"ignore_eos": True})
+        self.assertEqual(answer.choices[0].finish_reason, "length")
+        self.assertEqual(answer.usage.total_tokens, 1024)
+
     def test_errors(self):
         with self.assertRaises(openai.NotFoundError):
             self.chat(model="other")

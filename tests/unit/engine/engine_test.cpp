@@ -2,6 +2,7 @@
 // limits.
 #include "runtime/engine/engine.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <map>
@@ -489,6 +490,41 @@ TEST_F(TinyEngine, CancelFreesPagesWithinOneRoundAndOthersGoOn) {
   std::this_thread::sleep_for(std::chrono::milliseconds(30));
   EXPECT_EQ((*engine)->stats().kv.used_bytes, 0u);
   EXPECT_EQ((*engine)->stats().requests_aborted, 2);
+}
+
+// The default memory of every mode, for as few sequences as there can be: a request that asks for
+// the rest of the context, as one without max_tokens does, is served to its last token.
+TEST_F(TinyEngine, ARequestMayFillTheContextOfTheDefaultConfiguration) {
+  for (const kernels::KvFormat& format : kernels::kKvFormats) {
+    for (const int sequences : {1, 4}) {
+      EngineOptions o = options();
+      o.kv_cache_dtype = format.mode;
+      o.max_num_seqs = sequences;
+      HarnessRequest r;
+      r.prompt = prompt(1000);
+      r.max_tokens = 24;
+      const HarnessResult result = run_engine(models_, o, {r});
+      ASSERT_EQ(result.outputs.size(), 1u) << format.name;
+      EXPECT_EQ(result.outputs[0].size(), 24u) << format.name;
+      EXPECT_GT(result.stats.acceptance.drafted, 0) << format.name;
+    }
+  }
+}
+
+TEST(TokenLimit, IsWhatWasAskedForOrTheRestOfTheContext) {
+  EXPECT_EQ(*token_limit(10, std::nullopt, 100), 90);
+  EXPECT_EQ(*token_limit(10, 90, 100), 90);
+  EXPECT_EQ(*token_limit(99, std::nullopt, 100), 1);
+  const auto refused = [](std::int64_t n_prompt, std::optional<std::int64_t> max_tokens) {
+    const auto limit = token_limit(n_prompt, max_tokens, 100);
+    EXPECT_FALSE(limit) << n_prompt;
+    EXPECT_EQ(limit.error().code, ErrorCode::kOutOfRange);
+    return limit.error().message;
+  };
+  EXPECT_NE(refused(10, 91).find("requested 101 tokens"), std::string::npos);
+  for (const int n_prompt : {100, 150})
+    EXPECT_NE(refused(n_prompt, std::nullopt).find(fmt::format("{} tokens", n_prompt)),
+              std::string::npos);
 }
 
 TEST_F(TinyEngine, BadRequestsAreNamedErrors) {

@@ -246,6 +246,8 @@ TEST_F(Http, AnOverlongPromptIsRefusedWithBothLengths) {
           .as_object()["code"],
       "context_length_exceeded");
   EXPECT_EQ(ask("POST", "/v1/completions", R"({"prompt": "abcd", "max_tokens": 96})").status, 200);
+  EXPECT_EQ(ask("POST", "/v1/completions", R"({"prompt": "abcd"})").status, 200);
+  EXPECT_EQ(engine_.submitted().back().max_tokens, 96) << "the rest of the context";
 }
 
 TEST_F(Http, AFullQueueIs429WithRetryAfter) {
