@@ -1,4 +1,6 @@
 """Starts a real `foretoken serve` for a test, on a free port, and stops it again. Standard library only."""
+import functools
+import hashlib
 import http.client
 import json
 import os
@@ -10,15 +12,51 @@ import tempfile
 import time
 
 
-def find_model():
-    """The small real model: $FORETOKEN_TEST_MODELS or the cache that examples/fetch_model fills."""
+SMALL_MODEL = "smollm2-135m-instruct-q4_1.gguf"   # the one that tests/run fetches
+TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+
+
+def want(what):
+    """Ends a test for want of something: skipped (CTest's 77), but in CI failed."""
+    print(what, file=sys.stderr)
+    sys.exit(1 if os.environ.get("CI") == "true" else 77)
+
+
+@functools.lru_cache(None)
+def listed_files():
+    """tests/files.sha256: name -> hash."""
+    with open(os.path.join(TESTS, "files.sha256"), encoding="utf-8") as f:
+        lines = [line.split("  ", 1) for line in f if not line.startswith("#")]
+    return {name.strip(): digest for digest, name in lines}
+
+
+@functools.lru_cache(None)
+def model_file(name):
+    """The path of a listed model, or None where there is none: $FORETOKEN_TEST_MODELS or the cache that examples/fetch_model
+    fills. Whatever else lies in that folder is no test's business; a file of that name and another content is an error."""
     folder = os.environ.get("FORETOKEN_TEST_MODELS") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "foretoken", "models")
-    model = os.path.join(folder, "smollm2-135m-instruct-q4_1.gguf")
-    if not os.path.exists(model):
-        print(f"no test model at {model}: run examples/fetch_model", file=sys.stderr)
-        sys.exit(77)  # CTest: skipped
-    return model
+    path = os.path.join(folder, name)
+    if not os.path.exists(path):
+        return None
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != listed_files()[name]:
+        sys.exit(f"{path}: found sha256 {digest.hexdigest()}, wanted {listed_files()[name]}")
+    return path
+
+
+def find_model():
+    """The small real model; ends the test where it is missing."""
+    return model_file(SMALL_MODEL) or want(f"no test model {SMALL_MODEL}: run examples/fetch_model")
+
+
+def models_of_each_family():
+    """For what depends on a vocabulary or a template: the small model, and a Qwen2.5 where somebody has put it."""
+    other = model_file("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")
+    return [find_model()] + ([other] if other else [])
 
 
 class Server:

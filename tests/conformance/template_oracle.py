@@ -1,12 +1,11 @@
 """Rendered chat templates equal to PyPI's jinja2, set up as published models expect it.
 
-    template_oracle.py RENDER_TEMPLATE [GGUF...]     (the models default to FORETOKEN_TEST_MODELS/*.gguf)
+    template_oracle.py RENDER_TEMPLATE [GGUF...]     (default: the small model, and a Qwen2.5 where it is there)
 
 Compared: the models' own templates and others of the same make, over many conversations; and small templates, one
 for each construct. Where jinja2 fails, ours must; what ours alone refuses has to be listed as not supported.
 """
 
-import glob
 import json
 import os
 import random
@@ -19,6 +18,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 import texts
+from foretoken_server import models_of_each_family
 from templates import SNIPPETS, TEMPLATES, UNSUPPORTED
 
 
@@ -80,8 +80,7 @@ def conversations(n):
 
 def main():
     program, *paths = sys.argv[1:]
-    if not paths and "FORETOKEN_TEST_MODELS" in os.environ:
-        paths = sorted(glob.glob(os.path.join(os.environ["FORETOKEN_TEST_MODELS"], "*.gguf")))
+    paths = paths or models_of_each_family()
     templates = dict(TEMPLATES)
     for path in paths:
         field = gguf.GGUFReader(path).fields.get("tokenizer.chat_template")

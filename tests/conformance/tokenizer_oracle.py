@@ -3,10 +3,9 @@
 The published tokenizer is rebuilt from the GGUF's own vocabulary and merges with the published pre-tokeniser. For
 pre-tokenisers of which no model is at hand a vocabulary is trained here and written as a GGUF, so all four are compared.
 
-    tokenizer_oracle.py TOKENIZE_TEXT [GGUF...]     (the models default to FORETOKEN_TEST_MODELS/*.gguf)
+    tokenizer_oracle.py TOKENIZE_TEXT [GGUF...]     (default: the small model, and a Qwen2.5 where it is there)
 """
 
-import glob
 import json
 import os
 import subprocess
@@ -19,7 +18,7 @@ import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
 import texts
-
+from foretoken_server import models_of_each_family
 LINES = 10_000
 LINES_TRAINED = 3_000   # of the vocabularies trained here
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
@@ -151,8 +150,7 @@ def compare(program, path, n_lines=LINES):
 
 def main():
     program, *paths = sys.argv[1:]
-    if not paths and "FORETOKEN_TEST_MODELS" in os.environ:
-        paths = sorted(glob.glob(os.path.join(os.environ["FORETOKEN_TEST_MODELS"], "*.gguf")))
+    paths = paths or models_of_each_family()
     ok = True
     seen = set()
     for path in paths:

@@ -17,7 +17,7 @@
 #include "runtime/kv/calibrate.h"
 #include "runtime/model/model.h"
 #include "runtime/text/tokenizer.h"
-#include "tests/support/gguf_writer.h"
+#include "tests/support/test_files.h"
 
 namespace foretoken {
 namespace {
@@ -48,8 +48,6 @@ std::string read(const std::string& file) {
   EXPECT_TRUE(in) << file;
   return {std::istreambuf_iterator<char>(in), {}};
 }
-
-std::string own(const std::string& file) { return std::string(FORETOKEN_SOURCE_DIR) + "/" + file; }
 
 // The middle of a file.
 KvQualityWindow window_of(const Subject& subject, const std::string& file, std::size_t length) {
@@ -85,14 +83,14 @@ void expect_within(const KvQuality& q, Gate gate) {
 }
 
 TEST(KvQualityTest, SmolLM2) {
-  const std::string path = testing::test_model("smollm2-135m-instruct-q4_1.gguf");
-  if (path.empty()) GTEST_SKIP() << "no SmolLM2 in FORETOKEN_TEST_MODELS";
+  const auto path = testing::find_test_model("smollm2-135m-instruct-q4_1.gguf");
+  if (!path) FORETOKEN_SKIP_FOR_WANT_OF(path.error());
   Subject subject;
-  ASSERT_NO_FATAL_FAILURE(load(path, subject));
+  ASSERT_NO_FATAL_FAILURE(load(*path, subject));
   const KvGeometry geometry = subject.model->kv_geometry();
   const auto q = measure(subject,
-                         {window_of(subject, own("tests/integration/quality_prose.txt"), 2048),
-                          window_of(subject, own("runtime/kv/kv_cache.cpp"), 2048)},
+                         {window_of(subject, testing::corpus_path("prose.txt"), 2048),
+                          window_of(subject, testing::corpus_path("code.txt"), 2048)},
                          {{"int2", KvMode::kInt2, subject.calibration},
                           {"naive", KvMode::kInt2, KvCalibration::naive(geometry)}});
   EXPECT_GT(q[1].all.n_scored, 2500);
@@ -120,13 +118,16 @@ const std::vector<std::string> kTexts{"/usr/share/perl/5.36.0/Locale/Maketext/TP
 constexpr Gate kInt8{0.001, 0.005}, kInt4{0.005, 0.005};
 
 void full(const std::string& file, Gate int2, bool key_biases) {
-  const std::string path = testing::test_model(file);
-  if (path.empty()) GTEST_SKIP() << "no " << file << " in FORETOKEN_TEST_MODELS";
+  const auto path = testing::find_test_model(file);
+  if (!path) FORETOKEN_SKIP_FOR_WANT_OF(path.error());
   for (const std::string& text : kTexts) {
-    if (!std::filesystem::exists(text)) GTEST_SKIP() << "no " << text << ": Debian 12 has it";
+    if (!std::filesystem::exists(text)) {
+      FORETOKEN_SKIP_FOR_WANT_OF(
+          (Error{ErrorCode::kNotFound, "there is no " + text + ": Debian 12 has it"}));
+    }
   }
   Subject subject;
-  ASSERT_NO_FATAL_FAILURE(load(path, subject));
+  ASSERT_NO_FATAL_FAILURE(load(*path, subject));
   const KvGeometry geometry = subject.model->kv_geometry();
   const auto mode = [&](KvMode m) {
     return KvQualityCase{std::string(kv_mode_name(m)), m, subject.calibration};

@@ -291,16 +291,4 @@ TemporaryDirectory::~TemporaryDirectory() {
   if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
 }
 
-std::string test_model(const std::string& file_name) {
-  const char* folder = std::getenv("FORETOKEN_TEST_MODELS");
-  if (!folder) return {};
-  const std::string path = std::string(folder) + "/" + file_name;
-  return std::filesystem::exists(path) ? path : std::string();
-}
-
-bool full_tests() {
-  const char* value = std::getenv("FORETOKEN_TEST_FULL");
-  return value && *value == '1';
-}
-
 }  // namespace foretoken::testing

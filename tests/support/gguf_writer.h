@@ -70,9 +70,4 @@ class TemporaryDirectory {
   std::string path_;
 };
 
-// A model of FORETOKEN_TEST_MODELS, or "" when it is not there (the test then skips).
-std::string test_model(const std::string& file_name);
-// FORETOKEN_TEST_FULL=1: the long versions of tests that have one.
-bool full_tests();
-
 }  // namespace foretoken::testing

@@ -12,7 +12,7 @@
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
 #include "tests/support/engine_harness.h"
-#include "tests/support/gguf_writer.h"
+#include "tests/support/test_files.h"
 
 namespace foretoken::testing {
 namespace {
@@ -34,10 +34,12 @@ std::vector<std::string> questions() {
 
 class OfflineLive : public ::testing::Test {
  protected:
+  static constexpr const char* kModel = "smollm2-135m-instruct-q4_1.gguf";
+
   static void SetUpTestSuite() {
-    const std::string path = test_model("smollm2-135m-instruct-q4_1.gguf");
-    if (path.empty()) return;
-    auto model = Model::load(path, {});
+    const auto path = find_test_model(kModel);
+    if (!path) return;
+    auto model = Model::load(*path, {});
     ASSERT_TRUE(model) << model.error().message;
     models_ = std::make_unique<HarnessModels>();
     models_->model = *model;
@@ -69,7 +71,8 @@ class OfflineLive : public ::testing::Test {
     prompts_.clear();
   }
   void SetUp() override {
-    if (!models_) GTEST_SKIP() << "smollm2-135m-instruct-q4_1.gguf is not in FORETOKEN_TEST_MODELS";
+    if (const auto path = find_test_model(kModel); !path) FORETOKEN_SKIP_FOR_WANT_OF(path.error());
+    ASSERT_TRUE(models_);
   }
 
   struct Served {

@@ -6,8 +6,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <map>
 
 #include "foretoken/kernels/isa.h"
@@ -15,7 +13,7 @@
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
 #include "tests/support/engine_harness.h"
-#include "tests/support/gguf_writer.h"
+#include "tests/support/test_files.h"
 
 namespace foretoken::testing {
 namespace {
@@ -52,12 +50,13 @@ std::vector<std::string> prompt_texts() {
 class Law1 : public ::testing::Test {
  protected:
   static constexpr int kNewTokens = 230;
+  static constexpr const char* kModel = "smollm2-135m-instruct-q4_1.gguf";
 
   static void SetUpTestSuite() {
-    const std::string path = test_model("smollm2-135m-instruct-q4_1.gguf");
-    if (path.empty()) return;
+    const auto path = find_test_model(kModel);
+    if (!path) return;
     ModelLoadOptions load;
-    auto model = Model::load(path, load);
+    auto model = Model::load(*path, load);
     ASSERT_TRUE(model) << model.error().message;
     models_ = std::make_unique<HarnessModels>();
     models_->model = *model;
@@ -84,7 +83,7 @@ class Law1 : public ::testing::Test {
     // Two drafts from the same file: all of it (long accepts) and less its last third (rejects).
     whole_draft_ = *model;
     load.drop_last_layers = (*model)->config().n_layers / 3;
-    auto shallow = Model::load(path, load);
+    auto shallow = Model::load(*path, load);
     ASSERT_TRUE(shallow) << shallow.error().message;
     shallow_draft_ = *shallow;
     std::vector<TokenId> all;
@@ -107,7 +106,8 @@ class Law1 : public ::testing::Test {
   }
 
   void SetUp() override {
-    if (!models_) GTEST_SKIP() << "smollm2-135m-instruct-q4_1.gguf is not in FORETOKEN_TEST_MODELS";
+    if (const auto path = find_test_model(kModel); !path) FORETOKEN_SKIP_FOR_WANT_OF(path.error());
+    ASSERT_TRUE(models_);
   }
 
   static std::vector<HarnessRequest> requests(float temperature, int count,
@@ -327,11 +327,7 @@ TEST_F(Law1, EveryKvModeOverManyPrompts) {
   auto tokenizer = Tokenizer::from_gguf(models_->model->file());
   ASSERT_TRUE(tokenizer);
   std::string text;
-  for (const char* file : {"tests/integration/quality_prose.txt", "runtime/kv/kv_cache.cpp",
-                           "README.md", "runtime/README.md", "runtime/engine/core.cpp"}) {
-    std::ifstream in(std::string(FORETOKEN_SOURCE_DIR) + "/" + file, std::ios::binary);
-    text.append(std::istreambuf_iterator<char>(in), {});
-  }
+  for (const char* file : {"prose.txt", "code.txt", "manual.txt"}) text += corpus_text(file);
   const auto tokens = (*tokenizer)->encode(text, false);
   ASSERT_TRUE(tokens);
   std::vector<HarnessRequest> all;
