@@ -2,7 +2,7 @@
 // a store of another age, would have had them: for experiments on the stores, and to score held-out
 // requests at a point inside a recording (what was logged saw the store of the recording's end).
 // Exact for a recording of one request at a time: a store advances by whole finished requests.
-// Verdicts are never based on it (DESIGN section 8). One thread.
+// Verdicts are never based on it. One thread.
 #pragma once
 
 #include <cstddef>

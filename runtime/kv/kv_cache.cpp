@@ -21,8 +21,8 @@ namespace {
 
 using kernels::kPageTokens;
 
-// A draft is at most 64 tokens (DESIGN section 6): rows of one sequence beyond 1 + 64 are a
-// prompt's, whose tokens are final.
+// A draft is at most 64 tokens, so rows of one sequence beyond 1 + 64 are a prompt's, whose tokens
+// are final.
 constexpr int kMaxVerifyRows = 65;
 constexpr std::size_t kCacheLine = 64;
 

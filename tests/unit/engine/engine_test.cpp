@@ -581,8 +581,8 @@ TEST(SamplerFilters, AgreeWithTheirDefinitions) {
   std::vector<float> logits(kVocab);
   for (int i = 0; i < kVocab; ++i) logits[std::size_t(i)] = float(std::sin(i * 12.9898) * 4.0);
   Sampler sampler(kVocab);
-  // Mass by brute force in the order the design names: top-k, then top-p over what is left, then
-  // min-p.
+  // Mass by brute force in the order Sampler applies them: top-k, then top-p over what is left,
+  // then min-p.
   for (const auto& [k, p, m] : std::vector<std::tuple<int, float, float>>{{0, 0.9f, 0.0f},
                                                                           {50, 1.0f, 0.0f},
                                                                           {50, 0.7f, 0.0f},

@@ -191,6 +191,18 @@ TEST(Controller, OnTrafficThatAcceptsNothingCostsUnderOnePerCentAndComesBack) {
   }
 }
 
+// Negative control of law 3: without the choice of not drafting, the same traffic is slower than
+// the law allows.
+TEST(Controller, AFixedLengthOnTrafficThatAcceptsNothingBreaksLaw3) {
+  Loop::Options o;
+  o.fixed_length = 4;
+  Loop loop(o);
+  Source random_text;
+  random_text.novelty = 1.0;
+  random_text.vocabulary = 400;
+  EXPECT_GT(loop.serve(random_text, 8, 100, 250, 0.8f).cost_ratio(), 1.02);
+}
+
 TEST(Controller, BeatsEveryFixedLengthOnTrafficItLearned) {
   const Source source;
   double best_fixed = 1e9;
