@@ -50,74 +50,116 @@ void speedup(Families& f, const std::optional<Interval>& interval, const char* w
 }
 
 void engine_families(Families& f, const EngineStats& s) {
-  f.gauge("num_requests_running", "Requests in the batch", static_cast<double>(s.requests_running));
-  f.gauge("num_requests_waiting", "Requests waiting for a place in the batch",
+  f.gauge("num_requests_running", "Choices (a request has n) that are in the batch, now",
+          static_cast<double>(s.requests_running));
+  f.gauge("num_requests_waiting",
+          "Choices that wait for a place in the batch, preempted ones included, now",
           static_cast<double>(s.requests_waiting));
-  f.gauge("kv_cache_usage_perc", "Share of the KV pool in use, 1 is all of it",
+  f.gauge("kv_cache_usage_perc",
+          "Share of the target's KV pool held by choices under way, 1 is all of it, now",
           s.kv.pool_bytes
               ? static_cast<double>(s.kv.used_bytes) / static_cast<double>(s.kv.pool_bytes)
               : 0);
-  f.gauge("kv_cache_used_bytes", "Bytes of the KV pool in use",
+  f.gauge("kv_cache_used_bytes", "Bytes of the target's KV pool held by choices under way, now",
           static_cast<double>(s.kv.used_bytes));
-  f.gauge("kv_bytes_per_token", "KV bytes a token, all layers, once its page is sealed",
+  f.gauge("kv_bytes_per_token",
+          "Bytes of the target's KV a token, all layers, once its page is sealed",
           s.kv.bytes_per_token_sealed);
-  f.counter("kv_sealed_pages_total", "KV pages sealed", s.kv.sealed_pages_total);
-  f.counter("prompt_tokens_total", "Prompt tokens read", s.prompt_tokens);
-  f.counter("prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache",
+  f.counter("kv_sealed_pages_total",
+            "Pages of the target's KV (64 tokens, all layers) quantised, since start",
+            s.kv.sealed_pages_total);
+  f.counter(
+      "prompt_tokens_total",
+      "Prompt tokens of choices whose prompt was read to its end, those from the prefix cache "
+      "included, since start",
+      s.prompt_tokens);
+  f.counter("prefix_cache_queries_total",
+            "Prompt tokens of choices when first admitted, each looked up in the prefix cache, "
+            "since start",
             s.prefix_cache_queries);
-  f.counter("prefix_cache_hits_total", "Prompt tokens found in the prefix cache",
+  f.counter("prefix_cache_hits_total", "Of those, tokens that the prefix cache had, since start",
             s.prefix_cache_hits);
-  f.gauge("prefix_cache_pages", "Pages the prefix cache keeps",
+  f.gauge("prefix_cache_pages",
+          "Pages that the prefix cache keeps, those in use by choices included, now",
           static_cast<double>(s.kv.cached_pages));
-  f.gauge("prefix_cache_tail_bytes", "16-bit copies kept to resume from",
+  f.gauge("prefix_cache_tail_bytes", "Bytes of 16-bit copies kept to resume from, now",
           static_cast<double>(s.kv.tail_bytes));
-  f.counter("prefix_cache_evicted_pages_total", "Pages that made room", s.kv.evicted_pages_total);
-  f.counter("generation_tokens_total", "Tokens generated", s.generated_tokens);
-  f.counter("num_preemptions_total", "Requests put back into the queue", s.preemptions);
-  f.counter("num_aborted_requests_total", "Requests cancelled", s.requests_aborted);
-  f.counter("num_rejected_requests_total", "Requests refused at admission", s.requests_rejected);
-  f.counter("engine_rounds_total", "Rounds of draft, verify, accept, commit", s.engine_rounds);
-  f.counter("control_rounds_total", "Rounds without speculation, by the control's coin",
-            s.control_rounds);
+  f.counter("prefix_cache_evicted_pages_total",
+            "Pages that left the prefix cache to make room, since start", s.kv.evicted_pages_total);
+  f.counter("generation_tokens_total",
+            "Tokens emitted, by prefill and decode rounds alike, end-of-generation tokens "
+            "included, since "
+            "start",
+            s.generated_tokens);
+  f.counter("num_preemptions_total",
+            "Times that a choice lost its pages and went back to wait, since start", s.preemptions);
+  f.counter("num_aborted_requests_total",
+            "Choices that ended without a result: cancelled, client gone, or failed, since start",
+            s.requests_aborted);
+  f.counter("num_rejected_requests_total",
+            "Choices refused because the queue was full, since start", s.requests_rejected);
+  f.counter(
+      "engine_rounds_total",
+      "Rounds of the engine, each over the whole batch, those of prefill alone, control rounds and "
+      "windows of plain serving included, since start",
+      s.engine_rounds);
+  f.counter(
+      "control_rounds_total",
+      "Of those, rounds that the control's coin ran without speculation (plain windows are not "
+      "counted), since start",
+      s.control_rounds);
 
   const AcceptanceStats& a = s.acceptance;
-  f.counter("spec_decode_num_drafts_total", "Drafts verified", a.drafting_rounds);
-  f.counter("spec_decode_num_draft_tokens_total", "Tokens drafted", a.drafted);
-  f.counter("spec_decode_num_accepted_tokens_total", "Drafted tokens accepted", a.accepted);
+  f.counter("spec_decode_num_drafts_total",
+            "Drafts verified, one a choice and round that drafted, since start", a.drafting_rounds);
+  f.counter("spec_decode_num_draft_tokens_total", "Tokens drafted and verified, since start",
+            a.drafted);
+  f.counter("spec_decode_num_accepted_tokens_total", "Drafted tokens accepted, since start",
+            a.accepted);
   f.open(MetricType::Counter, "spec_decode_num_accepted_tokens_per_pos_total",
-         "Drafted tokens accepted at each position of the draft");
+         "Drafted tokens accepted at each position of the draft, from 0, since start");
   for (int i = 0; i < kMaxDraft; ++i) {
     auto index = static_cast<std::size_t>(i);
     if (a.drafted_at[index] > 0)
       f.add(static_cast<double>(a.accepted_at[index]), {{"position", std::to_string(i)}});
   }
-  f.gauge("spec_decode_acceptance_length", "1 + accepted per round that drafted, last minute",
+  f.gauge("spec_decode_acceptance_length",
+          "1 + accepted tokens a draft, of the last minute; rounds without a draft, control rounds "
+          "among "
+          "them, do not count",
           s.acceptance_last_minute.acceptance_length());
-  f.gauge("spec_decode_draft_length", "Tokens drafted per round that drafted, last minute",
+  f.gauge("spec_decode_draft_length",
+          "Tokens a draft, of the last minute; rounds without a draft do not count",
           s.acceptance_last_minute.draft_length());
   f.open(MetricType::Gauge, "speedup",
-         "Decode time per token without speculation / with it, from control rounds, with a 95 % "
-         "interval");
+         "Decode time per token without speculation / with it, from control rounds, with its 95 % "
+         "interval; since start and of the last minute");
   speedup(f, s.speedup, "overall");
   speedup(f, s.speedup_last_minute, "last_minute");
   if (s.net_speedup.value) {
     f.open(MetricType::Gauge, "net_speedup",
-           "As speedup, but everything on against plain serving with capture and trainer off");
+           "Decode time per token of plain serving (no speculation, no capture, trainer paused) / "
+           "with "
+           "everything on, from random windows, with its 95 % interval, since start");
     speedup(f, s.net_speedup.value, "overall");
   }
-  f.gauge("decode_tokens_per_second", "Generated tokens a second, last minute",
+  f.gauge("decode_tokens_per_second",
+          "Tokens emitted by decode rounds a second, all choices, of the last minute",
           s.decode_tokens_per_s_last_minute);
-  f.gauge("speculator_version", "Version of the learned speculator in use",
+  f.gauge("speculator_version",
+          "Version of the learned speculator that serves (not the canary's), 0: as shipped",
           static_cast<double>(s.version.value));
-  f.gauge("speculator_age_seconds", "Since it was swapped in", s.version_age_s);
-  f.counter("speculator_swaps_total", "Swaps of weights between two rounds, canaries included",
+  f.gauge("speculator_age_seconds", "Seconds since that version was swapped in", s.version_age_s);
+  f.counter("speculator_swaps_total",
+            "Swaps of weights between two rounds, canaries that come and go included, since start",
             s.swaps);
   f.open(MetricType::Gauge, "speculator_swap_pause_seconds",
-         "Time the engine spent applying a swap, of the last 1024");
+         "Time the engine spent applying a swap: quantiles of the last 1024, and the longest since "
+         "start");
   f.add(s.swap_pause_p50_ms / 1000, {{"quantile", "0.5"}});
   f.add(s.swap_pause_p99_ms / 1000, {{"quantile", "0.99"}});
   f.add(s.swap_pause_max_ms / 1000, {{"quantile", "1"}});
-  f.gauge("traffic_store_bytes", "Memory of the n-gram stores",
+  f.gauge("traffic_store_bytes", "Bytes of memory of the n-gram stores, all keys, now",
           static_cast<double>(s.traffic_store_bytes));
 }
 
@@ -134,21 +176,27 @@ std::string metrics_text(const EngineStats* engine, const LinkStats& link,
   f.open(MetricType::Gauge, "cache_config_info", "Constant 1");
   f.add(1, {{"kv_cache_dtype", context.kv_mode},
             {"max_model_len", std::to_string(context.max_model_len)}});
-  f.gauge("engine_heartbeat_age_seconds", "Since the engine thread last turned",
+  f.gauge("engine_heartbeat_age_seconds", "Seconds since the engine thread last turned",
           context.heartbeat_age_s);
   if (engine) engine_families(f, *engine);
-  f.counter("trace_records_total", "Traces sent to the trainer", link.traces_sent);
-  f.open(MetricType::Counter, "trace_dropped_total", "Traces dropped");
+  f.counter("trace_records_total", "Traces (one a choice) sent to the trainer, since start",
+            link.traces_sent);
+  f.open(MetricType::Counter, "trace_dropped_total",
+         "Traces (one a choice) that did not reach the trainer, by reason, since start");
   for (const auto& [reason, n] : link.traces_dropped)
     f.add(static_cast<double>(n), {{"reason", reason}});
-  f.counter("weight_bundles_received_total", "Weight bundles received", link.bundles_received);
-  f.open(MetricType::Counter, "weight_bundles_rejected_total", "Weight bundles refused");
+  f.counter("weight_bundles_received_total",
+            "Weight bundles that arrived whole, the refused ones included, since start",
+            link.bundles_received);
+  f.open(MetricType::Counter, "weight_bundles_rejected_total",
+         "Weight bundles refused, by reason, since start");
   for (const auto& [reason, n] : link.bundles_rejected)
     f.add(static_cast<double>(n), {{"reason", reason}});
   f.counter("link_peers_refused_total",
-            "Attempts to connect to the trainer's endpoints without a trusted key",
+            "Attempts to connect to the trainer's endpoints without a trusted key, since start",
             link.peers_refused);
-  f.open(MetricType::Counter, "speculator_versions_total", "What became of learned versions");
+  f.open(MetricType::Counter, "speculator_versions_total",
+         "Learned versions by what became of them, since start");
   f.add(static_cast<double>(link.speculator.promoted), {{"result", "promoted"}});
   f.add(static_cast<double>(link.speculator.rolled_back), {{"result", "rolled_back"}});
   f.add(static_cast<double>(link.speculator.refused), {{"result", "refused"}});
@@ -158,8 +206,11 @@ std::string metrics_text(const EngineStats* engine, const LinkStats& link,
           link.speculator.frozen ? 1 : 0);
   f.gauge("trainer_connected", "1 while a trainer is connected", link.trainer_connected ? 1 : 0);
   if (link.trainer_step)
-    f.counter("trainer_steps_total", "Steps of the trainer", *link.trainer_step);
-  if (link.trainer_loss) f.gauge("trainer_loss", "The trainer's loss", *link.trainer_loss);
+    f.counter("trainer_steps_total",
+              "Steps that the trainer has taken over its whole life, as it last said",
+              *link.trainer_step);
+  if (link.trainer_loss)
+    f.gauge("trainer_loss", "The trainer's loss, as it last said", *link.trainer_loss);
   std::erase_if(families, [](const MetricFamily& family) { return family.metric.empty(); });
   auto measured = requests.registry().Collect();
   std::move(measured.begin(), measured.end(), std::back_inserter(families));

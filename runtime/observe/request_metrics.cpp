@@ -45,36 +45,57 @@ struct RequestMetrics::Impl {
 RequestMetrics::RequestMetrics(const std::string& model_name) : impl_(std::make_unique<Impl>()) {
   Impl& i = *impl_;
   i.model = model_name;
-  i.first_token = &i.histogram("time_to_first_token_seconds",
-                               "From a request's arrival to its first token", kFirstToken);
+  i.first_token = &i.histogram(
+      "time_to_first_token_seconds",
+      "From a request's arrival to the first output of each of its choices", kFirstToken);
   i.gap = &i.histogram(
       "inter_token_latency_seconds",
       "Between two outputs of one choice; with speculation an output may hold several tokens",
       kTokenGap);
-  i.e2e = &i.histogram("e2e_request_latency_seconds", "From a request's arrival to its last token",
+  i.e2e = &i.histogram("e2e_request_latency_seconds",
+                       "From a request's arrival to the last token of its last choice; requests "
+                       "that ended by stop or "
+                       "length",
                        kRequest);
-  i.queue =
-      &i.histogram("request_queue_time_seconds", "Waiting for a place in the batch", kRequest);
-  i.prefill = &i.histogram("request_prefill_time_seconds", "Reading the prompt", kRequest);
-  i.decode = &i.histogram("request_decode_time_seconds", "Generating", kRequest);
-  i.inference = &i.histogram("request_inference_time_seconds", "Prefill and decode", kRequest);
-  i.prompt = &i.histogram("request_prompt_tokens", "Prompt tokens of a request", kTokens);
-  i.generation =
-      &i.histogram("request_generation_tokens", "Generated tokens of a request", kTokens);
-  i.n = &i.histogram("request_params_n", "The n parameter", kChoices);
-  i.max_tokens =
-      &i.histogram("request_params_max_tokens", "The max_tokens parameter, as admitted", kTokens);
-  i.success = &prometheus::BuildCounter()
-                   .Name("foretoken:request_success_total")
-                   .Help("Finished requests")
-                   .Register(i.registry);
+  i.queue = &i.histogram("request_queue_time_seconds",
+                         "Waiting for a place in the batch: of a request's choices the longest; "
+                         "ended by stop or length",
+                         kRequest);
+  i.prefill = &i.histogram(
+      "request_prefill_time_seconds",
+      "Reading the prompt: of a request's choices the longest; ended by stop or length", kRequest);
+  i.decode = &i.histogram("request_decode_time_seconds",
+                          "Generating: of a request's choices the longest; ended by stop or length",
+                          kRequest);
+  i.inference =
+      &i.histogram("request_inference_time_seconds", "The sum of the two above", kRequest);
+  i.prompt = &i.histogram(
+      "request_prompt_tokens",
+      "Prompt tokens of a request, each prompt once however many choices; ended by stop or length",
+      kTokens);
+  i.generation = &i.histogram(
+      "request_generation_tokens",
+      "Generated tokens of a request, all its choices; ended by stop or length", kTokens);
+  i.n = &i.histogram("request_params_n", "The n parameter of requests ended by stop or length",
+                     kChoices);
+  i.max_tokens = &i.histogram("request_params_max_tokens",
+                              "The max_tokens parameter, or else the rest of the context, of "
+                              "requests ended by stop or length",
+                              kTokens);
+  i.success =
+      &prometheus::BuildCounter()
+           .Name("foretoken:request_success_total")
+           .Help(
+               "Requests (not choices) that ended, by reason, aborted and failed ones included, "
+               "since start")
+           .Register(i.registry);
   i.http_total = &prometheus::BuildCounter()
                       .Name("foretoken:http_requests_total")
-                      .Help("HTTP requests")
+                      .Help("HTTP requests of every route, by status, since start")
                       .Register(i.registry);
   i.http_seconds = &prometheus::BuildHistogram()
                         .Name("foretoken:http_request_duration_seconds")
-                        .Help("HTTP requests, first byte read to last byte written")
+                        .Help("HTTP requests of every route, first byte read to last byte written")
                         .Register(i.registry);
   for (const char* reason : {"stop", "length", "abort", "error"})
     i.success->Add({{"model_name", i.model}, {"finished_reason", reason}});

@@ -177,7 +177,9 @@ json::object stats_json(const EngineStats& s, const LinkStats& link, const Stats
                                   {"by_version", acceptance_map(s.by_version)},
                                   {"definition",
                                    "acceptance_length = 1 + accepted / drafting_rounds; "
-                                   "draft_length = drafted / drafting_rounds"}}},
+                                   "draft_length = drafted / drafting_rounds. rounds: decode "
+                                   "rounds of choices, one choice in one round, control rounds and "
+                                   "plain windows included; drafting_rounds: those with a draft"}}},
       {"rounds", json::object{{"engine", s.engine_rounds},
                               {"control", s.control_rounds},
                               {"ms_by_rows", std::move(round_ms)}}},

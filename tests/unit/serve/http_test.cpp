@@ -582,6 +582,17 @@ TEST_F(Http, MetricsAndStatsCarryTheEnginesFigures) {
         "foretoken:e2e_request_latency_seconds_count{model_name=\"model\"} 1",
         "finished_reason=\"stop\"", "foretoken:build_info"})
     EXPECT_NE(text.find(line), std::string::npos) << line << "\n" << text.substr(0, 3000);
+  // Each counter's HELP says what is counted and since when.
+  int counters = 0;
+  for (std::size_t at = text.find("# HELP "); at != std::string::npos;
+       at = text.find("# HELP ", at + 1)) {
+    const std::string help = text.substr(at + 7, text.find('\n', at) - at - 7);
+    const std::string name = help.substr(0, help.find(' '));
+    if (text.find("# TYPE " + name + " counter") == std::string::npos) continue;
+    ++counters;
+    EXPECT_NE(help.find("since start"), std::string::npos) << help;
+  }
+  EXPECT_GT(counters, 15);
   auto body = parse(ask("GET", "/stats?history=1"));
   EXPECT_EQ(body["schema"], "foretoken.stats/1");
   EXPECT_EQ(body["acceptance"]
