@@ -65,10 +65,11 @@ Result<MessageType> check_envelope(std::span<const Frame> message) {
     return invalid("magic: message does not begin with FTKN");
   // The version is looked at before the hash: another version may hash otherwise, and should be
   // named.
-  if (const auto version = load<std::uint16_t>(at + 4); version != kProtocolVersion) {
-    return Error{
-        ErrorCode::kUnsupported,
-        fmt::format("protocol: message version: found {}, wanted {}", version, kProtocolVersion)};
+  if (const auto version = load<std::uint16_t>(at + 4);
+      version < kOldestProtocolVersion || version > kProtocolVersion) {
+    return Error{ErrorCode::kUnsupported,
+                 fmt::format("protocol: message version: found {}, wanted {} to {}", version,
+                             kOldestProtocolVersion, kProtocolVersion)};
   }
   if (load<std::uint64_t>(at + 24) != content_hash({at, 24})) {
     return invalid("checksum: message envelope does not match its hash");

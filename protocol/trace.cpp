@@ -25,6 +25,7 @@ Error invalid(const char* reason, std::string text) {
 struct Arrays {
   std::vector<std::uint8_t> candidate_counts, candidate_classes, top_counts, draft_kinds;
   std::vector<TokenId> candidate_tokens, top_ids, drafted;
+  std::vector<std::int32_t> parents;  // empty: all rounds are chains
   std::vector<float> top_logits, log_sum_exp, logprob, confidences;
 };
 
@@ -43,7 +44,11 @@ Arrays flatten(const RequestTrace& trace) {
     out.log_sum_exp.push_back(generated.log_sum_exp);
     out.logprob.push_back(generated.logprob);
   }
+  const bool chains = std::ranges::all_of(
+      trace.rounds, [](const RoundTrace& round) { return is_chain(round.parents); });
   for (const RoundTrace& round : trace.rounds) {
+    for (int i = 0; !chains && i < std::ssize(round.drafted); ++i)
+      out.parents.push_back(round.parents.empty() ? i - 1 : round.parents[std::size_t(i)]);
     out.drafted.insert(out.drafted.end(), round.drafted.begin(), round.drafted.end());
     out.confidences.insert(out.confidences.end(), round.confidences.begin(),
                            round.confidences.end());
@@ -83,6 +88,7 @@ class FrameDirectory {
     return directory;
   }
 
+  bool has(Kind kind) const { return entries_[static_cast<std::size_t>(kind)].frame != nullptr; }
   // Fills `out` with exactly `count` elements. An absent frame is an empty one.
   template <class T>
   Status take(Kind kind, std::size_t count, std::vector<T>& out) const {
@@ -182,8 +188,9 @@ Status read_rounds(const FrameDirectory& frames, const wire::TraceHeader& header
   std::int64_t previous_start = std::int64_t{trace.n_prompt} - 1;
   for (std::size_t i = 0; i < n_rounds; ++i) {
     const wire::Round& round = *rounds->Get(static_cast<flatbuffers::uoffset_t>(i));
-    if (round.n_drafted() < 0 || round.accepted() < 0 || round.accepted() > round.n_drafted() ||
-        round.start() <= previous_start || round.start() >= std::int64_t(trace.tokens.size())) {
+    if (round.n_drafted() < 0 || round.n_drafted() > kMaxDraftNodes || round.accepted() < 0 ||
+        round.accepted() > round.n_drafted() || round.start() <= previous_start ||
+        round.start() >= std::int64_t(trace.tokens.size())) {
       return invalid(
           "shape",
           fmt::format("round {}: start {}, {} drafted, {} accepted in a request of {} tokens", i,
@@ -199,6 +206,9 @@ Status read_rounds(const FrameDirectory& frames, const wire::TraceHeader& header
   if (auto s = frames.take(Kind::DraftedTokens, n_drafted, in.drafted); !s) return s.error();
   if (auto s = frames.take(Kind::Confidences, n_drafted, in.confidences); !s) return s.error();
   if (auto s = frames.take(Kind::DraftKinds, n_drafted, in.draft_kinds); !s) return s.error();
+  if (frames.has(Kind::DraftParents)) {
+    if (auto s = frames.take(Kind::DraftParents, n_drafted, in.parents); !s) return s.error();
+  }
   if (!tokens_valid(in.drafted)) return invalid("shape", "a drafted token id is negative");
   if (!all_finite(in.confidences)) return invalid("non-finite", "a confidence is not finite");
   std::size_t at = 0;
@@ -217,6 +227,14 @@ Status read_rounds(const FrameDirectory& frames, const wire::TraceHeader& header
       if (in.draft_kinds[at] >= kSpeculatorKinds) {
         return invalid("shape", fmt::format("round {}: speculator kind {}, wanted below {}", i,
                                             in.draft_kinds[at], kSpeculatorKinds));
+      }
+      if (!in.parents.empty()) {
+        if (in.parents[at] < -1 || in.parents[at] >= d) {
+          return invalid("shape",
+                         fmt::format("round {}: drafted token {} follows {}, wanted -1 to {}", i, d,
+                                     in.parents[at], d - 1));
+        }
+        round.parents.push_back(in.parents[at]);
       }
       round.drafted.push_back(in.drafted[at]);
       round.confidences.push_back(in.confidences[at]);
@@ -250,6 +268,7 @@ Message serialize(const RequestTrace& trace) {
   add(Kind::DraftedTokens, arrays.drafted);
   add(Kind::Confidences, arrays.confidences);
   add(Kind::DraftKinds, arrays.draft_kinds);
+  add(Kind::DraftParents, arrays.parents);
   add(Kind::TapValues, trace.tap_values);
   add(Kind::TapScales, trace.tap_scales);
 

@@ -8,6 +8,7 @@
 #include <cassert>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "foretoken/kernels/isa.h"
 #include "kernels/cpu/attention_kernels.h"
@@ -98,6 +99,42 @@ AttentionBuffers take_buffers(std::byte*& at, int rows) {
   return b;
 }
 
+// Copies of the pages that hold a tree row's path, in the order of its positions: what comes after
+// them is a chain's arithmetic. At most two pages: a path of kTreeRows rows crosses one border.
+class PathPages {
+ public:
+  static std::size_t bytes(int d) { return 2 * aligned(hot_page_bytes(d)); }
+  PathPages(std::byte*& at, int d)
+      : pages_{take<std::byte>(at, hot_page_bytes(d)), take<std::byte>(at, hot_page_bytes(d))} {}
+
+  // The unit as its segments read it; itself, unless it is of a tree.
+  AttentionUnit of(AttentionUnit unit) {
+    const AttentionRows& rows = *unit.sequence;
+    if (rows.parents == nullptr) return unit;
+    const int d = unit.call->head_dim;
+    const std::int64_t begin = rows.first_position / kPageTokens;
+    for (std::int64_t page = begin; page <= unit.position / kPageTokens; ++page)
+      std::memcpy(pages_[page - begin], unit.hot_page(page), hot_page_bytes(d));
+    std::int64_t position = unit.position;
+    for (int row = unit.first_row; row > 0; row = rows.parents[row - 1] + 1, --position) {
+      const std::int64_t slot = rows.first_position + row;
+      copy_kv(unit.hot_page(slot / kPageTokens), static_cast<int>(slot % kPageTokens), d,
+              pages_[position / kPageTokens - begin], static_cast<int>(position % kPageTokens));
+    }
+    unit.path_pages = pages_;
+    unit.path_begin = begin;
+    return unit;
+  }
+
+ private:
+  std::byte* pages_[2];
+};
+
+std::size_t worker_bytes_of(int rows, int d) {
+  return PathPages::bytes(d) + queries_bytes(rows, d) + 2 * state_bytes(rows, d) +
+         buffers_bytes(rows);
+}
+
 // Units of a call, in order; enumerated instead of stored so that a call allocates nothing.
 struct Plan {
   const AttentionCall& call;
@@ -107,25 +144,27 @@ struct Plan {
         group(c.n_heads / c.n_kv_heads),
         block_rows(std::max(1, std::min(16, kUnitRows / group))) {}
 
-  // Blocks of a sequence: at most block_rows rows, none across a page border.
+  // Blocks of a sequence: at most block_rows rows, none across a page border; of a tree one row.
   template <class Fn>
   void for_each(Fn fn) const {
     int index = 0;
     for (int s = 0; s < call.n_sequences; ++s) {
       const AttentionRows& rows = call.sequences[s];
       for (int first = 0; first < rows.n_rows;) {
-        const std::int64_t position = rows.first_position + first;
-        const int n = static_cast<int>(std::min<std::int64_t>(
-            {block_rows, rows.n_rows - first, kPageTokens - position % kPageTokens}));
+        const bool tree = rows.parents != nullptr;
+        std::int64_t position = rows.first_position + first;
+        if (tree) {
+          position = rows.first_position;
+          for (int row = first; row > 0; row = rows.parents[row - 1] + 1) ++position;
+        }
+        const int n =
+            tree ? 1
+                 : static_cast<int>(std::min<std::int64_t>(
+                       {block_rows, rows.n_rows - first, kPageTokens - position % kPageTokens}));
         for (int h = 0; h < call.n_kv_heads; ++h, ++index) {
-          const AttentionUnit unit{&call,
-                                   &rows,
-                                   h,
-                                   first,
-                                   n,
-                                   group,
-                                   position / kPageTokens,
-                                   static_cast<int>((position + n - 1) / kSegmentTokens) + 1};
+          const AttentionUnit unit{
+              &call, &rows, h,        first,
+              n,     group, position, static_cast<int>((position + n - 1) / kSegmentTokens) + 1};
           if (!fn(unit, index)) return;
         }
         first += n;
@@ -140,8 +179,7 @@ std::size_t attention_scratch_bytes(int max_rows, int n_heads, int head_dim, int
                                     std::int64_t max_tokens) {
   (void)max_tokens;
   const int rows = kUnitRows;
-  const std::size_t worker =
-      queries_bytes(rows, head_dim) + 2 * state_bytes(rows, head_dim) + buffers_bytes(rows);
+  const std::size_t worker = worker_bytes_of(rows, head_dim);
   // Units: at most one block per page border and per block_rows rows of each head, and per
   // sequence.
   const std::size_t units = static_cast<std::size_t>(max_rows) * n_heads;
@@ -160,6 +198,12 @@ void attention(const AttentionCall& call, std::byte* scratch, std::size_t scratc
       call.n_heads % call.n_kv_heads != 0) {
     std::fprintf(stderr, "attention: %d heads, %d KV heads of %d are not supported\n", call.n_heads,
                  call.n_kv_heads, d);
+    std::abort();
+  }
+  for (int s = 0; s < call.n_sequences; ++s) {
+    if (call.sequences[s].parents == nullptr || call.sequences[s].n_rows <= kTreeRows) continue;
+    std::fprintf(stderr, "attention: a tree of %d rows, at most %d\n", call.sequences[s].n_rows,
+                 kTreeRows);
     std::abort();
   }
   const AttentionKernels& kernels = kernels_of(active_isa(), call.mode);
@@ -181,8 +225,7 @@ void attention(const AttentionCall& call, std::byte* scratch, std::size_t scratc
 
   std::byte* workers = at;
   const int worker_rows = kUnitRows;
-  const std::size_t worker_bytes =
-      queries_bytes(worker_rows, d) + 2 * state_bytes(worker_rows, d) + buffers_bytes(worker_rows);
+  const std::size_t worker_bytes = worker_bytes_of(worker_rows, d);
   at += threads * worker_bytes;
   assert(at <= scratch + scratch_bytes);
   (void)scratch_bytes;
@@ -192,8 +235,8 @@ void attention(const AttentionCall& call, std::byte* scratch, std::size_t scratc
                      4 * static_cast<std::int64_t>(longest) * threads > total_segments;
   if (!split) {
     pool.tasks(n_units, [&](int index, int worker) {
-      const AttentionUnit& unit = units[index];
       std::byte* mine = workers + worker * worker_bytes;
+      const AttentionUnit unit = PathPages(mine, d).of(units[index]);
       const AttentionQueries queries = take_queries(mine, worker_rows, d);
       const AttentionState total = take_state(mine, worker_rows, d),
                            next = take_state(mine, worker_rows, d);
@@ -236,8 +279,12 @@ void attention(const AttentionCall& call, std::byte* scratch, std::size_t scratc
     std::byte* states_at;
     locate(index, queries, states_at);
     std::byte* mine = workers + worker * worker_bytes;
+    PathPages path(mine, d);
     const AttentionBuffers buffers = take_buffers(mine, worker_rows);
-    kernels.segment(units[index], queries, segment, buffers,
+    // Only the last segments have pages of the path.
+    const bool on_path = (segment + 1) * kSegmentTokens >
+                         units[index].sequence->first_position / kPageTokens * kPageTokens;
+    kernels.segment(on_path ? path.of(units[index]) : units[index], queries, segment, buffers,
                     state_of(units[index], states_at, segment));
   });
   pool.tasks(n_units, [&](int index, int) {

@@ -512,7 +512,6 @@ struct Attention : AttentionCommon<V> {
     const std::int64_t past_last = unit.last_position() + 1 - first;
     const int n_tokens = past_last < kSegmentTokens ? static_cast<int>(past_last) : kSegmentTokens;
     const int n_pages = (n_tokens + kPageTokens - 1) / kPageTokens;
-    const std::size_t hot_at = call.hot_offset + unit.kv_head * call.hot_stride;
     const std::size_t sealed_at = call.sealed_offset + unit.kv_head * call.sealed_stride;
     const SealedLayout at(kFormat, d);
 
@@ -545,7 +544,7 @@ struct Attention : AttentionCommon<V> {
           });
         }
       } else {
-        hot[n] = unit.sequence->hot[page] + hot_at;
+        hot[n] = unit.hot_page(page);
         const int tokens =
             n_tokens - n * kPageTokens < kPageTokens ? n_tokens - n * kPageTokens : kPageTokens;
         if constexpr (V::kTileSums) {
@@ -568,8 +567,7 @@ struct Attention : AttentionCommon<V> {
     std::int32_t weight_sum[kMaxRowsOnStack];
     for (int r = 0; r < rows; ++r) {
       float* logits = buffers.logits + static_cast<std::size_t>(r) * kLogitStride;
-      const std::int64_t visible64 =
-          unit.sequence->first_position + unit.first_row + r / unit.group + 1 - first;
+      const std::int64_t visible64 = unit.position + r / unit.group + 1 - first;
       const int visible = visible64 < kSegmentTokens ? static_cast<int>(visible64) : kSegmentTokens;
       for (int t = visible; t < padded; ++t) logits[t] = kMinusInfinity;
       F most = V::set(kMinusInfinity);

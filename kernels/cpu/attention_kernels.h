@@ -31,21 +31,28 @@ struct AttentionUnit {
   const AttentionCall* call;
   const AttentionRows* sequence;
   int kv_head;
-  int first_row, n_rows;    // rows of the sequence
-  int group;                // query heads a KV head
-  std::int64_t query_page;  // of every row
+  int first_row, n_rows;  // rows of the sequence
+  int group;              // query heads a KV head
+  std::int64_t position;  // of its first row
   int n_segments;
+  // A tree's row reads the last pages of its path as copies, in the order of its positions.
+  const std::byte* const* path_pages =
+      nullptr;  // of its sequence's page path_begin and those after
+  std::int64_t path_begin = 0;
   FORETOKEN_INLINE int rows() const { return n_rows * group; }
-  FORETOKEN_INLINE std::int64_t last_position() const {
-    return sequence->first_position + first_row + n_rows - 1;
+  FORETOKEN_INLINE std::int64_t last_position() const { return position + n_rows - 1; }
+  FORETOKEN_INLINE std::int64_t query_page() const { return position / kPageTokens; }
+  FORETOKEN_INLINE const std::byte* hot_page(std::int64_t page) const {
+    if (path_pages != nullptr && page >= path_begin) return path_pages[page - path_begin];
+    return sequence->hot[page] + call->hot_offset + kv_head * call->hot_stride;
   }
   // Split rule (attention.h).
   FORETOKEN_INLINE bool reads_sealed(std::int64_t page) const {
     return call->mode != KvMode::kBf16 && page >= call->sink_pages &&
-           page < query_page - call->window_pages;
+           page < query_page() - call->window_pages;
   }
   FORETOKEN_INLINE bool reads_any_sealed() const {
-    return reads_sealed(query_page - call->window_pages - 1);
+    return reads_sealed(query_page() - call->window_pages - 1);
   }
 };
 

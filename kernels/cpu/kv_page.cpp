@@ -28,6 +28,12 @@ void store_kv(std::byte* hot, int d, int slot, const float* k, const float* v) {
   }
 }
 
+void copy_kv(const std::byte* from, int from_slot, int d, std::byte* to, int to_slot) {
+  for (int c = 0; c < d; c += 2)
+    std::memcpy(to + hot_k_offset(d, to_slot, c), from + hot_k_offset(d, from_slot, c), 4);
+  std::memcpy(to + hot_v_offset(d, to_slot), from + hot_v_offset(d, from_slot),
+              static_cast<std::size_t>(d) * 2);
+}
 void load_k(const std::byte* hot, int d, int slot, float* k) {
   for (int c = 0; c < d; ++c) {
     std::uint16_t h;

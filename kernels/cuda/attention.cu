@@ -256,6 +256,8 @@ cudaError_t attention(const AttentionCall& call, std::byte* scratch, std::size_t
       call.n_heads % call.n_kv_heads != 0 ||
       (call.mode != KvMode::kBf16 && call.mode != KvMode::kInt2))
     return cudaErrorInvalidValue;
+  for (int s = 0; s < call.n_sequences; ++s)
+    if (call.sequences[s].parents != nullptr) return cudaErrorNotSupported;  // a tree of drafts
   AttentionGrid grid;
   for (int first = 0; first < call.n_sequences; first += kMaxSequences) {
     const int n = std::min(kMaxSequences, call.n_sequences - first);

@@ -1,5 +1,5 @@
-// accept: the target chooses a token at every row, in order, for as long as its choice is the
-// draft's.
+// accept: the target chooses a token after every row of a path, from the last committed token's on,
+// for as long as the draft has a node for its choice.
 #include <algorithm>
 
 #include "foretoken/kernels/sampling.h"
@@ -12,6 +12,7 @@ void EngineCore::accept() {
   for (int i = 0; i < round_.n_entries; ++i) {
     RoundEntry& e = round_.entries[std::size_t(i)];
     e.emitted.clear();
+    e.path.clear();
     e.logprobs.clear();
     e.first_report = n_reports_;
     if (e.samples) accept_one(e);
@@ -25,18 +26,20 @@ void EngineCore::accept_one(RoundEntry& e) {
   Sequence& s = *e.sequence;
   const SamplingParams& sampling = s.request.sampling;
   const auto n_vocab = std::size_t(model_->config().n_vocab);
-  static const Draft kNoDraft;
-  const Draft& draft = e.job >= 0 ? round_.jobs[std::size_t(e.job)].draft : kNoDraft;
-  const std::size_t n_draft = draft.tokens.size();
+  static const DraftTree kNoDraft;
+  const DraftTree& draft = e.job >= 0 ? round_.jobs[std::size_t(e.job)].draft : kNoDraft;
   const bool rejection = options_.spec_sampling == SpecSampling::kRejection;
   const bool reported = s.trace || s.request.top_logprobs >= 0;
   const bool row_changes =
       s.counts || !sampling.logit_bias.empty() || (rejection && sampling.temperature > 0);
-  for (std::size_t j = 0; j <= n_draft; ++j) {
-    float* logits = &logits_[(std::size_t(e.first_logit) + j) * n_vocab];
-    const std::size_t blocks = (std::size_t(e.first_logit) + j) * std::size_t(n_blocks_);
+  int node = -1;  // the draft's, of the row in hand; -1: the last committed token's row
+  for (;;) {
+    const auto row = std::size_t(e.first_logit + node + 1);
+    float* logits = &logits_[row * n_vocab];
+    const std::size_t blocks = row * std::size_t(n_blocks_);
     const float* maxima = &block_maxima_[blocks];
-    const std::uint64_t position = s.tokens.size() + j;  // the index of the token chosen here
+    // The index of the token chosen here.
+    const std::uint64_t position = s.tokens.size() + e.emitted.size();
     RowReport* report = nullptr;
     if (reported) {
       report = &reports_[std::size_t(n_reports_++)];
@@ -54,21 +57,23 @@ void EngineCore::accept_one(RoundEntry& e) {
       }
     }
     sampler_->prepare(logits, sampling, s.counts.get(), row_changes ? nullptr : maxima);
-    TokenId token = 0;
-    bool matches = false;
-    if (rejection && j < n_draft) {
-      const auto support = j < draft.support.size()
-                               ? std::span<const std::pair<TokenId, float>>(draft.support[j])
-                               : std::span<const std::pair<TokenId, float>>();
-      std::tie(token, matches) = sampler_->sample_rejection(draft.tokens[j], support, position);
-    } else {
-      token = sampler_->sample(position);
-      matches = j < n_draft && token == draft.tokens[j];
+    int next = -1;  // the node that is accepted
+    if (rejection) {
+      std::uint32_t attempt = 0;
+      for (int child = draft.first_child(node); child >= 0 && next < 0;
+           child = draft.next_sibling(child)) {
+        if (sampler_->accepts(draft.tokens[std::size_t(child)], draft.support_of(child), position,
+                              attempt++))
+          next = child;
+      }
     }
-    if (options_.fault == EngineFault::kAcceptFirstDraft && j == 0 && n_draft > 0) {
+    TokenId token = next >= 0 ? draft.tokens[std::size_t(next)] : sampler_->sample(position);
+    if (!rejection) next = draft.child(node, token);
+    if (options_.fault == EngineFault::kAcceptFirstDraft && node < 0 && !draft.empty()) {
       token = draft.tokens[0];
-      matches = true;
+      next = 0;
     }
+    e.path.push_back(node + 1);
     e.emitted.push_back(token);
     if (report) {
       report->token = token;
@@ -86,8 +91,9 @@ void EngineCore::accept_one(RoundEntry& e) {
         std::ranges::find(s.request.stop_tokens, token) != s.request.stop_tokens.end() ||
         s.n_generated() + std::int64_t(e.emitted.size()) >= s.request.max_tokens ||
         std::int64_t(s.tokens.size() + e.emitted.size()) >= options_.max_model_len;
-    if (matches) e.accepted = int(j) + 1;
-    if (!matches || ends) return;
+    if (next >= 0) e.accepted = int(e.emitted.size());
+    if (next < 0 || ends) return;
+    node = next;
   }
 }
 

@@ -83,12 +83,12 @@ void EngineCore::commit_one(RoundEntry& e) {
 
   const std::size_t before = s.tokens.size();
   s.tokens.insert(s.tokens.end(), e.emitted.begin(), e.emitted.end());
+  // The first token came with the prompt: the speculators see it as an outcome without a draft.
+  static const DraftTree kNoDraft;
+  const DraftTree& draft = e.decode ? r.jobs[std::size_t(e.job)].draft : kNoDraft;
+  if (!draft.is_chain()) kv_->keep_path(s.kv, s.computed, e.path);
   s.computed = e.decode ? std::int64_t(before + e.emitted.size()) - 1 : s.n_prompt;
   kv_->commit(s.kv, s.computed);
-
-  // The first token came with the prompt: the speculators see it as an outcome without a draft.
-  static const Draft kNoDraft;
-  const Draft& draft = e.decode ? r.jobs[std::size_t(e.job)].draft : kNoDraft;
   outcome.context.tokens = std::span(s.tokens).first(before);
   outcome.draft = &draft;
   portfolio_->observe(outcome);
@@ -96,12 +96,13 @@ void EngineCore::commit_one(RoundEntry& e) {
     AcceptanceStats a;
     a.rounds = 1;
     a.emitted = std::int64_t(e.emitted.size());
-    a.drafting_rounds = draft.tokens.empty() ? 0 : 1;
-    a.drafted = std::int64_t(draft.tokens.size());
+    a.drafting_rounds = draft.empty() ? 0 : 1;
+    a.drafted = draft.size();
     a.accepted = e.accepted;
-    for (std::size_t j = 0; j < draft.tokens.size() && j < kMaxDraft; ++j) {
-      a.drafted_at[j] = 1;
-      a.accepted_at[j] = int(j) < e.accepted ? 1 : 0;
+    for (int node = 0; node < draft.size(); ++node) {
+      const auto depth = std::size_t(draft.depth(node));
+      a.drafted_at[depth] = 1;
+      a.accepted_at[depth] = int(depth) < e.accepted ? 1 : 0;
     }
     stats_.acceptance.add(a);
     // Labels come from requests: bounded, the rest share one.
@@ -137,6 +138,7 @@ void EngineCore::commit_one(RoundEntry& e) {
       RoundTrace& round = trace.rounds.emplace_back();
       round.start = std::int32_t(before);
       round.drafted = draft.tokens;
+      if (!draft.is_chain()) round.parents = draft.parents;
       round.confidences = draft.confidences;
       round.kinds = draft.kinds;
       round.accepted = e.accepted;

@@ -14,7 +14,6 @@ namespace foretoken {
 namespace {
 
 constexpr std::int64_t kDefaultContext = 8192;
-constexpr int kDraftLimit = kMaxDraft;  // positions the statistics keep; the KV rule allows 64
 
 // Room for every slot's longest sequence would be the safe default; the pool is capped so that a
 // default start fits a small machine, and preemption covers the rest.
@@ -58,10 +57,10 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
     return Error{ErrorCode::kOutOfRange,
                  fmt::format("max-num-seqs is {}, wanted 1 to 256", o.max_num_seqs)};
   }
-  if (o.spec_draft_n_max < 0 || o.spec_draft_n_max > kDraftLimit ||
-      o.spec_draft_n_fixed > kDraftLimit) {
+  if (o.spec_draft_n_max < 0 || o.spec_draft_n_max > kMaxDraft ||
+      o.spec_draft_n_fixed > kMaxDraft) {
     return Error{ErrorCode::kOutOfRange, fmt::format("spec-draft-n-max is {}, wanted 0 to {}",
-                                                     o.spec_draft_n_max, kDraftLimit)};
+                                                     o.spec_draft_n_max, kMaxDraft)};
   }
   o.spec_draft_n_max = std::max(o.spec_draft_n_max, o.spec_draft_n_fixed);
   if (o.spec_type == SpecType::kNone) o.spec_draft_n_max = 0;
@@ -177,6 +176,7 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   self->reports_.resize(std::size_t(self->max_logit_rows_));
   self->slot_used_.assign(std::size_t(o.max_num_seqs), false);
   self->round_.entries.resize(std::size_t(o.max_num_seqs));
+  for (RoundEntry& e : self->round_.entries) e.path.reserve(kMaxDraft + 1);
   self->round_.jobs.resize(std::size_t(o.max_num_seqs));
   self->round_.tokens.reserve(std::size_t(o.max_batch_rows));
   self->round_.groups.reserve(std::size_t(o.max_num_seqs));

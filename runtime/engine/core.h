@@ -29,6 +29,8 @@ struct RoundEntry {
   int first_logit = 0;  // its logit rows: n_rows for decode, 1 for the last prefill chunk
   int job = -1;         // index of its DraftJob
   int accepted = 0;
+  // Of its rows, those whose logits gave the emitted tokens: the path that was accepted, from row 0.
+  std::vector<int> path;
   std::uint64_t version = 0;     // of the weights that drafted for it
   std::vector<TokenId> emitted;  // accepted drafts and the target's own token
   std::vector<TokenLogprob> logprobs;

@@ -14,6 +14,7 @@ void EngineCore::draft() {
   if (r.n_jobs > 0) {
     portfolio_->draft(std::span(r.jobs.data(), std::size_t(r.n_jobs)), r.control || r.plain,
                       r.prefill_rows, options_.max_batch_rows - r.n_jobs - r.prefill_rows);
+    if (options_.on_drafted) options_.on_drafted(std::span(r.jobs.data(), std::size_t(r.n_jobs)));
   }
   r.draft_ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();

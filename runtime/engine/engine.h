@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,7 @@
 namespace foretoken {
 
 class Model;
+struct DraftJob;
 struct LearnedWeights;
 
 enum class SpecType { kNone, kNgram, kModel, kHead, kAuto };
@@ -65,6 +67,8 @@ struct EngineOptions {
   // the served ones with the fusion table perturbed).
   int swap_every_rounds = 0;
   std::vector<std::shared_ptr<const LearnedWeights>> swap_cycle;
+  // Tests: sees what was drafted, may make trees of it.
+  std::function<void(std::span<DraftJob>)> on_drafted;
   bool share_across_keys = false;  // traffic stores and kept pages
   // The layers whose outputs the learned head reads; none: head_taps() of the model.
   std::optional<std::array<int, 4>> head_taps;

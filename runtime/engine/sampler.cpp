@@ -123,20 +123,17 @@ double Sampler::logprob(TokenId token) const {
   return double(values_[std::size_t(it - ids_.begin())] * inv_temperature_) - log_normaliser();
 }
 
-std::pair<TokenId, bool> Sampler::sample_rejection(
-    TokenId draft, std::span<const std::pair<TokenId, float>> support, std::uint64_t position) {
-  if (inv_temperature_ == 0) {
-    const TokenId best = kernels::argmax(logits_, n_vocab_, maxima_);
-    return {best, best == draft};
-  }
+bool Sampler::accepts(TokenId draft, std::span<const std::pair<TokenId, float>> support,
+                      std::uint64_t position, std::uint32_t attempt) {
+  if (inv_temperature_ == 0) return kernels::argmax(logits_, n_vocab_, maxima_) == draft;
   double q = support.empty() ? 1.0 : 0.0;
   for (const auto& [token, probability] : support) {
     if (token == draft) q = double(probability);
   }
-  constexpr std::uint32_t kAcceptStream =
-      1;  // independent of the Gumbel noise that draws the correction
+  // Independent of the Gumbel noise that draws the correction.
+  constexpr std::uint32_t kAcceptStream = 1;
   const double p = std::exp(logprob(draft));
-  if (kernels::uniform(seed_, position, kAcceptStream) * q < p) return {draft, true};
+  if (kernels::uniform(seed_, position, kAcceptStream + attempt) * q < p) return true;
   // The correction: from norm((p - q)+). Only the support's entries differ from p.
   const double normaliser = log_normaliser();
   auto reduce = [&](TokenId token, double probability) {
@@ -157,7 +154,7 @@ std::pair<TokenId, bool> Sampler::sample_rejection(
     for (const auto& [token, probability] : support) reduce(token, double(probability));
   }
   have_lse_ = false;
-  return {sample(position), false};
+  return false;
 }
 
 }  // namespace foretoken

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "foretoken/protocol/ids.h"
-#include "runtime/speculate/speculator.h"
+#include "runtime/speculate/sampling_params.h"
 
 namespace foretoken {
 
@@ -50,11 +50,12 @@ class Sampler {
   // else -inf.
   double logprob(TokenId token) const;
 
-  // Speculative rejection sampling (Leviathan et al. 2023): the draft came from `support` (its
-  // distribution, sparse; empty: a point mass). Returns the token and whether it is the draft.
-  std::pair<TokenId, bool> sample_rejection(TokenId draft,
-                                            std::span<const std::pair<TokenId, float>> support,
-                                            std::uint64_t position);
+  // Speculative rejection sampling (Leviathan et al. 2023): whether a draft that came from `support`
+  // (its distribution, sparse; empty: a point mass) is the token. If not, what is sampled of the row
+  // from now on comes from what is left, where further drafts for it are tried in turn (attempt 0,
+  // 1, ...).
+  bool accepts(TokenId draft, std::span<const std::pair<TokenId, float>> support,
+               std::uint64_t position, std::uint32_t attempt);
 
  private:
   std::int64_t n_vocab_;

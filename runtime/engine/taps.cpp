@@ -44,7 +44,8 @@ void EngineCore::capture(const RoundEntry& e) {
   std::int64_t logged = s.trace ? s.trace->tap_positions() : 0;
   for (int i = 0; i < committed; ++i) {
     const std::int64_t position = s.computed + i;
-    const float* taps = &tap_values_[std::size_t(e.first_row + i) * width];
+    const int row = e.decode ? e.path[std::size_t(i)] : i;
+    const float* taps = &tap_values_[std::size_t(e.first_row + row) * width];
     // After preemption positions come again, with the same values: logged once.
     if (s.trace && position == s.trace->tap_first + logged) {
       features_.push_back({&s, position, taps});

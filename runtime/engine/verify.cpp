@@ -15,14 +15,15 @@ void EngineCore::verify() {
   r.logit_rows.clear();
   for (int i = 0; i < r.n_entries; ++i) {
     RoundEntry& e = r.entries[std::size_t(i)];
-    const Draft& draft = r.jobs[std::size_t(e.job)].draft;
+    const DraftTree& draft = r.jobs[std::size_t(e.job)].draft;
     e.first_row = int(r.tokens.size());
-    e.n_rows = 1 + int(draft.tokens.size());
+    e.n_rows = 1 + draft.size();
     e.first_logit = int(r.logit_rows.size());
     r.tokens.push_back(e.sequence->tokens.back());
     r.tokens.insert(r.tokens.end(), draft.tokens.begin(), draft.tokens.end());
     for (int row = 0; row < e.n_rows; ++row) r.logit_rows.push_back(e.first_row + row);
-    r.groups.push_back({e.sequence->kv, e.sequence->computed, e.n_rows, e.first_row});
+    r.groups.push_back({e.sequence->kv, e.sequence->computed, e.n_rows, e.first_row,
+                        draft.is_chain() ? nullptr : draft.parents.data()});
   }
   // Prefill chunks share what is left, first come first served. A sequence that was preempted
   // recomputes everything but its last token, which then decodes as if nothing had happened.

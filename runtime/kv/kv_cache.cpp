@@ -231,6 +231,28 @@ class PagedKvCache final : public KvCache {
 
   std::int64_t committed(KvSequence handle) const override { return sequences_[handle].committed; }
 
+  void keep_path(KvSequence handle, std::int64_t first_position,
+                 std::span<const int> path) override {
+    Sequence& s = sequence(handle);
+    // Ascending, to a slot at or before a row's own: nothing that is still to move is overwritten.
+    for (std::size_t i = 0; i < path.size(); ++i) {
+      const std::int64_t to = first_position + static_cast<std::int64_t>(i);
+      const std::int64_t from = first_position + path[i];
+      check(from >= to && from < s.stored, "a path's row was not of the last pass", from, s.stored);
+      check(from == to || to > s.committed, "a committed token would be overwritten", to);
+      if (from == to) continue;
+      const auto page = [&](std::int64_t position) {
+        return pool_.at(SlabKind::kHot, s.pages[position / kPageTokens].hot);
+      };
+      for (int n = 0; n < geometry_.n_layers * geometry_.n_kv_heads; ++n) {
+        kernels::copy_kv(page(from) + hot_stride_ * n, static_cast<int>(from % kPageTokens),
+                         geometry_.head_dim, page(to) + hot_stride_ * n,
+                         static_cast<int>(to % kPageTokens));
+      }
+    }
+    s.stored = first_position + static_cast<std::int64_t>(path.size());
+  }
+
   void store(int layer, std::span<const KvRows> rows, const float* k, std::int64_t k_stride,
              const float* v, std::int64_t v_stride) override {
     const int d = geometry_.head_dim;
@@ -274,7 +296,8 @@ class PagedKvCache final : public KvCache {
                                  .q = q + r.first_row * q_stride,
                                  .out = out + r.first_row * out_stride,
                                  .hot = s.hot.data(),
-                                 .sealed = s.sealed.data()});
+                                 .sealed = s.sealed.data(),
+                                 .parents = r.parents});
       if (int2_ && layer == 0) count_int2_reads(r);
     }
     if (scratch_.empty() || scratch_threads_ != pool.size()) {
@@ -513,7 +536,7 @@ class PagedKvCache final : public KvCache {
     to_seal_.clear();
     for (const KvRows& r : rows) {
       Sequence& s = sequence(r.sequence);
-      const std::int64_t last_page = (r.first_position + r.n_rows - 1) / kPageTokens;
+      const std::int64_t last_page = r.last_position() / kPageTokens;
       const std::int64_t end = last_page - window_pages_;
       const std::int64_t final_length = r.n_rows > kMaxVerifyRows
                                             ? r.first_position + r.n_rows
@@ -547,7 +570,7 @@ class PagedKvCache final : public KvCache {
   }
 
   void count_int2_reads(const KvRows& r) {
-    const std::int64_t last = (r.first_position + r.n_rows - 1) / kPageTokens;
+    const std::int64_t last = r.last_position() / kPageTokens;
     for (std::int64_t page = r.first_position / kPageTokens; page <= last; ++page) {
       stats_.int2_page_reads_total += std::max<std::int64_t>(0, page - window_pages_ - sink_pages_);
     }

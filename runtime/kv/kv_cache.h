@@ -7,6 +7,7 @@
 // copy is released when no future row (position >= committed length) can read it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -56,13 +57,29 @@ struct KvOptions {
 
 using KvSequence = int;  // a handle from open()
 
-// n_rows consecutive positions of one sequence; its rows are first_row .. first_row + n_rows - 1 of
-// the batch.
+// n_rows consecutive positions of one sequence, or a tree of drafted tokens after its first row;
+// its rows are first_row .. first_row + n_rows - 1 of the batch.
 struct KvRows {
   KvSequence sequence;
   std::int64_t first_position;
   int n_rows;
   int first_row;
+  // Null: a chain. Else [n_rows - 1]: row r + 1 follows row parents[r] + 1. A row is stored in the
+  // slot of first_position + row whatever its position: keep_path() moves what was accepted.
+  const std::int32_t* parents = nullptr;
+
+  std::int64_t position(int row) const {
+    if (!parents) return first_position + row;
+    std::int64_t depth = 0;
+    for (; row > 0; row = parents[row - 1] + 1) ++depth;
+    return first_position + depth;
+  }
+  std::int64_t last_position() const {
+    std::int64_t last = position(n_rows - 1);
+    if (parents)
+      for (int row = 0; row < n_rows; ++row) last = std::max(last, position(row));
+    return last;
+  }
 };
 
 struct KvStats {
@@ -106,6 +123,10 @@ class KvCache {
   // each chunk). Releases hot copies nobody will read.
   virtual void commit(KvSequence sequence, std::int64_t length) = 0;
   virtual std::int64_t committed(KvSequence sequence) const = 0;
+  // Of the last pass's rows from first_position on, which were a tree: those of an accepted path,
+  // path[0] = 0, ascending, become consecutive positions. Before commit().
+  virtual void keep_path(KvSequence sequence, std::int64_t first_position,
+                         std::span<const int> path) = 0;
 
   // Inside a forward pass, layer by layer: store() all rows' K and V (rotary applied), then
   // attend(). k, v: [n_rows, n_kv_heads * head_dim]; q, out: [n_rows, n_heads * head_dim]; strides

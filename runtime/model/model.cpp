@@ -110,7 +110,7 @@ void LoadedModel::begin(Pass& pass) const {
     const Rope& rope = config_.ropes[i];
     for (const KvRows& rows : pass.batch.sequences) {
       for (int r = 0; r < rows.n_rows; ++r) {
-        rope.table(rows.first_position + r,
+        rope.table(rows.position(r),
                    &ws.cos_sin[i][std::size_t(rows.first_row + r) * std::size_t(rope.dim)]);
       }
     }

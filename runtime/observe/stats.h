@@ -15,14 +15,13 @@
 
 #include "foretoken/protocol/control.h"
 #include "foretoken/protocol/ids.h"
+#include "foretoken/protocol/trace_record.h"
 #include "runtime/kv/kv_cache.h"
 #include "runtime/observe/speculator_state.h"
 
 namespace foretoken {
 
 class SpeedupSums;
-
-inline constexpr int kMaxDraft = 16;  // positions kept in statistics
 
 struct Interval {
   double value = 0, low = 0, high = 0;  // 95 %

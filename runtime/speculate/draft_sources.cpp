@@ -125,17 +125,21 @@ void DraftSources::commit(const DraftContext& context, std::span<const TokenId> 
 }
 
 void DraftSources::observe(const DraftOutcome& outcome) {
-  const Draft& draft = *outcome.draft;
+  const DraftTree& draft = *outcome.draft;
   Sequence& sequence = at(outcome.context.slot);
   const bool sampled = is_sampled(outcome.context);
   // The accepted ones and the first that was not; later ones were never tried. A block cut short by
   // an end (fewer emitted than accepted + 1) says nothing about the token after it.
-  for (std::size_t i = 0; i < draft.tokens.size() && i < outcome.emitted.size(); ++i) {
-    const bool hit = draft.tokens[i] == outcome.emitted[i];
-    if (draft.kinds[i] == SpeculatorKind::kModel && i < draft.raw.size()) {
-      score(sequence, Claim::kModel, draft.raw[i], sampled, hit);
+  int node = -1;
+  for (const TokenId emitted : outcome.emitted) {
+    const int came = draft.child(node, emitted);
+    for (int at = draft.first_child(node); at >= 0; at = draft.next_sibling(at)) {
+      const auto i = std::size_t(at);
+      if (draft.kinds[i] == SpeculatorKind::kModel)
+        score(sequence, Claim::kModel, draft.raw[i], sampled, at == came);
     }
-    if (!hit) break;
+    if (came < 0) break;
+    node = came;
   }
 }
 

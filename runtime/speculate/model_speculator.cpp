@@ -143,11 +143,12 @@ void ModelSpeculator::propose(std::span<DraftJob> jobs) {
         const double lse = kernels::log_sum_exp(values, n, inv_temperature);
         token = kernels::sample_subset(values, ids, n, inv_temperature, sampling.seed ^ kDraftKey,
                                        position);
-        auto& support = job.draft.support.emplace_back();
+        auto& support = job.draft.support;
         for (std::int64_t k = 0; k < n; ++k) {
           support.emplace_back(ids[k], float(std::exp(double(values[k] * inv_temperature) - lse)));
           if (ids[k] == token) confidence = double(support.back().second);
         }
+        job.draft.end_support();
       } else {
         const float scale = inv_temperature > 0 ? inv_temperature : 1.0f;
         float chosen = 0;
@@ -189,9 +190,10 @@ void ModelSpeculator::observe(const DraftOutcome& outcome) {
   const auto length = std::int64_t(outcome.context.tokens.size());
   if (slot.fed != length) return;  // this round's draft was not this model's
   std::int64_t kept = 0;
-  const Draft& draft = *outcome.draft;
-  for (std::size_t i = 0; i + 1 < draft.tokens.size() && int(i) < outcome.accepted; ++i) {
-    if (draft.kinds[i] != SpeculatorKind::kModel) break;
+  const DraftTree& draft = *outcome.draft;
+  for (int i = 0; i + 1 < draft.size() && i < outcome.accepted; ++i) {
+    const auto node = std::size_t(i);
+    if (draft.kinds[node] != SpeculatorKind::kModel || draft.parents[node] != i - 1) break;
     ++kept;
   }
   slot.fed = length + kept;

@@ -43,7 +43,6 @@ Portfolio::Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpecu
   survival_.resize(n);
   outlook_.reserve(n);
   for (auto& records : head_records_) records.reserve(std::size_t(options.n_max));
-  for (DraftJob& job : head_jobs_) job.draft.reserve(std::size_t(options.n_max));
 }
 
 void Portfolio::open(const DraftContext& context) {
@@ -223,7 +222,7 @@ void Portfolio::draft_model(std::span<DraftJob> jobs) {
   draft_model_ms_ =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
   for (std::size_t i = 0; i < jobs.size(); ++i) {
-    Draft& draft = model_jobs_[i].draft;
+    DraftTree& draft = model_jobs_[i].draft;
     if (model_jobs_[i].max_tokens == 0 || draft.tokens.empty()) continue;
     for (std::size_t depth = 0; depth < draft.tokens.size(); ++depth) {
       draft.confidences[depth] =

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdlib>
 #include <vector>
 
 #include "runtime/kv/kv_cache.h"
@@ -48,6 +49,7 @@ class FloatKv final : public KvCache {
   bool reserve(KvSequence, std::int64_t) override { return true; }
   void commit(KvSequence, std::int64_t length) override { committed_ = length; }
   std::int64_t committed(KvSequence) const override { return committed_; }
+  void keep_path(KvSequence, std::int64_t, std::span<const int>) override { std::abort(); }
   std::int64_t capacity_tokens() const override { return 1 << 20; }
   KvStats stats() const override { return {}; }
   const KvOptions& options() const override { return options_; }

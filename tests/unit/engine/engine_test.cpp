@@ -19,10 +19,80 @@
 #include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/model/arch/architecture.h"
 #include "runtime/speculate/head/features.h"
+#include "runtime/speculate/speculator.h"
 #include "tests/unit/engine/tiny_engine.h"
 
 namespace foretoken::testing {
 namespace {
+
+// Nobody drafts trees yet: branches are put beside what was drafted, at random, so that the chain's
+// own nodes lie anywhere among them. Law 1 holds, what was accepted of the chains still is, and the
+// features that are logged are those of the path.
+TEST_F(TinyEngine, TreesOfDraftsEmitWhatNoneEmits) {
+  for (const KvMode mode : {KvMode::kBf16, KvMode::kInt2}) {
+    for (const float temperature : {0.0f, 0.8f}) {
+      std::vector<HarnessRequest> requests;
+      for (int i = 0; i < 3; ++i) {
+        HarnessRequest r;
+        r.prompt = prompt(310 + 23 * i, i);
+        r.sampling.temperature = temperature;
+        r.sampling.seed = 99 + std::uint64_t(i);
+        if (i == 2) r.sampling.frequency_penalty = 0.4f;
+        r.max_tokens = 160;
+        requests.push_back(r);
+      }
+      EngineOptions o = options();
+      o.kv_cache_dtype = mode;
+      o.spec_type = SpecType::kNone;
+      const auto wanted = run_engine(models_, o, requests, 1);
+      o.spec_type = SpecType::kAuto;
+      o.spec_draft_n_fixed = 4;
+      o.spec_draft_n_max = 14;
+      const auto chains = run_engine(models_, o, requests, 1);
+      std::mt19937_64 random(4);
+      std::int64_t trees = 0;
+      o.on_drafted = [&](std::span<DraftJob> jobs) {
+        for (DraftJob& job : jobs) {
+          const DraftTree chain = job.draft;
+          DraftTree& tree = job.draft;
+          const auto generated = std::int64_t(job.context.tokens.size()) - job.context.n_prompt;
+          const int room = int(std::min<std::int64_t>(14, 159 - generated)) - chain.size();
+          if (chain.empty()) continue;
+          tree.clear();
+          int last = -1, added = 0;  // the chain's node that came last
+          for (int i = 0; i < chain.size();) {
+            if (added < room && random() % 2 == 0) {
+              const int parent = int(random() % std::uint64_t(tree.size() + 1)) - 1;
+              const auto token = TokenId(random() % 300);
+              const bool next = parent == last && token == chain.tokens[std::size_t(i)];
+              if (next || tree.child(parent, token) >= 0) continue;
+              tree.push_after(parent, token, 0.1f, SpeculatorKind::kNgram, 0.1f);
+              ++added;
+              continue;
+            }
+            const auto node = std::size_t(i++);
+            tree.push_after(last, chain.tokens[node], chain.confidences[node], chain.kinds[node],
+                            chain.raw[node]);
+            last = tree.size() - 1;
+          }
+          trees += !tree.is_chain();
+        }
+      };
+      const auto got = run_engine(models_, o, requests, 1);
+      EXPECT_EQ(got.outputs, wanted.outputs) << "mode " << int(mode) << " T " << temperature;
+      EXPECT_GT(trees, 100);
+      EXPECT_GT(got.stats.acceptance.accepted, chains.stats.acceptance.accepted * 9 / 10);
+      EXPECT_GT(chains.stats.acceptance.accepted, 20);
+      std::int64_t logged_trees = 0;
+      for (std::size_t i = 0; i < requests.size(); ++i) {
+        for (const RoundTrace& round : got.traces[i]->rounds)
+          logged_trees += !is_chain(round.parents);
+        EXPECT_EQ(got.traces[i]->tap_values, wanted.traces[i]->tap_values);
+      }
+      EXPECT_EQ(logged_trees, trees);
+    }
+  }
+}
 
 TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
   for (const KvMode mode : {KvMode::kBf16, KvMode::kInt2}) {

@@ -92,7 +92,6 @@ class HeadPortfolio : public ::testing::Test {
                                       .sampling = &sampling,
                                       .store = portfolio.acquire_store(""),
                                       .learned = &weights_[std::size_t(s)]};
-      jobs[std::size_t(s)].draft.reserve(kDraft);
       portfolio.open(jobs[std::size_t(s)].context);
       give_features(portfolio, s, 48);
     }

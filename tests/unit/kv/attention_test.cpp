@@ -178,6 +178,79 @@ TEST_P(AttentionTest, ARowDoesNotDependOnItsCompany) {
 }
 
 // Tiles add up the same integers, and nothing else differs where 16-bit pages do not go by tiles.
+// A tree of drafted rows: every row has the bits that it has as the last of its path's chain,
+// alone, whatever its siblings are; across page and segment borders, on one thread and on many.
+TEST_P(AttentionTest, ATreesRowHasTheBitsOfItsPathsChain) {
+  ScopedIsa isa(GetParam());
+  ThreadPool one(1), three(3);
+  struct Case {
+    Shape shape;
+    KvMode mode;
+  };
+  std::vector<Case> cases = {{kModeShapes[0], KvMode::kBf16}, {kShapes[1], KvMode::kInt2}};
+  for (const KvMode mode : sealed_modes()) cases.push_back({kModeShapes[1], mode});
+  for (const auto& [shape, mode] : cases) {
+    const int width = shape.n_heads * shape.d;
+    // In a first page; across a page border that is a segment's too; past a window of codes; with
+    // siblings alone past a border.
+    for (const std::int64_t first : {0, 507, 1086, 763}) {
+      for (const int n : {2, 9, kernels::kTreeRows}) {
+        Fixture f(shape, mode, static_cast<int>(first) + n, 15);
+        SyntheticSequence& tree = f.sequence[0];
+        std::vector<std::int32_t> parents;  // of row i + 1
+        for (int i = 0; i + 1 < n; ++i)
+          parents.push_back(static_cast<int>(f.random() % 3 == 0 ? f.random() % (i + 1) : i) - 1);
+        const auto q = f.queries(n);
+        const auto got = run_attention(tree, q, shape.n_heads, first, n, mode, 1, 1, f.transforms,
+                                       one, parents.data());
+        EXPECT_EQ(got, run_attention(tree, q, shape.n_heads, first, n, mode, 1, 1, f.transforms,
+                                     three, parents.data()));
+        SyntheticSequence chain = tree;
+        for (std::size_t p = 0; p < chain.hot.size(); ++p) {
+          chain.hot_pages[p] = chain.hot[p].data();
+          chain.sealed_pages[p] = chain.sealed[p].data();
+        }
+        int siblings = 0;
+        for (int row = 0; row < n; ++row) {
+          std::vector<int> path;  // last first
+          for (int at = row; at > 0; at = parents[at - 1] + 1) path.push_back(at);
+          std::reverse(path.begin(), path.end());
+          siblings += static_cast<int>(path.size()) < row;
+          // The chain: the same pages, the path's rows alone in them.
+          for (std::size_t p = static_cast<std::size_t>(first / kPageTokens); p < tree.hot.size();
+               ++p)
+            chain.hot[p] = tree.hot[p];
+          std::vector<float> path_q(q.begin(), q.begin() + width);
+          for (std::size_t i = 0; i < path.size(); ++i) {
+            const std::int64_t from = first + path[i],
+                               to = first + 1 + static_cast<std::int64_t>(i);
+            for (int h = 0; h < shape.n_kv_heads; ++h) {
+              const std::size_t head = kernels::hot_page_bytes(shape.d) * h;
+              kernels::copy_kv(tree.hot[from / kPageTokens].data() + head,
+                               static_cast<int>(from % kPageTokens), shape.d,
+                               chain.hot[to / kPageTokens].data() + head,
+                               static_cast<int>(to % kPageTokens));
+            }
+            path_q.insert(path_q.end(), q.begin() + static_cast<std::ptrdiff_t>(path[i]) * width,
+                          q.begin() + static_cast<std::ptrdiff_t>(path[i] + 1) * width);
+          }
+          const int length = static_cast<int>(path.size()) + 1;
+          const auto want = run_attention(chain, path_q, shape.n_heads, first, length, mode, 1, 1,
+                                          f.transforms, one);
+          ASSERT_EQ(0, std::memcmp(&got[static_cast<std::size_t>(row) * width],
+                                   &want[static_cast<std::size_t>(length - 1) * width],
+                                   static_cast<std::size_t>(width) * 4))
+              << kernels::kv_format(mode).name << " at " << first << ", row " << row << " of " << n;
+        }
+        // Negative control: read as a chain, rows beside others' paths are something else.
+        const auto chained =
+            run_attention(tree, q, shape.n_heads, first, n, mode, 1, 1, f.transforms, one);
+        EXPECT_EQ(siblings > 0, 0 != std::memcmp(got.data(), chained.data(), got.size() * 4));
+      }
+    }
+  }
+}
+
 TEST(AttentionOnTiles, HasTheBitsOfVnni) {
   const auto isas = kernels::supported_isas();
   if (std::find(isas.begin(), isas.end(), Isa::kAvx512Amx) == isas.end())

@@ -93,6 +93,63 @@ Reference reference(KvMode mode, int length, std::uint64_t text) {
   return r;
 }
 
+// A tree of drafted rows after a committed one, its path kept: outputs on the path and every sealed
+// byte are a plain run's. Row i of the tree is node i of text `nodes[i]` at its depth.
+TEST(KvCacheTrees, AKeptPathLeavesWhatAPlainRunLeaves) {
+  constexpr int kLength = 560, kq = 4 * 32, kk = 2 * 32;
+  for (const KvMode mode : {KvMode::kBf16, KvMode::kInt2}) {
+    const Reference want = reference(mode, kLength, 1);
+    kernels::ThreadPool pool(2);
+    auto cache = make(options_for(mode, 40));
+    const KvSequence s = *cache->open();
+    std::vector<float> out;
+    std::mt19937_64 random(5);
+    int siblings = 0;
+    for (std::int64_t done = 0; done < kLength;) {
+      const int most = static_cast<int>(std::min<std::int64_t>(kLength - done, 24));
+      // The path that is kept: rows of text 1; beside it, before and after, rows of other texts.
+      std::vector<std::int32_t> parents;
+      std::vector<int> path = {0};
+      for (int row = 1; row < most; ++row) {
+        const bool kept = random() % 2 == 0;
+        parents.push_back((kept ? path.back() : static_cast<int>(random() % row)) - 1);
+        if (kept) path.push_back(row);
+        siblings += !kept;
+      }
+      ASSERT_TRUE(cache->reserve(s, done + most));
+      const KvRows rows{s, done, most, 0, parents.data()};
+      std::vector<float> outs(static_cast<std::size_t>(most) * 3 * kq);
+      for (int layer = 0; layer < 3; ++layer) {
+        std::vector<float> q, k, v, o(most * kq);
+        for (int row = 0; row < most; ++row) {
+          const bool kept = std::find(path.begin(), path.end(), row) != path.end();
+          const auto position = static_cast<std::uint64_t>(rows.position(row));
+          std::mt19937_64 noise((kept ? 1 : 7000 + row) * 1000003ull + position * 31 + layer);
+          for (auto [x, width] : {std::pair{&q, kq}, {&k, kk}, {&v, kk}}) {
+            const auto values = normal(width, noise);
+            x->insert(x->end(), values.begin(), values.end());
+          }
+        }
+        cache->store(layer, {&rows, 1}, k.data(), kk, v.data(), kk);
+        cache->attend(layer, {&rows, 1}, q.data(), kq, o.data(), kq, 0.17f, pool);
+        for (std::size_t i = 0; i < path.size(); ++i)
+          std::copy_n(o.begin() + path[i] * kq, kq,
+                      outs.begin() + static_cast<int>(i * 3 + layer) * kq);
+      }
+      cache->keep_path(s, done, path);
+      done += static_cast<std::int64_t>(path.size());
+      cache->commit(s, done);
+      out.insert(out.end(), outs.begin(),
+                 outs.begin() + static_cast<std::ptrdiff_t>(path.size()) * 3 * kq);
+      ASSERT_EQ(cache->validate(), "");
+    }
+    EXPECT_GT(siblings, 100);
+    ASSERT_EQ(out.size(), want.out.size());
+    EXPECT_EQ(0, std::memcmp(out.data(), want.out.data(), out.size() * 4));
+    EXPECT_EQ(all_sealed(*cache, s), want.sealed);
+  }
+}
+
 class KvCacheLaws : public testing::TestWithParam<KvMode> {};
 
 TEST_P(KvCacheLaws, DraftsChunksAndNeighboursChangeNothing) {

@@ -204,16 +204,18 @@ struct SyntheticSequence {
   }
 };
 
-// Runs the kernels over rows [first, first + n) of one sequence; out [n, n_heads, d].
+// Runs the kernels over rows [first, first + n) of one sequence, or a tree of n rows; out [n,
+// n_heads, d].
 inline std::vector<float> run_attention(const SyntheticSequence& s, const std::vector<float>& q,
                                         int n_heads, std::int64_t first, int n,
                                         kernels::KvMode mode, int sink_pages, int window_pages,
                                         const std::vector<kernels::KvTransform>& transforms,
-                                        kernels::ThreadPool& pool) {
+                                        kernels::ThreadPool& pool,
+                                        const std::int32_t* parents = nullptr) {
   const int width = n_heads * s.d;
   std::vector<float> out(static_cast<std::size_t>(n) * width, -7e7f);
   const kernels::AttentionRows rows{
-      first, n, q.data(), out.data(), s.hot_pages.data(), s.sealed_pages.data()};
+      first, n, q.data(), out.data(), s.hot_pages.data(), s.sealed_pages.data(), parents};
   const kernels::AttentionCall call{.sequences = &rows,
                                     .n_sequences = 1,
                                     .n_heads = n_heads,

@@ -42,6 +42,7 @@ inline RequestTrace sample_trace(std::uint64_t request = 42, int n_generated = 5
   if (n_generated > 1) {
     trace.rounds.push_back({4,
                             {101, 102},
+                            {},
                             {0.9f, 0.5f},
                             {SpeculatorKind::kNgram, SpeculatorKind::kFusion},
                             1,
@@ -51,7 +52,7 @@ inline RequestTrace sample_trace(std::uint64_t request = 42, int n_generated = 5
                             4,
                             false});
   }
-  if (n_generated > 3) trace.rounds.push_back({6, {}, {}, {}, 0, {3}, 0.0f, 18.0f, 2, true});
+  if (n_generated > 3) trace.rounds.push_back({6, {}, {}, {}, {}, 0, {3}, 0.0f, 18.0f, 2, true});
   trace.n_taps = 2;
   trace.tap_width = 3;
   trace.tap_first = 1;

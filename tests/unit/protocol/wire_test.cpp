@@ -54,6 +54,7 @@ void expect_equal(const RequestTrace& a, const RequestTrace& b) {
     const auto &x = a.rounds[i], &y = b.rounds[i];
     EXPECT_EQ(x.start, y.start);
     EXPECT_EQ(x.drafted, y.drafted);
+    EXPECT_EQ(x.parents, y.parents);
     EXPECT_EQ(x.confidences, y.confidences);
     EXPECT_EQ(x.kinds, y.kinds);
     EXPECT_EQ(x.accepted, y.accepted);
@@ -220,8 +221,42 @@ TEST(Wire, AnotherVersionIsNamed) {
   Message message = serialize(sample_trace());
   message[0][4] = std::byte(9);
   EXPECT_THAT(error_of(parse_trace(message)),
-              StartsWith("protocol: message version: found 9, wanted 1"));
+              StartsWith("protocol: message version: found 9, wanted 1 to 2"));
   EXPECT_THAT(error_of(parse_trace(serialize(ServerHello{}))), StartsWith("protocol: "));
+}
+
+TEST(TraceWire, ATreeKeepsItsParentsAndAChainHasNone) {
+  RequestTrace trace = sample_trace();
+  trace.rounds[0].parents = {-1, -1};
+  trace.rounds[0].accepted = 1;
+  const auto tree = parse_trace(serialize(trace));
+  ASSERT_TRUE(tree) << tree.error().message;
+  EXPECT_EQ(tree->rounds[0].parents, trace.rounds[0].parents);
+  EXPECT_EQ(serialize(*tree), serialize(trace));
+  // Written as what they are: a chain takes no frame, whether or not it says so.
+  const auto chain = serialize(sample_trace());
+  trace.rounds[0].parents = {-1, 0};
+  EXPECT_EQ(serialize(trace), chain);
+  trace.rounds[0].parents = {-1, -1};
+  EXPECT_EQ(serialize(trace).size(), chain.size() + 1);
+}
+
+// Segments on disk are of the build that wrote them.
+TEST(TraceWire, MessagesOfVersionOneAreRead) {
+  const auto of_version = [](std::uint16_t version) {
+    Message message = serialize(sample_trace());
+    std::byte* envelope = message[0].data();
+    std::memcpy(envelope + 4, &version, 2);
+    const std::uint64_t hash = content_hash({envelope, 24});
+    std::memcpy(envelope + 24, &hash, 8);
+    return message;
+  };
+  const auto old = parse_trace(of_version(1));
+  ASSERT_TRUE(old) << old.error().message;
+  expect_equal(*old, sample_trace());
+  EXPECT_THAT(error_of(parse_trace(of_version(0))), StartsWith("protocol: message version"));
+  EXPECT_EQ(error_of(parse_trace(of_version(3))),
+            "protocol: message version: found 3, wanted 1 to 2");
 }
 
 TEST(TraceWire, RefusesWhatCannotBe) {
@@ -251,6 +286,17 @@ TEST(TraceWire, RefusesWhatCannotBe) {
   EXPECT_THAT(error([](T& t) { t.rounds[1].start = 8; }), shape);
   EXPECT_THAT(error([](T& t) { t.rounds[0].kinds[0] = SpeculatorKind(17); }),
               HasSubstr("speculator kind 17"));
+  EXPECT_THAT(error([](T& t) { t.rounds[0].parents = {-2, -1}; }), HasSubstr("follows -2"));
+  EXPECT_THAT(error([](T& t) { t.rounds[0].parents = {-1, 1}; }), HasSubstr("follows 1"));
+  EXPECT_THAT(error([](T& t) { t.rounds[0].parents = {0, -1}; }), HasSubstr("follows 0"));
+  EXPECT_THAT(error([](T& t) { t.rounds[0].parents = {1 << 30, -1}; }), shape);
+  EXPECT_THAT(error([](T& t) {
+                RoundTrace& round = t.rounds[0];
+                round.drafted.assign(kMaxDraftNodes + 1, 1);
+                round.confidences.assign(kMaxDraftNodes + 1, 0.5f);
+                round.kinds.assign(kMaxDraftNodes + 1, SpeculatorKind::kNgram);
+              }),
+              HasSubstr("65 drafted"));
   EXPECT_THAT(error([](T& t) { t.tap_values.pop_back(); }), shape);
   EXPECT_THAT(error([](T& t) { t.tap_first = -1; }), shape);
   EXPECT_THAT(error([](T& t) { t.tap_layers.push_back(1); }), shape);

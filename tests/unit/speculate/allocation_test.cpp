@@ -27,7 +27,6 @@ TEST(Allocation, AWarmRoundAllocatesNothing) {
                    .sampling = &sampling,
                    .store = sources.stores().acquire("")};
     sources.open(job.context);
-    job.draft.reserve(kDraft);
   }
   std::int64_t before = 0, drafted = 0;
   for (std::size_t at = 100; at < 1400; ++at) {
@@ -49,6 +48,17 @@ TEST(Allocation, AWarmRoundAllocatesNothing) {
   }
   EXPECT_EQ(allocations - before, 0);
   EXPECT_GT(drafted, 100) << "the test would prove nothing if no draft was made";
+}
+
+TEST(DraftTree, ARoundAllocatesNothing) {
+  DraftTree draft, other;
+  const std::int64_t before = allocations;
+  for (int round = 0; round < 3; ++round) {
+    draft.clear();
+    for (int i = 0; i < kMaxDraft; ++i) draft.push(i, 0.5f, SpeculatorKind::kNgram, 0.5f);
+    std::swap(draft, other);
+  }
+  EXPECT_EQ(allocations, before);
 }
 
 }  // namespace

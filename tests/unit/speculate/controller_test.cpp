@@ -236,7 +236,7 @@ struct ModelPlan : testing::Test {
     std::mt19937 random(1);
     std::uniform_real_distribution<> uniform;
     for (int i = 0; i < rounds; ++i) {
-      Draft draft;
+      DraftTree draft;
       std::vector<TokenId> emitted;
       bool alive = true;
       int accepted = 0;

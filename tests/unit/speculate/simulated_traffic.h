@@ -159,7 +159,7 @@ class Loop {
     measured.sequences = static_cast<int>(jobs_.size());
     measured.control = control;
     for (std::size_t s = 0; s < jobs_.size(); ++s) {
-      const Draft& draft = jobs_[s].draft;
+      const DraftTree& draft = jobs_[s].draft;
       std::vector<TokenId> sequence = tokens_[s], emitted;
       int accepted = 0;
       while (true) {

@@ -13,7 +13,7 @@
 
 namespace foretoken::kernels {
 
-// Consecutive rows of one sequence.
+// Rows of one sequence: consecutive positions, or a tree of drafted ones.
 struct AttentionRows {
   std::int64_t first_position;        // of row 0; row i is at first_position + i and sees positions <= its own
   int n_rows;
@@ -21,7 +21,13 @@ struct AttentionRows {
   float* out;                         // [n_rows, n_heads, head_dim], row stride out_stride
   const std::byte* const* hot;        // [n_pages] slab of each page's 16-bit copy, null where there is none
   const std::byte* const* sealed;     // [n_pages] slab of each page's codes, null where there are none
+  // Null: a chain, as above. Else a tree: [n_rows - 1], row r + 1 follows row parents[r] + 1, parents[r] in
+  // -1 .. r - 1. Row i's K and V are in the slot of position first_position + i all the same, but it stands at
+  // first_position + (rows before it on its path) and sees its path alone: with the bits that it has as the
+  // last row of that path's chain. At most kTreeRows rows. CPU alone: the CUDA kernels refuse trees.
+  const std::int32_t* parents = nullptr;
 };
+inline constexpr int kTreeRows = 1 + 64;  // a path crosses one page border at most
 
 struct AttentionCall {
   const AttentionRows* sequences;

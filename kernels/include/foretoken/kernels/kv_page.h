@@ -21,6 +21,8 @@ std::size_t sealed_page_bytes(KvMode mode, int head_dim);
 // rounded to bf16 (nearest, ties to even). What is not finite is made finite (NaN: 0, infinity: the
 // largest bf16), so that a rejected row can never reach its neighbours through 0 * inf.
 void store_kv(std::byte* hot, int head_dim, int slot, const float* k, const float* v);
+// One slot's bits into another, of this page or the next.
+void copy_kv(const std::byte* from, int from_slot, int head_dim, std::byte* to, int to_slot);
 void load_k(const std::byte* hot, int head_dim, int slot, float* k);  // exact bf16 values back
 void load_v(const std::byte* hot, int head_dim, int slot, float* v);
 

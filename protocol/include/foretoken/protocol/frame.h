@@ -19,7 +19,9 @@ namespace foretoken {
 using Frame = std::vector<std::byte>;
 using Message = std::vector<Frame>;
 
-inline constexpr std::uint16_t kProtocolVersion = 1;
+inline constexpr std::uint16_t kProtocolVersion = 2;
+// Older messages are read as well: trace segments outlive processes.
+inline constexpr std::uint16_t kOldestProtocolVersion = 1;
 inline constexpr std::size_t kMaxFrames = 64;
 // A request of 8192 tokens with four taps of 8192 fp16 values is 512 MiB: the largest message
 // accepted.

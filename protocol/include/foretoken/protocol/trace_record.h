@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,8 @@ inline constexpr int kFusionClasses = 65;
 inline constexpr int kMaxCandidates = 8;  // 1 own-context + 2 for each of the orders 2, 3, 4; one spare
 
 inline constexpr int kTeacherTopK = 64;
+inline constexpr int kMaxDraft = 16;       // drafted tokens on one path: the most positions of a draft
+inline constexpr int kMaxDraftNodes = 64;  // of a draft's tree: rows of one sequence beside its last token's
 inline constexpr int kTracedPrompt = 256;  // positions at the prompt's end whose taps are logged
 
 struct GeneratedTokenTrace {
@@ -35,12 +38,20 @@ struct GeneratedTokenTrace {
   float logprob = 0;                     // of the emitted token, after temperature and filters
 };
 
+// Whether each drafted token follows the one before it (empty: so too).
+inline bool is_chain(std::span<const std::int32_t> parents) {
+  for (std::size_t i = 0; i < parents.size(); ++i)
+    if (parents[i] != std::int32_t(i) - 1) return false;
+  return true;
+}
+
 struct RoundTrace {
   std::int32_t start = 0;                // absolute position of the first token this round could emit
-  std::vector<TokenId> drafted;
+  std::vector<TokenId> drafted;          // the nodes of a tree, parents first; at most kMaxDraftNodes
+  std::vector<std::int32_t> parents;     // of each the drafted token it follows, -1: none; empty: a chain
   std::vector<float> confidences;        // one a drafted token
   std::vector<SpeculatorKind> kinds;     // one a drafted token
-  std::int32_t accepted = 0;
+  std::int32_t accepted = 0;             // of them, along one path
   SpeculatorVersion version;
   float draft_ms = 0;
   float verify_ms = 0;
