@@ -2,7 +2,7 @@
 
 #include <new>
 
-#include "elementwise_functions.h"
+#include "kernels/cpu/cpu_ops.h"
 
 namespace foretoken::kernels {
 namespace {
@@ -41,18 +41,18 @@ void Activations::set(const float* x, std::int64_t n_rows, std::int64_t n_in, st
   a.has32 = block32;
   a.has256 = block256;
   if (!block32 && !block256) return;
-  const QuantizeFunctions& quantize = elementwise_active().quantize;
+  const ElementwiseOps& ops = cpu_ops().elementwise;
   auto rows = [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t r = begin; r < end; ++r) {
       const std::int64_t tile = r / kActivationTile * kActivationTile;
       const std::int64_t width = n_rows - tile < kActivationTile ? n_rows - tile : kActivationTile;
       if (block32) {
         auto* out = reinterpret_cast<Record32*>(a.data32) + tile * (n_in / 32) + (r - tile);
-        quantize.row32(x + r * stride, n_in, out, width);
+        ops.quantize_row32(x + r * stride, n_in, out, width);
       }
       if (block256) {
         auto* out = reinterpret_cast<Record256*>(a.data256) + tile * (n_in / 256) + (r - tile);
-        quantize.row256(x + r * stride, n_in, out, width);
+        ops.quantize_row256(x + r * stride, n_in, out, width);
       }
     }
   };

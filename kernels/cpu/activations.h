@@ -53,11 +53,4 @@ struct Activations::Impl {
   }
 };
 
-// Quantises one row: block b goes to out + b * out_stride. One function an instruction set, all
-// with the same result.
-struct QuantizeFunctions {
-  void (*row32)(const float* x, std::int64_t n_in, Record32* out, std::int64_t out_stride);
-  void (*row256)(const float* x, std::int64_t n_in, Record256* out, std::int64_t out_stride);
-};
-
 }  // namespace foretoken::kernels

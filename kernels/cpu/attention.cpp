@@ -10,8 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "foretoken/kernels/isa.h"
-#include "kernels/cpu/attention_kernels.h"
+#include "kernels/cpu/cpu_ops.h"
 
 namespace foretoken::kernels {
 namespace {
@@ -23,22 +22,6 @@ constexpr std::int64_t kMaxSplitStates = 8192;
 constexpr std::size_t kAlign = 64;
 
 std::size_t aligned(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-
-const AttentionKernels& kernels_of(Isa isa, KvMode mode) {
-  const std::ptrdiff_t index = &kv_format(mode) - kKvFormats;
-  switch (isa) {
-    case Isa::kScalar:
-      return kAttentionScalar[index];
-    case Isa::kAvx2:
-      return kAttentionAvx2[index];
-    case Isa::kAvx512:
-      return kAttentionAvx512[index];
-    case Isa::kAvx512Amx:
-      return kAttentionAvx512Amx[index];
-    default:
-      return kAttentionAvx512Vnni[index];  // with BF16 as well: see kernels/README.md
-  }
-}
 
 // Most digits of a row of any mode: the scratch is sized without knowing it.
 constexpr int most_digits(int d) {
@@ -206,7 +189,7 @@ void attention(const AttentionCall& call, std::byte* scratch, std::size_t scratc
                  kTreeRows);
     std::abort();
   }
-  const AttentionKernels& kernels = kernels_of(active_isa(), call.mode);
+  const AttentionKernels& kernels = cpu_ops().attention[&kv_format(call.mode) - kKvFormats];
   const int threads = pool.size();
   std::byte* at = reinterpret_cast<std::byte*>(aligned(reinterpret_cast<std::uintptr_t>(scratch)));
 

@@ -20,7 +20,7 @@
 #include <utility>
 
 #include "kernels/cpu/attention_kernels.h"
-#include "kernels/cpu/kv_page_layout.h"
+#include "kernels/layout/kv_page_layout.h"
 
 #define FORETOKEN_UNROLL _Pragma("GCC unroll 16")
 
@@ -51,7 +51,8 @@ struct AttentionCommon {
     p = V::fma(p, r, V::set(0.5f));
     p = V::fma(p, r, V::set(1.0f));
     p = V::fma(p, r, V::set(1.0f));
-    return V::zero_below(x, -87.0f, V::scale_by_power(p, n));
+    const I power = V::template shift_left<23>(V::add_int(V::round_to_int(n), V::set_int(127)));
+    return V::zero_below(x, -87.0f, V::mul(p, V::bits_to_float(power)));
   }
   static float exp_one(float x) {
     float lanes[16];
@@ -95,7 +96,7 @@ struct AttentionCommon {
     for (int c = 0; c < n; c += W) largest = V::max(largest, V::abs(V::load(y + c)));
     const float most = V::largest(largest);
     if constexpr (kWide) {
-      *sum = V::split(y, n, inverse_of(most), kMaxWeight, digits, low);
+      *sum = split_words(y, n, inverse_of(most), kMaxWeight, digits, low);
       *step = most * (1.0f / kMaxWeight);
     } else {
       const F inverse = V::set(most > 0 ? 127.0f / most : 0.0f);
@@ -126,8 +127,8 @@ struct AttentionCommon {
       F even[T], odd[T];
       FORETOKEN_UNROLL for (int t = 0; t < T; ++t) {
         const I pair = V::load_int(k[t] + c * 32);
-        even[t] = V::bf16_low(pair);
-        odd[t] = V::bf16_high(pair);
+        even[t] = V::bits_to_float(V::template shift_left<16>(pair));
+        odd[t] = V::bits_to_float(V::bit_and(pair, V::set_int(static_cast<int>(0xffff0000u))));
       }
       FORETOKEN_UNROLL for (int r = 0; r < R; ++r) {
         const F a = V::set(q[r * d + c]);
@@ -289,8 +290,8 @@ struct Attention : AttentionCommon<V> {
   static F centred(I high, I low, std::int32_t q_sum) {
     if constexpr (kBits < 8) {
       // At most 512 * 2^15 * 15, twice: within 31 bits.
-      const I total = V::add_int(V::shift_left8(high), low);
-      return V::to_float(V::sub(V::twice(total), V::set_int(kOffset * q_sum)));
+      const I total = V::add_int(V::template shift_left<8>(high), low);
+      return V::to_float(V::sub(twice(total), V::set_int(kOffset * q_sum)));
     } else {
       // Either half is below 2^24, exact as a float; their sum is not.
       const F total = V::fma(V::to_float(high), V::set(256.0f), V::to_float(low));
@@ -323,17 +324,17 @@ struct Attention : AttentionCommon<V> {
       FORETOKEN_UNROLL for (int j = 0; j < kCodes / 4; ++j) {
         I codes[T];
         FORETOKEN_UNROLL for (int t = 0; t < T; ++t) {
-          codes[t] = V::template low_bits<kBits>(z[t]);
-          z[t] = V::template shift_right<kBits>(z[t]);
+          codes[t] = low_bits<kBits>(z[t]);
+          z[t] = V::template shift_words_right<kBits>(z[t]);
         }
         FORETOKEN_UNROLL for (int r = 0; r < R; ++r) {
-          const I a = V::broadcast4(q + r * n + g + 4 * j);
+          const I a = broadcast4(q + r * n + g + 4 * j);
           FORETOKEN_UNROLL for (int t = 0; t < T; ++t) sum[r][t] =
-              V::template dot<kBits>(sum[r][t], codes[t], a);
+              add_products<kBits>(sum[r][t], codes[t], a);
           if constexpr (kWide) {
-            const I b = V::broadcast4(low + r * n + g + 4 * j);
+            const I b = broadcast4(low + r * n + g + 4 * j);
             FORETOKEN_UNROLL for (int t = 0; t < T; ++t) sum_low[r][t] =
-                V::template dot<kBits>(sum_low[r][t], codes[t], b);
+                add_products<kBits>(sum_low[r][t], codes[t], b);
           }
         }
       }
@@ -348,7 +349,7 @@ struct Attention : AttentionCommon<V> {
         if constexpr (kWide)
           x = centred(sum[r][t], sum_low[r][t], q_sum[r]);
         else
-          x = V::to_float(V::sub(V::twice(sum[r][t]), V::set_int(kOffset * q_sum[r])));
+          x = V::to_float(V::sub(twice(sum[r][t]), V::set_int(kOffset * q_sum[r])));
         F step = V::set(half_step[r]), more = V::set(base[r]);
         if constexpr (!kByChannel) step = V::mul(s, step);
         if constexpr (!kByChannel && kFormat.affine) more = V::mul(z, more);
@@ -435,13 +436,13 @@ struct Attention : AttentionCommon<V> {
            ++block, v += n * 4, h += kCodes, l += kCodes) {
         I z = V::load_int(v);
         FORETOKEN_UNROLL for (int j = 0; j < kCodes / 4; ++j) {
-          const I codes = V::template low_bits<kBits>(z);
-          z = V::template shift_right<kBits>(z);
+          const I codes = low_bits<kBits>(z);
+          z = V::template shift_words_right<kBits>(z);
           FORETOKEN_UNROLL for (int r = 0; r < R; ++r) {
-            sum_high[r] = V::template dot<kBits>(sum_high[r], codes,
-                                                 V::broadcast4(h + r * kSegmentTokens + 4 * j));
-            sum_low[r] = V::template dot<kBits>(sum_low[r], codes,
-                                                V::broadcast4(l + r * kSegmentTokens + 4 * j));
+            sum_high[r] =
+                add_products<kBits>(sum_high[r], codes, broadcast4(h + r * kSegmentTokens + 4 * j));
+            sum_low[r] =
+                add_products<kBits>(sum_low[r], codes, broadcast4(l + r * kSegmentTokens + 4 * j));
           }
         }
       }
@@ -482,7 +483,7 @@ struct Attention : AttentionCommon<V> {
       const F base = V::set(V::sum(dot)), half_step = V::set(queries.step[r] * 0.5f);
       const I q_sum = V::set_int(kOffset * queries.sum[r]);
       FORETOKEN_UNROLL for (int t = 0; t < kPageTokens; t += W) {
-        const F x = V::to_float(V::sub(V::twice(V::load_lanes(sums[r] + t)), q_sum));
+        const F x = V::to_float(V::sub(twice(V::load_int(sums[r] + t)), q_sum));
         const F s = V::load_half(page + at.k_scales + t * 2);
         V::store(logits + static_cast<std::size_t>(r) * kLogitStride + t,
                  V::fma(V::mul(s, half_step), x, base));
@@ -498,7 +499,7 @@ struct Attention : AttentionCommon<V> {
       V::value_sums(pages, page_of, n_pages, at, digit, buffers.weights_high, buffers.weights_low,
                     rows, high[0], low[0]);
       for (int r = 0; r < rows; ++r) {
-        const F x = centred(V::load_lanes(high[r]), V::load_lanes(low[r]), weight_sum[r]);
+        const F x = centred(V::load_int(high[r]), V::load_int(low[r]), weight_sum[r]);
         V::store(o2 + static_cast<std::size_t>(r) * n + digit, V::mul(x, V::set(half_step[r])));
       }
     }
@@ -611,9 +612,9 @@ struct Attention : AttentionCommon<V> {
         std::int32_t sum = 0;
         for (int s = 0; s < n_sealed; ++s) {
           const int from = sealed_page[s] * kPageTokens;
-          sum += V::split(logits + from, kPageTokens, inverse, kMaxWeight,
-                          buffers.weights_high + r * kSegmentTokens + from,
-                          buffers.weights_low + r * kSegmentTokens + from);
+          sum += split_words(logits + from, kPageTokens, inverse, kMaxWeight,
+                             buffers.weights_high + r * kSegmentTokens + from,
+                             buffers.weights_low + r * kSegmentTokens + from);
         }
         half_step[r] = largest_weight * (0.5f / kMaxWeight);
         weight_sum[r] = sum;
@@ -703,9 +704,9 @@ struct Attention : AttentionCommon<V> {
         V::store(w + t, V::mul(V::load(p + from + t),
                                V::load_half(pages[n] + skip + at.v_scales + t * 2)));
       }
-      sum += V::split(w, kPageTokens, inverse, kMaxWeight,
-                      buffers.weights_high + r * kSegmentTokens + from,
-                      buffers.weights_low + r * kSegmentTokens + from);
+      sum += split_words(w, kPageTokens, inverse, kMaxWeight,
+                         buffers.weights_high + r * kSegmentTokens + from,
+                         buffers.weights_low + r * kSegmentTokens + from);
     }
     *half_step = largest_weight * (0.5f / kMaxWeight);
     *weight_sum = sum;

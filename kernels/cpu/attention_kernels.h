@@ -8,10 +8,7 @@
 #include <iterator>
 
 #include "foretoken/kernels/attention.h"
-
-// Never a function of its own: the linker would keep one copy, perhaps that of a wide instruction
-// set.
-#define FORETOKEN_INLINE __attribute__((always_inline)) inline
+#include "kernels/cpu/simd.h"
 
 namespace foretoken::kernels {
 
@@ -95,7 +92,5 @@ struct AttentionKernels {
 };
 // By place in kKvFormats; the first one's, bf16, are never asked for a sealed page.
 using AttentionTable = std::array<AttentionKernels, std::size(kKvFormats)>;
-extern const AttentionTable kAttentionScalar, kAttentionAvx2, kAttentionAvx512,
-    kAttentionAvx512Vnni, kAttentionAvx512Amx;
 
 }  // namespace foretoken::kernels

@@ -3,18 +3,16 @@
 #include <cmath>
 #include <cstring>
 
-#include "elementwise_functions.h"
-#include "half.h"
-#include "half_rows_body.h"
+#include "kernels/cpu/cpu_ops.h"
 
 namespace foretoken::kernels {
 
 void encode_half(const float* x, std::int64_t n, std::uint16_t* out, float* scale) {
-  elementwise_active().encode_half(x, n, out, scale);
+  cpu_ops().elementwise.encode_half(x, n, out, scale);
 }
 
 void decode_half(const std::uint16_t* x, float scale, std::int64_t n, float* out) {
-  elementwise_active().decode_half(x, scale, n, out);
+  cpu_ops().elementwise.decode_half(x, scale, n, out);
 }
 
 void quantize_q8_0(const float* x, std::int64_t n, std::byte* out) {
@@ -26,7 +24,7 @@ void quantize_q8_0(const float* x, std::int64_t n, std::byte* out) {
     }
     // The largest d of fp16 bounds what can be kept: weights are far below it.
     const float wanted = largest / 127.0f;
-    const std::uint16_t d = to_half(wanted < 65504.0f ? wanted : 65504.0f);
+    const std::uint16_t d = float_to_half(wanted < 65504.0f ? wanted : 65504.0f);
     const float value = half_to_float(d);
     std::memcpy(out, &d, 2);
     for (int i = 0; i < 32; ++i) {
@@ -60,7 +58,7 @@ void quantize_q4_0(const float* x, std::int64_t n, std::byte* out) {
       const float wanted =
           (k % 2 ? -largest : largest) / (6.0f + 0.25f * static_cast<float>(k / 2));
       const float bounded = wanted < -65504.0f ? -65504.0f : wanted > 65504.0f ? 65504.0f : wanted;
-      const std::uint16_t d = to_half(bounded);
+      const std::uint16_t d = float_to_half(bounded);
       const float step = half_to_float(d);
       double error = 0;
       for (int i = 0; i < kBlock; ++i) {

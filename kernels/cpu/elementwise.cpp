@@ -2,27 +2,13 @@
 
 #include <cmath>
 
-#include "elementwise_body.h"
-#include "foretoken/kernels/isa.h"
+#include "kernels/cpu/cpu_ops.h"
 
 namespace foretoken::kernels {
 
-const ElementwiseFunctions& elementwise_scalar() { return kFunctions; }
-
-const ElementwiseFunctions& elementwise_active() {
-  switch (active_isa()) {
-    case Isa::kScalar:
-      return elementwise_scalar();
-    case Isa::kAvx2:
-      return elementwise_avx2();
-    default:
-      return elementwise_avx512();
-  }
-}
-
 void rms_norm(const float* x, std::int64_t x_stride, const float* weight, float epsilon,
               std::int64_t n_rows, std::int64_t width, float* y, std::int64_t y_stride) {
-  elementwise_active().rms_norm(x, x_stride, weight, epsilon, n_rows, width, y, y_stride);
+  cpu_ops().elementwise.rms_norm(x, x_stride, weight, epsilon, n_rows, width, y, y_stride);
 }
 
 // In double: at position 100,000 a float angle would be off by 0.004.
@@ -39,13 +25,13 @@ void rope_table(std::int64_t position, int rotary_dim, float theta, const float*
 
 void rope(float* x, int n_heads, int head_dim, int rotary_dim, const float* cos_sin,
           bool interleaved) {
-  elementwise_active().rope(x, n_heads, head_dim, rotary_dim, cos_sin, interleaved);
+  cpu_ops().elementwise.rope(x, n_heads, head_dim, rotary_dim, cos_sin, interleaved);
 }
 
 void swiglu(const float* gate, const float* up, std::int64_t n, float* y) {
-  elementwise_active().swiglu(gate, up, n, y);
+  cpu_ops().elementwise.swiglu(gate, up, n, y);
 }
 
-void add(const float* x, std::int64_t n, float* y) { elementwise_active().add(x, n, y); }
+void add(const float* x, std::int64_t n, float* y) { cpu_ops().elementwise.add(x, n, y); }
 
 }  // namespace foretoken::kernels

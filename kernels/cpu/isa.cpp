@@ -9,15 +9,44 @@
 #include <array>
 #include <atomic>
 #include <cstdlib>
+#include <iterator>
+
+#include "kernels/cpu/cpu_ops.h"
 
 namespace foretoken::kernels {
 namespace {
 
-constexpr std::array<std::string_view, 6> kNames = {
-    "scalar", "avx2", "avx512", "avx512-vnni", "avx512-vnni-bf16", "avx512-amx"};
+struct Row {
+  Isa isa;
+  std::string_view name;
+  CpuOps ops;
+};
+#define FORETOKEN_OPS(isa, shared)                                                      \
+  {                                                                                     \
+    isa::kLinear, isa::kAttention, isa::kPeak, shared::kElementwise, shared::kSampling, \
+        shared::seal_page                                                               \
+  }
+// Ascending: each set includes those before it.
+constexpr Row kRows[] = {
+    {Isa::kScalar, "scalar", FORETOKEN_OPS(scalar, scalar)},
+    {Isa::kAvx2, "avx2", FORETOKEN_OPS(avx2, avx2)},
+    {Isa::kAvx512, "avx512", FORETOKEN_OPS(avx512, avx512)},
+    {Isa::kAvx512Vnni, "avx512-vnni", FORETOKEN_OPS(avx512_vnni, avx512)},
+    // Its bf16 products would round what is float (README).
+    {Isa::kAvx512VnniBf16, "avx512-vnni-bf16", FORETOKEN_OPS(avx512_vnni, avx512)},
+    {Isa::kAvx512Amx, "avx512-amx", FORETOKEN_OPS(avx512_amx, avx512)},
+};
+#undef FORETOKEN_OPS
+constexpr std::size_t kIsas = std::size(kRows);
+constexpr bool in_order() {
+  for (std::size_t i = 0; i < kIsas; ++i)
+    if (kRows[i].isa != static_cast<Isa>(i)) return false;
+  return true;
+}
+static_assert(in_order());
 
 struct Supported {
-  std::array<Isa, 6> isas{};
+  std::array<Isa, kIsas> isas{};
   std::size_t count = 0;
 };
 
@@ -36,8 +65,8 @@ bool has_amx() {
 #endif
 }
 
-// Each level includes the one below, so the list is a prefix of the enum. __builtin_cpu_supports
-// also asks the operating system whether it saves the wider registers.
+// A prefix of kRows. __builtin_cpu_supports also asks the operating system whether it saves the
+// wider registers.
 Supported detect() {
   Supported s;
   s.isas[s.count++] = Isa::kScalar;
@@ -66,46 +95,43 @@ const Supported& supported() {
   return s;
 }
 
-bool find(std::string_view name, Isa* isa) {
-  for (Isa candidate : supported_isas()) {
-    if (isa_name(candidate) == name) {
-      *isa = candidate;
-      return true;
-    }
-  }
-  return false;
+const Row* find(std::string_view name) {
+  for (const Row& row : std::span(kRows).first(supported().count))
+    if (row.name == name) return &row;
+  return nullptr;
 }
 
-Isa initial_isa() {
-  Isa isa = supported_isas().back();
-  if (const char* forced = std::getenv("FORETOKEN_ISA")) find(forced, &isa);
-  return isa;
+// Of a name that is none, or not this machine's, the caller prints an error before any kernel runs.
+const Row* first_choice() {
+  const char* forced = std::getenv("FORETOKEN_ISA");
+  const Row* row = forced ? find(forced) : nullptr;
+  return row ? row : &kRows[supported().count - 1];
 }
 
-std::atomic<Isa>& active() {
-  static std::atomic<Isa> isa{initial_isa()};
-  return isa;
+std::atomic<const Row*>& chosen() {
+  static std::atomic<const Row*> row{first_choice()};
+  return row;
 }
 
 }  // namespace
 
-std::string_view isa_name(Isa isa) { return kNames[static_cast<std::size_t>(isa)]; }
+std::string_view isa_name(Isa isa) { return kRows[static_cast<std::size_t>(isa)].name; }
 
 std::span<const Isa> supported_isas() { return {supported().isas.data(), supported().count}; }
 
-Isa active_isa() { return active().load(std::memory_order_relaxed); }
+Isa active_isa() { return chosen().load(std::memory_order_relaxed)->isa; }
+
+const CpuOps& cpu_ops() { return chosen().load(std::memory_order_relaxed)->ops; }
 
 bool set_isa(std::string_view name) {
-  Isa isa;
-  if (!find(name, &isa)) return false;
-  active().store(isa, std::memory_order_relaxed);
-  return true;
+  const Row* row = find(name);
+  if (row) chosen().store(row, std::memory_order_relaxed);
+  return row != nullptr;
 }
 
 bool isa_environment_is_valid() {
   const char* forced = std::getenv("FORETOKEN_ISA");
-  Isa isa;
-  return forced == nullptr || find(forced, &isa);
+  return forced == nullptr || find(forced) != nullptr;
 }
 
 }  // namespace foretoken::kernels

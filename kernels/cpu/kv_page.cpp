@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "foretoken/kernels/isa.h"
-#include "kernels/cpu/kv_page_layout.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/layout/kv_page_layout.h"
 
 namespace foretoken::kernels {
 
@@ -52,15 +52,7 @@ void load_v(const std::byte* hot, int d, int slot, float* v) {
 
 void seal_page(const std::byte* hot, KvMode mode, const KvTransform& transform, int d,
                std::byte* sealed) {
-  const KvFormat& format = kv_format(mode);
-  switch (active_isa()) {
-    case Isa::kScalar:
-      return seal_page_scalar(hot, format, transform, d, sealed);
-    case Isa::kAvx2:
-      return seal_page_avx2(hot, format, transform, d, sealed);
-    default:
-      return seal_page_avx512(hot, format, transform, d, sealed);
-  }
+  cpu_ops().seal_page(hot, kv_format(mode), transform, d, sealed);
 }
 
 void dequantize_sealed_page(const std::byte* sealed, KvMode mode, const KvTransform& transform,
@@ -94,12 +86,12 @@ void dequantize_sealed_page(const std::byte* sealed, KvMode mode, const KvTransf
       }
       const std::size_t group = static_cast<std::size_t>(t / format.k_group) * d;
       for (int c = 0; c < d; ++c) {
-        digits[c] = digits[c] * half_to_scale(half(at.k_scales + 2 * (group + c))) +
-                    half_to_centre(half(at.k_centres + 2 * (group + c)));
+        digits[c] = digits[c] * half_to_float(half(at.k_scales + 2 * (group + c))) +
+                    half_to_float(half(at.k_centres + 2 * (group + c)));
       }
     } else {
-      const double s = half_to_scale(half(at.k_scales + 2 * t));
-      const double z = format.affine ? half_to_centre(half(at.k_centres + 2 * t)) : 0;
+      const double s = half_to_float(half(at.k_scales + 2 * t));
+      const double z = format.affine ? half_to_float(half(at.k_centres + 2 * t)) : 0;
       for (int i = 0; i < at.k_digits; ++i) digits[i] = s * digits[i] + z;
     }
     for (int j = 0; j < d; ++j) {
@@ -115,10 +107,10 @@ void dequantize_sealed_page(const std::byte* sealed, KvMode mode, const KvTransf
           2 *
           (static_cast<std::size_t>(format.v_group > 0 ? i / format.v_group : 0) * kPageTokens + t);
       digits[i] =
-          half_to_scale(half(at.v_scales + scale)) *
+          half_to_float(half(at.v_scales + scale)) *
               code(at.v_codes, static_cast<std::size_t>(t / codes) * (at.v_digits / 16) + i / 16,
                    i % 16, t % codes) +
-          (format.affine ? half_to_centre(half(at.v_centres + scale)) : 0);
+          (format.affine ? half_to_float(half(at.v_centres + scale)) : 0);
     }
     for (int j = 0; j < d; ++j) {
       double x = transform.v_decode == nullptr ? digits[j] : 0;

@@ -3,8 +3,8 @@
 #include <atomic>
 
 #include "foretoken/kernels/sampling.h"
-#include "linear_functions.h"
-#include "packed_layout.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/weights.h"
 
 namespace foretoken::kernels {
 namespace {
@@ -13,24 +13,6 @@ namespace {
 // last some ten microseconds, as long as a core takes to read this much; and an eighth of the
 // smallest second-level cache.
 constexpr std::size_t kFetchAhead = 128 << 10;
-
-LinearGroups active_groups() {
-  switch (active_isa()) {
-    case Isa::kScalar:
-      return linear_groups_scalar;
-    case Isa::kAvx2:
-      return linear_groups_avx2;
-    case Isa::kAvx512:
-      return linear_groups_avx512;
-    // Float weights meet float activations, so that BF16 instructions have no part here.
-    case Isa::kAvx512Vnni:
-    case Isa::kAvx512VnniBf16:
-      return linear_groups_avx512_vnni;
-    case Isa::kAvx512Amx:
-      return linear_groups_avx512_amx;
-  }
-  return linear_groups_scalar;
-}
 
 }  // namespace
 
@@ -71,7 +53,7 @@ class Parts {
     least_ = (least_ + step_ - 1) / step_ * step_;
   }
 
-  void work(int worker, const Activations::Impl& x, LinearGroups groups) {
+  void work(int worker, const Activations::Impl& x, const LinearTable& groups) {
     for (int i = 0; i < n_parts_; ++i) {
       Part& part = parts_[(worker + i) % n_parts_];
       for (;;) {
@@ -111,14 +93,16 @@ class Parts {
     }
     return first;
   }
-  void run(std::int64_t first, std::int64_t last, const Activations::Impl& x, LinearGroups groups) {
+  void run(std::int64_t first, std::int64_t last, const Activations::Impl& x,
+           const LinearTable& groups) {
     std::int64_t offset = 0;
     for (int j = 0; j < n_jobs_ && offset < last; ++j) {
       const std::int64_t begin = first > offset ? first - offset : 0;
       const std::int64_t end = last - offset < count(j) ? last - offset : count(j);
       if (begin < end) {
         const LinearJob& job = jobs_[j];
-        groups(LinearTask{*job.w, &x, job.bias, job.y, job.y_stride}, begin, end);
+        groups[static_cast<std::size_t>(job.w->type)](
+            LinearTask{*job.w, &x, job.bias, job.y, job.y_stride}, begin, end);
         if (job.summary) summarise(job, x.n_rows, begin, end);
       }
       offset += count(j);
@@ -171,7 +155,7 @@ void fetch_part(std::initializer_list<const PackedMatrix*> matrices, int worker,
 // Parallel over outputs alone, never over k.
 void linear_many(const LinearJob* jobs, int n_jobs, const Activations& x, ThreadPool& pool,
                  std::initializer_list<const PackedMatrix*> next) {
-  const LinearGroups groups = active_groups();
+  const LinearTable& groups = cpu_ops().linear;
   Parts parts(jobs, n_jobs, x.impl().n_rows, pool.size());
   pool.ranges(pool.size(), 1, [&](std::int64_t first, std::int64_t last, int worker) {
     for (std::int64_t part = first; part < last; ++part)

@@ -5,10 +5,11 @@
 #include <cstdint>
 
 namespace foretoken::kernels {
+namespace {
 
-inline constexpr std::uint32_t kPhiloxMultiplier0 = 0xd2511f53, kPhiloxMultiplier1 = 0xcd9e8d57;
-inline constexpr std::uint32_t kPhiloxWeyl0 = 0x9e3779b9, kPhiloxWeyl1 = 0xbb67ae85;
-inline constexpr int kPhiloxRounds = 10;
+constexpr std::uint32_t kPhiloxMultiplier0 = 0xd2511f53, kPhiloxMultiplier1 = 0xcd9e8d57;
+constexpr std::uint32_t kPhiloxWeyl0 = 0x9e3779b9, kPhiloxWeyl1 = 0xbb67ae85;
+constexpr int kPhiloxRounds = 10;
 
 struct PhiloxBlock {
   std::uint32_t word[4];
@@ -28,4 +29,13 @@ constexpr PhiloxBlock philox4x32(PhiloxBlock counter, std::uint32_t key0, std::u
   return counter;
 }
 
+// The four words that a token's own is among: word[token & 3].
+[[maybe_unused]] constexpr PhiloxBlock words_of(std::uint64_t seed, std::uint64_t position,
+                                                std::uint32_t token) {
+  return philox4x32({{token >> 2, 0, static_cast<std::uint32_t>(position),
+                      static_cast<std::uint32_t>(position >> 32)}},
+                    static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32));
+}
+
+}  // namespace
 }  // namespace foretoken::kernels

@@ -1,22 +1,10 @@
 #include "foretoken/kernels/sampling.h"
 
-#include "foretoken/kernels/isa.h"
-#include "sampling_body.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/gumbel.h"
+#include "kernels/cpu/philox.h"
 
 namespace foretoken::kernels {
-
-const SamplingFunctions& sampling_scalar() { return kFunctions; }
-
-const SamplingFunctions& sampling_active() {
-  switch (active_isa()) {
-    case Isa::kScalar:
-      return sampling_scalar();
-    case Isa::kAvx2:
-      return sampling_avx2();
-    default:
-      return sampling_avx512();
-  }
-}
 
 double gumbel(std::uint64_t seed, std::uint64_t position, std::uint32_t token) {
   return gumbel_of_word(words_of(seed, position, token).word[token & 3]);
@@ -35,34 +23,34 @@ double uniform(std::uint64_t seed, std::uint64_t position, std::uint32_t stream)
 
 std::int32_t sample_full(const float* logits, std::int64_t n_vocab, float inv_temperature,
                          std::uint64_t seed, std::uint64_t position, const float* maxima) {
-  return sampling_active().sample_full(logits, n_vocab, inv_temperature, seed, position, maxima);
+  return cpu_ops().sampling.sample_full(logits, n_vocab, inv_temperature, seed, position, maxima);
 }
 
 std::int32_t sample_subset(const float* logits, const std::int32_t* ids, std::int64_t n,
                            float inv_temperature, std::uint64_t seed, std::uint64_t position) {
-  return sampling_active().sample_subset(logits, ids, n, inv_temperature, seed, position);
+  return cpu_ops().sampling.sample_subset(logits, ids, n, inv_temperature, seed, position);
 }
 
 std::int32_t argmax(const float* x, std::int64_t n, const float* maxima) {
-  return sampling_active().argmax(x, n, maxima);
+  return cpu_ops().sampling.argmax(x, n, maxima);
 }
 
 void logit_block_summary(const float* x, std::int64_t n, float* maxima, float* sums, float scale,
                          float* scaled_sums) {
-  sampling_active().logit_block_summary(x, n, maxima, sums, scale, scaled_sums);
+  cpu_ops().sampling.logit_block_summary(x, n, maxima, sums, scale, scaled_sums);
 }
 
 double log_sum_exp_of_blocks(const float* maxima, const float* sums, std::int64_t n_blocks,
                              float scale) {
-  return sampling_active().log_sum_exp_of_blocks(maxima, sums, n_blocks, scale);
+  return cpu_ops().sampling.log_sum_exp_of_blocks(maxima, sums, n_blocks, scale);
 }
 
 double log_sum_exp(const float* x, std::int64_t n, float scale) {
-  return sampling_active().log_sum_exp(x, n, scale);
+  return cpu_ops().sampling.log_sum_exp(x, n, scale);
 }
 
 double approximate_log_sum_exp(const float* x, std::int64_t n, float scale) {
-  return sampling_active().approximate_log_sum_exp(x, n, scale);
+  return cpu_ops().sampling.approximate_log_sum_exp(x, n, scale);
 }
 
 }  // namespace foretoken::kernels

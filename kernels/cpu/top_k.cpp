@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "foretoken/kernels/sampling.h"
-#include "sampling_functions.h"
+#include "kernels/cpu/cpu_ops.h"
 
 namespace foretoken::kernels {
 namespace {
@@ -80,7 +80,7 @@ std::int64_t top_k(const float* x, std::int64_t n, std::int64_t k, std::int32_t*
     logit_block_summary(x, n_blocks * kBlock, found.data(), nullptr);
     maxima = found.data();
   }
-  if (const std::int64_t few = sampling_active().top_few(x, n, k, ids, values, maxima); few >= 0)
+  if (const std::int64_t few = cpu_ops().sampling.top_few(x, n, k, ids, values, maxima); few >= 0)
     return few;
   float bound = -INFINITY;
   if (n_blocks >= k) {

@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "foretoken/kernels/attention.h"
-#include "kernels/cpu/kv_page_layout.h"
+#include "kernels/layout/kv_page_layout.h"
 
 namespace foretoken::kernels::cuda {
 

@@ -1,6 +1,7 @@
 #include "runtime/model/tensor_loader.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 
@@ -44,10 +45,12 @@ Result<const GgufTensor*> TensorLoader::find(const std::string& name,
 Result<WeightType> TensorLoader::type_of(const GgufTensor& tensor) const {
   const auto type = weight_type_of(tensor.ggml_type);
   if (!type) {
+    std::vector<const char*> known;
+    for (const kernels::WeightFormat& format : kernels::kWeightFormats)
+      if (format.ggml_type >= 0) known.push_back(format.name);
     return bad(ErrorCode::kUnsupported,
-               fmt::format("tensor {} has type {}, wanted one of F32, F16, BF16, Q8_0, Q4_0, "
-                           "Q4_1, Q5_0, Q5_1, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K",
-                           tensor.name, ggml_type_name(tensor.ggml_type)));
+               fmt::format("tensor {} has type {}, wanted one of {}", tensor.name,
+                           ggml_type_name(tensor.ggml_type), fmt::join(known, ", ")));
   }
   if (tensor.shape[0] % kernels::weight_block_values(*type) != 0) {
     return bad(ErrorCode::kInvalidInput,

@@ -43,38 +43,7 @@ WeightBuffer WeightArena::take(std::size_t bytes) {
 }
 
 std::optional<WeightType> weight_type_of(std::uint32_t ggml_type) {
-  switch (ggml_type) {
-    case 0:
-      return WeightType::kF32;
-    case 1:
-      return WeightType::kF16;
-    case 2:
-      return WeightType::kQ4_0;
-    case 3:
-      return WeightType::kQ4_1;
-    case 6:
-      return WeightType::kQ5_0;
-    case 7:
-      return WeightType::kQ5_1;
-    case 8:
-      return WeightType::kQ8_0;
-    case 10:
-      return WeightType::kQ2_K;
-    case 11:
-      return WeightType::kQ3_K;
-    case 12:
-      return WeightType::kQ4_K;
-    case 13:
-      return WeightType::kQ5_K;
-    case 14:
-      return WeightType::kQ6_K;
-    case 20:
-      return WeightType::kIQ4_NL;
-    case 30:
-      return WeightType::kBF16;
-    default:
-      return std::nullopt;
-  }
+  return kernels::weight_type_of_ggml(ggml_type);
 }
 
 }  // namespace foretoken

@@ -1,6 +1,7 @@
 // Random weights, activations and packed matrices for the kernel tests.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -13,11 +14,11 @@
 
 namespace foretoken::kernels {
 
-inline constexpr WeightType kAllTypes[] = {
-    WeightType::kF32,  WeightType::kF16,  WeightType::kBF16, WeightType::kQ8_0,   WeightType::kQ4_0,
-    WeightType::kQ4_1, WeightType::kQ5_0, WeightType::kQ5_1, WeightType::kIQ4_NL, WeightType::kQ2_K,
-    WeightType::kQ3_K, WeightType::kQ4_K, WeightType::kQ5_K, WeightType::kQ6_K};
-static_assert(std::size(kAllTypes) == kWeightTypes);
+inline constexpr auto kAllTypes = [] {
+  std::array<WeightType, kWeightTypes> all{};
+  for (int i = 0; i < kWeightTypes; ++i) all[static_cast<std::size_t>(i)] = kWeightFormats[i].type;
+  return all;
+}();
 
 // Runs the scope on one instruction set and restores the previous one.
 class ScopedIsa {

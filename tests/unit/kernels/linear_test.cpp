@@ -94,7 +94,7 @@ TEST_P(LinearTypes, AgreesWithFloatArithmeticWithinTheQuantisationBound) {
     const std::vector<float> x = random_activations(n_rows, n_in, random);
     const std::vector<float> bias = random_activations(1, n_out, random);
     const std::int64_t block = wants_block256(GetParam()) ? 256 : 32;
-    const bool quantised = weight_block_values(GetParam()) > 1;
+    const bool quantised = weight_format(GetParam()).activations != ActivationForm::kFloat;
     std::vector<float> w(static_cast<std::size_t>(n_in));
     for (Isa isa : supported_isas()) {
       const ScopedIsa scoped(isa);

@@ -9,7 +9,6 @@
 #include <thread>
 #include <vector>
 
-#include "foretoken/kernels/isa.h"
 
 namespace foretoken::kernels {
 namespace {
@@ -113,24 +112,6 @@ TEST(ThreadPool, FetchingAheadReadsNothing) {
     ASSERT_EQ(done, 9);
     if (round % 50 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-}
-
-TEST(Isa, NamesAreExactAndUnknownOnesAreRefused) {
-  EXPECT_EQ(isa_name(Isa::kScalar), "scalar");
-  EXPECT_EQ(isa_name(Isa::kAvx2), "avx2");
-  EXPECT_EQ(isa_name(Isa::kAvx512), "avx512");
-  EXPECT_EQ(isa_name(Isa::kAvx512Vnni), "avx512-vnni");
-  EXPECT_EQ(isa_name(Isa::kAvx512VnniBf16), "avx512-vnni-bf16");
-  EXPECT_EQ(isa_name(Isa::kAvx512Amx), "avx512-amx");
-  const Isa before = active_isa();
-  EXPECT_FALSE(set_isa("avx"));
-  EXPECT_FALSE(set_isa(""));
-  EXPECT_EQ(active_isa(), before);
-  ASSERT_FALSE(supported_isas().empty());
-  EXPECT_EQ(supported_isas().front(), Isa::kScalar);
-  EXPECT_TRUE(set_isa("scalar"));
-  EXPECT_EQ(active_isa(), Isa::kScalar);
-  EXPECT_TRUE(set_isa(isa_name(before)));
 }
 
 }  // namespace

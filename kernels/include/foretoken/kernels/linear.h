@@ -13,16 +13,9 @@
 
 #include "foretoken/kernels/isa.h"
 #include "foretoken/kernels/thread_pool.h"
+#include "foretoken/kernels/weight_type.h"
 
 namespace foretoken::kernels {
-
-enum class WeightType : std::uint8_t {
-  kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kIQ4_NL, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K
-};
-inline constexpr int kWeightTypes = 14;
-const char* weight_type_name(WeightType type);            // "Q4_K"
-int weight_block_values(WeightType type);                 // values a block: 1, 32 or 256; n_in must be a multiple
-std::size_t weight_row_bytes(WeightType type, std::int64_t n_in);   // of the *file's* format
 
 // A view; the bytes belong to whoever allocated them (64-byte aligned).
 struct PackedMatrix {
@@ -64,9 +57,6 @@ class Activations {
  private:
   std::unique_ptr<Impl> impl_;
 };
-inline bool wants_block32(WeightType t) { return weight_block_values(t) == 32; }
-inline bool wants_block256(WeightType t) { return weight_block_values(t) == 256; }
-
 // y: [n_rows, n_out], row stride in floats. bias: [n_out] or null. Rows come from `x`.
 // `next`: the matrices that will be read after these: waiting workers fetch where their parts of them begin.
 void linear(const PackedMatrix& w, const Activations& x, const float* bias, float* y, std::int64_t y_stride,

@@ -1,7 +1,0 @@
-#include "sampling_body.h"
-
-namespace foretoken::kernels {
-
-const SamplingFunctions& sampling_avx2() { return kFunctions; }
-
-}  // namespace foretoken::kernels
