@@ -50,7 +50,9 @@ constexpr std::array<TypeInfo, 15> kTypes = {{{"BOOL", 1},
 std::optional<SafetensorType> type_of(std::string_view name) {
   for (std::size_t i = 0; i < kTypes.size(); ++i)
     if (name == kTypes[i].name) return SafetensorType(i);
-  return std::nullopt;
+  const auto weight = kernels::weight_type_of_safetensors(name);
+  return weight ? std::optional(SafetensorType(kTypes.size() + std::size_t(*weight)))
+                : std::nullopt;
 }
 
 std::optional<std::uint64_t> unsigned_of(const json::value& value) {
@@ -160,11 +162,14 @@ class MappedSafetensors final : public SafetensorsFile {
     if (!begin || !end || *begin > *end || *end > region.size())
       return error("tensor {}: data_offsets: {} found, two numbers within {} bytes wanted", shown,
                    offsets ? json::serialize(*offsets).substr(0, 100) : "nothing", region.size());
-    const std::uint64_t wanted = elements * safetensor_element_bytes(*type);
-    if (*end - *begin != wanted)
+    const auto wanted = safetensor_bytes(*type, elements);
+    if (!wanted)
+      return error("tensor {}: {} [{}] fills no whole number of blocks", shown,
+                   safetensor_type_name(*type), fmt::join(tensor.shape, ", "));
+    if (*end - *begin != *wanted)
       return error("tensor {}: {} bytes found, {} [{}] wants {}", shown, *end - *begin,
-                   safetensor_type_name(*type), fmt::join(tensor.shape, ", "), wanted);
-    tensor.data = region.subspan(std::size_t(*begin), std::size_t(wanted));
+                   safetensor_type_name(*type), fmt::join(tensor.shape, ", "), *wanted);
+    tensor.data = region.subspan(std::size_t(*begin), *wanted);
     tensors_.push_back(std::move(tensor));
     return Ok{};
   }
@@ -201,9 +206,25 @@ Result<std::unique_ptr<SafetensorsFile>> finish(std::unique_ptr<MappedSafetensor
 
 }  // namespace
 
-const char* safetensor_type_name(SafetensorType type) { return kTypes[std::size_t(type)].name; }
+std::optional<kernels::WeightType> safetensor_weight_type(SafetensorType type) {
+  if (std::size_t(type) >= kTypes.size())
+    return kernels::WeightType(std::size_t(type) - kTypes.size());
+  return kernels::weight_type_of_safetensors(kTypes[std::size_t(type)].name);
+}
+
+const char* safetensor_type_name(SafetensorType type) {
+  if (std::size_t(type) < kTypes.size()) return kTypes[std::size_t(type)].name;
+  return kernels::weight_format(*safetensor_weight_type(type)).safetensors.data();
+}
 std::size_t safetensor_element_bytes(SafetensorType type) {
+  assert(std::size_t(type) < kTypes.size());
   return kTypes[std::size_t(type)].bytes;
+}
+std::optional<std::size_t> safetensor_bytes(SafetensorType type, std::size_t n_elements) {
+  if (std::size_t(type) < kTypes.size()) return n_elements * kTypes[std::size_t(type)].bytes;
+  const kernels::WeightType weight = *safetensor_weight_type(type);
+  if (n_elements % std::size_t(kernels::weight_block_values(weight)) != 0) return std::nullopt;
+  return kernels::weight_row_bytes(weight, std::int64_t(n_elements));
 }
 
 Result<std::unique_ptr<SafetensorsFile>> SafetensorsFile::open(const std::string& path) {
@@ -233,9 +254,10 @@ std::vector<std::byte> write_safetensors(std::span<const Safetensor> tensors,
   }
   std::uint64_t at = 0;
   for (const Safetensor* tensor : order) {
-    std::uint64_t bytes = safetensor_element_bytes(tensor->type);
-    for (const std::int64_t extent : tensor->shape) bytes *= std::uint64_t(extent);
-    assert(tensor->data.size() == bytes);
+    std::size_t elements = 1;
+    for (const std::int64_t extent : tensor->shape) elements *= std::size_t(extent);
+    const std::uint64_t bytes = tensor->data.size();
+    assert(safetensor_bytes(tensor->type, elements) == bytes);
     header[tensor->name] = {{"dtype", safetensor_type_name(tensor->type)},
                             {"shape", json::array(tensor->shape.begin(), tensor->shape.end())},
                             {"data_offsets", {at, at + bytes}}};

@@ -17,10 +17,13 @@
 #include <string_view>
 #include <vector>
 
+#include "foretoken/kernels/weight_type.h"
 #include "foretoken/protocol/result.h"
 
 namespace foretoken {
 
+// Beyond these a file may hold what the kernels' weight types are called there (weight_type.h): a row
+// there gives its dtype a number after kU64.
 enum class SafetensorType : std::uint8_t {
   kBool,
   kU8,
@@ -39,7 +42,11 @@ enum class SafetensorType : std::uint8_t {
   kU64
 };
 const char* safetensor_type_name(SafetensorType type);  // "BF16"
+// Of a type above. Of any type: none where n_elements do not fill its blocks.
 std::size_t safetensor_element_bytes(SafetensorType type);
+std::optional<std::size_t> safetensor_bytes(SafetensorType type, std::size_t n_elements);
+// What the kernels multiply its values with, if they do.
+std::optional<kernels::WeightType> safetensor_weight_type(SafetensorType type);
 
 struct Safetensor {
   std::string name;

@@ -49,9 +49,7 @@ Eagle3Tensor encoded(SafetensorType type, std::vector<std::int64_t> shape,
 }
 
 std::vector<float> decoded(const Eagle3Tensor& tensor) {
-  const auto type = tensor.type == SafetensorType::kF32   ? kernels::WeightType::kF32
-                    : tensor.type == SafetensorType::kF16 ? kernels::WeightType::kF16
-                                                          : kernels::WeightType::kBF16;
+  const auto type = safetensor_weight_type(tensor.type).value();
   std::vector<float> out(tensor.bytes.size() / safetensor_element_bytes(tensor.type));
   kernels::dequantize_file_row(type, tensor.bytes.data(), std::int64_t(out.size()), out.data());
   return out;

@@ -24,11 +24,7 @@ Error refusal(const char* reason, std::string text) {
   return Error{ErrorCode::kInvalidInput, fmt::format("{}: eagle3: {}", reason, text)};
 }
 
-WeightType weight_type(SafetensorType type) {
-  return type == SafetensorType::kF32   ? WeightType::kF32
-         : type == SafetensorType::kF16 ? WeightType::kF16
-                                        : WeightType::kBF16;
-}
+WeightType weight_type(SafetensorType type) { return *safetensor_weight_type(type); }
 
 std::vector<float> values_of(const Eagle3Tensor* tensor) {
   if (!tensor) return {};
