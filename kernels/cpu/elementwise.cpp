@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/simd.h"
 
 namespace foretoken::kernels {
 
@@ -30,6 +31,17 @@ void rope(float* x, int n_heads, int head_dim, int rotary_dim, const float* cos_
 
 void swiglu(const float* gate, const float* up, std::int64_t n, float* y) {
   cpu_ops().elementwise.swiglu(gate, up, n, y);
+}
+
+// The baseline's vectors: a head's window is short, and its weights are the same on every set.
+void softmax_weights(float* x, std::int64_t n, float largest, float scale) {
+  for (std::int64_t i = 0; i < n; i += 16) {
+    const std::size_t bytes = static_cast<std::size_t>(n - i < 16 ? n - i : 16) * sizeof(float);
+    F32x16 v = splat(largest);
+    std::memcpy(&v, x + i, bytes);
+    v = exp_nonpositive((v - largest) * scale);
+    std::memcpy(x + i, &v, bytes);
+  }
 }
 
 void add(const float* x, std::int64_t n, float* y) { cpu_ops().elementwise.add(x, n, y); }

@@ -5,6 +5,8 @@
 
 #include <fmt/format.h>
 
+#include "foretoken/kernels/convert.h"
+
 namespace foretoken {
 
 Result<std::shared_ptr<const VocabularyRows>> VocabularyRows::open(const std::string& path) {
@@ -80,27 +82,50 @@ void VocabularyRows::embedding(TokenId token, float* out) const {
   }
 }
 
+kernels::WeightType VocabularyRows::head_type() const {
+  const bool floats =
+      kernels::weight_format(output_.type).activations == kernels::ActivationForm::kFloat;
+  return floats && hidden_ % kernels::weight_block_values(kernels::WeightType::kQ8_0) == 0
+             ? kernels::WeightType::kQ8_0
+             : output_.type;
+}
+
+std::size_t VocabularyRows::output_row_bytes() const {
+  return kernels::weight_row_bytes(head_type(), hidden_);
+}
+
+void VocabularyRows::head_row(TokenId token, std::byte* out) const {
+  if (head_type() == output_.type) {
+    std::memcpy(out, output_.row(token), output_.row_bytes);
+    return;
+  }
+  std::vector<float> values(static_cast<std::size_t>(hidden_));
+  kernels::dequantize_file_row(output_.type, output_.row(token), hidden_, values.data());
+  kernels::quantize_q8_0(values.data(), hidden_, out);
+}
+
 void VocabularyRows::output(TokenId token, float* out) const {
   assert(token >= 0 && token < n_vocab_);
-  kernels::dequantize_file_row(output_.type, output_.row(token), hidden_, out);
+  std::vector<std::byte> row(output_row_bytes());
+  head_row(token, row.data());
+  kernels::dequantize_file_row(head_type(), row.data(), hidden_, out);
 }
 
 Result<Matrix> VocabularyRows::pack_output_rows(std::span<const TokenId> ids) const {
   Matrix out;
   const auto n = std::int64_t(ids.size());
   assert(n % kernels::kPackRows == 0);
-  const std::size_t bytes = kernels::packed_bytes(output_.type, n, hidden_);
+  const kernels::WeightType type = head_type();
+  const std::size_t bytes = kernels::packed_bytes(type, n, hidden_), row_bytes = output_row_bytes();
   out.buffer = WeightBuffer(bytes);
   if (!out.buffer.data())
     return Error{ErrorCode::kOutOfRange, fmt::format("no memory for {} output rows", n)};
-  out.packed = {output_.type, kernels::Device::kCpu, n, hidden_, out.buffer.data(), bytes};
-  out.file_bytes = output_.row_bytes * ids.size();
-  std::vector<std::byte> strip(output_.row_bytes * kernels::kPackRows);
+  out.packed = {type, kernels::Device::kCpu, n, hidden_, out.buffer.data(), bytes};
+  out.file_bytes = row_bytes * ids.size();
+  std::vector<std::byte> strip(row_bytes * kernels::kPackRows);
   for (std::int64_t row = 0; row < n; row += kernels::kPackRows) {
-    for (std::int64_t i = 0; i < kernels::kPackRows; ++i) {
-      std::memcpy(strip.data() + std::size_t(i) * output_.row_bytes,
-                  output_.row(ids[std::size_t(row + i)]), output_.row_bytes);
-    }
+    for (std::int64_t i = 0; i < kernels::kPackRows; ++i)
+      head_row(ids[std::size_t(row + i)], strip.data() + std::size_t(i) * row_bytes);
     kernels::pack_rows(out.packed, row, kernels::kPackRows, strip.data());
   }
   return out;

@@ -34,12 +34,15 @@ class VocabularyRows {
   // Of the file, that a step of one row reads: all but the embedding, where the output has a matrix
   // of its own. (Of a mixture of experts a step reads less.)
   std::size_t step_bytes() const { return step_bytes_; }
-  std::size_t output_row_bytes() const { return output_.row_bytes; }
   // The file's values, dequantised. out: [hidden]. token in [0, n_vocab).
   void embedding(TokenId token, float* out) const;
+  // Rows of the output matrix as learned heads multiply with them: in the file's own precision, but
+  // floats rounded to Q8_0 (where hidden is a multiple of 32), because sums of float products differ
+  // between devices, and a head's must not: the gate replays on a CPU what may be drafted elsewhere.
+  std::size_t output_row_bytes() const;
   void output(TokenId token, float* out) const;
-  // Rows `ids` of the output matrix in the kernels' layout, in the file's own precision: row i is
-  // ids[i]. ids: in [0, n_vocab), as many as a multiple of kernels::kPackRows.
+  // Rows `ids` in the kernels' layout: row i is ids[i]. ids: in [0, n_vocab), as many as a multiple of
+  // kernels::kPackRows.
   Result<Matrix> pack_output_rows(std::span<const TokenId> ids) const;
 
  private:
@@ -53,6 +56,9 @@ class VocabularyRows {
   };
   VocabularyRows() = default;
   Status bind(const GgufFile& file);
+  kernels::WeightType head_type() const;
+  // One row in head_type()'s file format. out: [output_row_bytes()].
+  void head_row(TokenId token, std::byte* out) const;
 
   std::unique_ptr<GgufFile> file_;      // of open()
   std::shared_ptr<const Model> model_;  // of of(model)

@@ -320,10 +320,15 @@ void Eagle3Head::attend(const float* q, std::int64_t position, const HeadMemory&
   const float scale = 1.0f / std::sqrt(float(dim));
   float largest = scores[low % capacity_];
   for (std::int64_t p = low; p <= position; ++p) largest = std::max(largest, scores[p % capacity_]);
+  // The window's slots are one run of the ring or two.
+  const std::int64_t n = position - low + 1, start = low % capacity_;
+  const std::int64_t n_first = std::min(n, capacity_ - start);
+  kernels::softmax_weights(scores + start, n_first, largest, scale);
+  kernels::softmax_weights(scores, n - n_first, largest, scale);
   float sum = 0;
   std::fill_n(out, dim, 0.0f);
   for (std::int64_t p = low; p <= position; ++p) {
-    const float weight = std::exp((scores[p % capacity_] - largest) * scale);
+    const float weight = scores[p % capacity_];
     const float* value = values + (p % capacity_) * width;
     sum += weight;
     for (int d = 0; d < dim; ++d) out[d] += weight * value[d];

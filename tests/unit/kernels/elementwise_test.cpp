@@ -112,6 +112,27 @@ TEST(Rope, RotatesPairsByTheTablesAngles) {
   }
 }
 
+TEST(SoftmaxWeights, MatchTheirDefinitionAtEverySizeOnEveryIsa) {
+  std::mt19937_64 random(6);
+  for (const std::int64_t n : {0, 1, 5, 16, 31, 257}) {
+    std::vector<float> x = random_activations(1, n, random);
+    if (n > 0) x[0] = -1e30f;  // far below: nothing
+    float largest = n > 0 ? x[0] : 0;
+    for (const float v : x) largest = std::max(largest, v);
+    const float scale = 0.3f;
+    const auto y = same_on_every_isa([&] {
+      std::vector<float> out = x;
+      softmax_weights(out.data(), n, largest, scale);
+      return out;
+    });
+    for (std::int64_t i = 0; i < n; ++i) {
+      const double exponent = static_cast<double>((x[static_cast<std::size_t>(i)] - largest) * scale);
+      const double expected = exponent < -87 ? 0 : std::exp(exponent);
+      EXPECT_NEAR(y[static_cast<std::size_t>(i)], expected, 1e-6 * expected) << exponent;
+    }
+  }
+}
+
 TEST(Add, AddsInPlace) {
   std::mt19937_64 random(4);
   const std::vector<float> x = random_activations(1, 101, random),

@@ -1,4 +1,4 @@
-// Norms, rotary embedding, SwiGLU, residual adds, bf16 conversion. All row-wise: a row's result never
+// Norms, rotary embedding, SwiGLU, softmax weights, residual adds. All row-wise: a row's result never
 // depends on its neighbours. Strides are in floats.
 #pragma once
 
@@ -19,6 +19,9 @@ void rope(float* x, int n_heads, int head_dim, int rotary_dim, const float* cos_
 
 // y = silu(gate) * up, [n] each; y may alias gate.
 void swiglu(const float* gate, const float* up, std::int64_t n, float* y);
+// x[i] = e^((x[i] - largest) * scale), largest >= x[i], scale > 0: by the kernels' own polynomial, relative
+// error below 2e-7; 0 below e^-87.
+void softmax_weights(float* x, std::int64_t n, float largest, float scale);
 // y += x
 void add(const float* x, std::int64_t n, float* y);
 
