@@ -6,20 +6,37 @@
 namespace foretoken::kernels::FORETOKEN_ISA {
 namespace {
 
-// Sixteen partial sums, lane i taking elements i, i+16, ...; the rest one by one after them.
+// The sum of squares in 128 partial sums, the i-th of elements i, i + 128, ... in order, folded halves
+// onto halves: one definition for every instruction set and device (a GPU's block of 128 threads, or
+// eight vectors here, whose chains of adds are an eighth as long as one vector's).
+float sum_of_squares(const float* x, std::int64_t n) {
+  constexpr int kVectors = 8;
+  F32x16 partial[kVectors] = {};
+  std::int64_t i = 0;
+  for (; i + 16 * kVectors <= n; i += 16 * kVectors) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) {
+      const auto v = load_lanes<F32x16>(x + i + 16 * j);
+      partial[j] += v * v;
+    }
+  }
+  for (int j = 0; i < n; ++j, i += 16) {
+    F32x16 v{};
+    std::memcpy(&v, x + i, static_cast<std::size_t>(n - i < 16 ? n - i : 16) * sizeof(float));
+    partial[j] += v * v;
+  }
+  for (int width = kVectors / 2; width > 0; width /= 2)
+    for (int j = 0; j < width; ++j) partial[j] += partial[j + width];
+  return sum_lanes(partial[0]);
+}
+
 void rms_norm_rows(const float* x, std::int64_t x_stride, const float* weight, float epsilon,
                    std::int64_t n_rows, std::int64_t width, float* y, std::int64_t y_stride) {
   for (std::int64_t r = 0; r < n_rows; ++r, x += x_stride, y += y_stride) {
-    F32x16 partial{};
+    const float mean = sum_of_squares(x, width) / static_cast<float>(width);
+    const float scale = 1.0f / __builtin_sqrtf(mean + epsilon);
     std::int64_t i = 0;
-    for (; i + 16 <= width; i += 16) {
-      const F32x16 v = load_lanes<F32x16>(x + i);
-      partial += v * v;
-    }
-    float sum = sum_lanes(partial);
-    for (; i < width; ++i) sum += x[i] * x[i];
-    const float scale = 1.0f / __builtin_sqrtf(sum / static_cast<float>(width) + epsilon);
-    for (i = 0; i + 16 <= width; i += 16)
+    for (; i + 16 <= width; i += 16)
       store_lanes(y + i, load_lanes<F32x16>(x + i) * scale * load_lanes<F32x16>(weight + i));
     for (; i < width; ++i) y[i] = x[i] * scale * weight[i];
   }

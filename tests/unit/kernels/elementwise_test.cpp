@@ -57,6 +57,34 @@ TEST(RmsNorm, MatchesItsDefinitionForStridesAndOddWidths) {
   }
 }
 
+// The order of the sum is part of the arithmetic: 128 partial sums, folded halves onto halves. A plain
+// sum in order must differ somewhere, or this test sees nothing.
+TEST(RmsNorm, SumsIn128PartialSums) {
+  std::mt19937_64 random(7);
+  bool plain_differs = false;
+  for (const std::int64_t width : {1, 17, 64, 127, 128, 129, 576, 1000, 4096}) {
+    const std::vector<float> x = random_activations(1, width, random);
+    const std::vector<float> one(static_cast<std::size_t>(width), 1.0f);
+    float partial[128] = {}, plain = 0;
+    for (std::int64_t i = 0; i < width; ++i) {
+      const float v = x[static_cast<std::size_t>(i)];
+      partial[i % 128] += v * v;
+      plain += v * v;
+    }
+    for (int half = 64; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) partial[i] += partial[i + half];
+    plain_differs = plain_differs || plain != partial[0];
+    const float scale = 1.0f / std::sqrt(partial[0] / static_cast<float>(width) + 1e-5f);
+    const auto y = same_on_every_isa([&] {
+      std::vector<float> out(static_cast<std::size_t>(width));
+      rms_norm(x.data(), width, one.data(), 1e-5f, 1, width, out.data(), width);
+      return out;
+    });
+    for (std::size_t i = 0; i < y.size(); ++i) EXPECT_EQ(y[i], x[i] * scale) << width;
+  }
+  EXPECT_TRUE(plain_differs);
+}
+
 TEST(Swiglu, MatchesItsDefinitionAtEverySize) {
   std::mt19937_64 random(2);
   for (const std::int64_t n : {1, 15, 16, 17, 1000}) {
