@@ -209,12 +209,8 @@ cudaError_t launch_parts(const AttentionGrid& grid, cudaStream_t stream, bool ov
 }
 template <int D, int Rows>
 cudaError_t launch_finish(const AttentionGrid& grid, cudaStream_t stream) {
-  int most_states = 0;
-  for (int i = 0; i < grid.n_sequences; ++i)
-    most_states = std::max(most_states, grid.sequences[i].n_states());
   return launch(finish_kernel<D, Rows>, dim3(grid.n_tiles * kTileRows / Rows, grid.n_kv_heads),
-                kFinishThreads, sizeof(FinishMemory<D, Rows>) + sizeof(float) * Rows * most_states,
-                true, stream, grid);
+                kFinishThreads, sizeof(FinishMemory<D, Rows>), true, stream, grid);
 }
 
 template <int D>

@@ -668,31 +668,29 @@ FORETOKEN_GPU void attention_block(G& g, const AttentionGrid& grid) {
 }
 
 // Merges a sequence's parts and leaves the INT2 basis. Block: kFinishThreads, for Rows rows (1, or
-// the eight of a tile) of one KV head. In either case a row's parts are summed in eight chains,
-// part a in chain a % 8 of its kind, in ascending order, and the chains then in order.
-inline constexpr int kFinishThreads = 256, kChains = 8;
+// the eight of a tile) of one KV head. A row's parts are merged by one online rescale in ascending
+// order of position, as the CPU merges its segments: with a and b the weights of what came before and
+// of the next part, o = fma(b, next o, a * o).
+inline constexpr int kFinishThreads = 256;
 template <int D, int Rows>
 struct FinishMemory {
   float o[2][Rows][D];  // by kind: 16-bit, INT2
-  float chains[Rows == 1 ? kChains : 1][D];
   float decoded[kFinishThreads / D][Rows][D];
   float mass[Rows][2];  // all, INT2
 };
-// Part of state k.
-FORETOKEN_GPU int part_of(const GridSequence& s, int k) {
-  return k < s.n_low     ? k
-         : k < s.n_hot() ? s.high_begin + k - s.n_low
-                         : s.sealed_part + k - s.n_hot();
+// The state of the i-th part in order of position: the low 16-bit ones, INT2, the high 16-bit ones.
+FORETOKEN_GPU int state_in_order(const GridSequence& s, int i) {
+  return i < s.n_low                ? i
+         : i < s.n_low + s.n_sealed ? i - s.n_low + s.n_hot()
+                                    : i - s.n_sealed;
 }
-// Followed in shared memory by the states' weights, [Rows, n_states].
 template <class G, int D, int Rows>
 FORETOKEN_GPU void finish_block(G& g, const AttentionGrid& grid) {
   g.release_next_grid();
   using Memory = FinishMemory<D, Rows>;
   Memory& memory = *reinterpret_cast<Memory*>(g.shared());
-  float* weights = reinterpret_cast<float*>(g.shared() + sizeof(Memory));
-  constexpr int kBlocks = kTileRows / Rows, kLaneChannels = D / 32;
-  const int tile = g.block_x() / kBlocks, head = g.block_y(), warp = g.warp(), lane = g.lane();
+  constexpr int kBlocks = kTileRows / Rows;
+  const int tile = g.block_x() / kBlocks, head = g.block_y();
   const GridSequence& s = sequence_of<&GridSequence::first_tile>(grid, tile);
   const int first_row = (tile - s.first_tile) * kTileRows + g.block_x() % kBlocks * Rows;
   const int n_rows = g.min(Rows, s.n_rows * grid.group - first_row);
@@ -713,101 +711,39 @@ FORETOKEN_GPU void finish_block(G& g, const AttentionGrid& grid) {
   }
   g.wait_for_previous_grid();
 
-  // Masses: a lane's states in ascending order of part, hot before INT2, then a tree over the
-  // lanes.
-  for (int n = warp; n < n_rows; n += kFinishThreads / 32) {
-    const StateMeta* meta = grid.meta + s.first_meta +
-                            (head * padded + first_row + n) * static_cast<std::size_t>(n_states);
-    float most = kMinusInf;
-    for (int k = lane; k < n_states; k += 32) most = g.max(most, meta[k].maximum);
-    FORETOKEN_UNROLL_ALL for (int step = 1; step < 32; step *= 2) most =
-        g.max(most, g.shuffle_xor(most, step));
-    float mass[2] = {0, 0};
-    // Part a in lane a % 32, so that where the high 16-bit parts begin does not matter.
-    for (int range = 0; range < 3; ++range) {
-      const int begin = range == 0 ? 0 : range == 1 ? s.n_low : n_hot;
-      const int end = range == 0 ? s.n_low : range == 1 ? n_hot : n_states;
-      for (int k = begin + ((lane - part_of(s, begin)) & 31); k < end; k += 32) {
-        const float w = g.exp2(meta[k].maximum - most);
-        weights[n * n_states + k] = w;
-        if (range == 2)
-          mass[1] = g.fma(w, meta[k].mass, mass[1]);
-        else
-          mass[0] = g.fma(w, meta[k].mass, mass[0]);
+  // A thread merges channel j of rows `share`, share + kShares, .. of one kind, and computes the
+  // weights, which are the row's, for itself.
+  for (int unit = share; unit < 2 * n_rows; unit += kShares) {
+    const int n = unit / 2, kind = unit % 2;
+    const std::size_t row = head * padded + first_row + n;
+    const StateMeta* meta = grid.meta + s.first_meta + row * static_cast<std::size_t>(n_states);
+    const float* states = grid.states + s.first_state + row * D + j;
+    float maximum = kMinusInf, mass = 0, int2_mass = 0, o = 0;
+    constexpr int kAhead = 4;  // parts on their way
+    FORETOKEN_UNROLL_NONE for (int first = 0; first < n_states; first += kAhead) {
+      float x[kAhead] = {};
+      StateMeta of[kAhead];
+      FORETOKEN_UNROLL_ALL for (int i = 0; i < kAhead; ++i) {
+        of[i] = {kMinusInf, 0};
+        if (first + i >= n_states) continue;
+        const int k = state_in_order(s, first + i);
+        of[i] = meta[k];
+        if ((k >= n_hot) == (kind == 1))
+          x[i] = states[static_cast<std::size_t>(k) * grid.n_kv_heads * padded * D];
+      }
+      FORETOKEN_UNROLL_ALL for (int i = 0; i < kAhead; ++i) {
+        const float most = g.max(maximum, of[i].maximum);
+        const float reference = most == kMinusInf ? 0.0f : most;  // nothing seen yet
+        const float a = g.exp2(maximum - reference), b = g.exp2(of[i].maximum - reference);
+        const bool int2 = first + i >= s.n_low && first + i < s.n_low + s.n_sealed;
+        maximum = most;
+        mass = g.fma(b, of[i].mass, mass * a);
+        int2_mass = g.fma(b, int2 ? of[i].mass : 0.0f, int2_mass * a);
+        o = g.fma(b, x[i], o * a);
       }
     }
-    FORETOKEN_UNROLL_ALL for (int e = 0; e < 2; ++e) {
-      FORETOKEN_UNROLL_ALL for (int step = 1; step < 32; step *= 2) mass[e] +=
-          g.shuffle_xor(mass[e], step);
-    }
-    if (lane == 0) memory.mass[n][0] = mass[0] + mass[1], memory.mass[n][1] = mass[1];
-  }
-  g.sync_block();
-
-  for (int kind = 0; kind < 2; ++kind) {
-    const int n =
-        Rows == 1 ? 0 : warp;  // a warp is a chain of the only row, or all chains of its row
-    float sum[kChains][kLaneChannels] = {};
-    if (n < n_rows) {
-      const auto load = [&](int k, float(&x)[kLaneChannels]) {
-        const float* from =
-            grid.states + s.first_state +
-            ((static_cast<std::size_t>(k) * grid.n_kv_heads + head) * padded + first_row + n) * D +
-            lane * kLaneChannels;
-        g.load_floats(from, x);
-      };
-      for (int range = kind == 0 ? 0 : 2; range < (kind == 0 ? 2 : 3); ++range) {
-        const int begin = range == 0 ? 0 : range == 1 ? s.n_low : n_hot;
-        const int end = range == 0 ? s.n_low : range == 1 ? n_hot : n_states;
-        const int residue = part_of(s, begin) % kChains;
-        if (Rows == 1) {
-          FORETOKEN_UNROLL_NONE for (int k = begin + ((warp - residue) & 7); k < end;
-                                     k += 4 * kChains) {
-            float x[4][kLaneChannels] = {};
-            FORETOKEN_UNROLL_ALL for (int i = 0; i < 4; ++i) {
-              if (k + i * kChains < end) load(k + i * kChains, x[i]);
-            }
-            FORETOKEN_UNROLL_ALL for (int i = 0; i < 4; ++i) {
-              if (k + i * kChains >= end) continue;
-              const float w = weights[k + i * kChains];
-              FORETOKEN_UNROLL_ALL for (int c = 0; c < kLaneChannels; ++c) sum[0][c] =
-                  g.fma(w, x[i][c], sum[0][c]);
-            }
-          }
-        } else {
-          FORETOKEN_UNROLL_NONE for (int k0 = begin - residue; k0 < end; k0 += kChains) {
-            float x[kChains][kLaneChannels] = {};
-            FORETOKEN_UNROLL_ALL for (int i = 0; i < kChains; ++i) {
-              if (k0 + i >= begin && k0 + i < end) load(k0 + i, x[i]);
-            }
-            FORETOKEN_UNROLL_ALL for (int i = 0; i < kChains; ++i) {
-              if (k0 + i < begin || k0 + i >= end) continue;
-              const float w = weights[n * n_states + k0 + i];
-              FORETOKEN_UNROLL_ALL for (int c = 0; c < kLaneChannels; ++c) sum[i][c] =
-                  g.fma(w, x[i][c], sum[i][c]);
-            }
-          }
-        }
-      }
-    }
-    if (Rows == 1) {
-      FORETOKEN_UNROLL_ALL for (int c = 0; c < kLaneChannels; ++c)
-          memory.chains[warp][lane * kLaneChannels + c] = sum[0][c];
-      g.sync_block();
-      if (g.thread() < D) {
-        float total = memory.chains[0][g.thread()];
-        FORETOKEN_UNROLL_ALL for (int i = 1; i < kChains; ++i) total +=
-            memory.chains[i][g.thread()];
-        memory.o[kind][0][g.thread()] = total;
-      }
-      g.sync_block();
-    } else {
-      FORETOKEN_UNROLL_ALL for (int c = 0; c < kLaneChannels; ++c) {
-        float total = sum[0][c];
-        FORETOKEN_UNROLL_ALL for (int i = 1; i < kChains; ++i) total += sum[i][c];
-        memory.o[kind][warp][lane * kLaneChannels + c] = total;
-      }
-    }
+    memory.o[kind][n][j] = o;
+    if (j == 0 && kind == 0) memory.mass[n][0] = mass, memory.mass[n][1] = int2_mass;
   }
   g.sync_block();
 

@@ -30,11 +30,10 @@ void attention_blocks(const gpu::AttentionGrid& grid) {
   }
 }
 template <int D, int Rows>
-void finish_blocks(const gpu::AttentionGrid& grid, int n_kv_heads, int most_states) {
+void finish_blocks(const gpu::AttentionGrid& grid, int n_kv_heads) {
   for (int x = 0; x < grid.n_tiles * gpu::kTileRows / Rows; ++x) {
     for (int y = 0; y < n_kv_heads; ++y) {
-      Block(gpu::kFinishThreads,
-            sizeof(gpu::FinishMemory<D, Rows>) + sizeof(float) * Rows * most_states, x, y, 0,
+      Block(gpu::kFinishThreads, sizeof(gpu::FinishMemory<D, Rows>), x, y, 0,
             [&](Thread& thread) { gpu::finish_block<Thread, D, Rows>(thread, grid); });
     }
   }
@@ -51,13 +50,10 @@ void emulate(const gpu::AttentionGrid& grid) {
     attention_blocks<D, 1>(grid);
   else
     attention_blocks<D, 2>(grid);
-  int most_states = 0;
-  for (int i = 0; i < grid.n_sequences; ++i)
-    most_states = std::max(most_states, grid.sequences[i].n_states());
   if (grid.n_tiles == 1)  // each of the two at times, as on a device
-    finish_blocks<D, 1>(grid, grid.n_kv_heads, most_states);
+    finish_blocks<D, 1>(grid, grid.n_kv_heads);
   else
-    finish_blocks<D, 8>(grid, grid.n_kv_heads, most_states);
+    finish_blocks<D, 8>(grid, grid.n_kv_heads);
 }
 
 std::vector<std::vector<float>> run(const CudaFixture& f, const std::vector<CudaRows>& rows,
