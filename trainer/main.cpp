@@ -347,8 +347,8 @@ int main(int argc, char** argv) {
     gate_replay.max_requests = offline.max_requests;
     if (!round_ms.empty()) {
       gate_replay.costs = RoundCosts::measured(round_ms, 0, 0);
-      gate_replay.costs->head_start_ms = head_ms.empty() ? 0 : head_ms[0];
-      gate_replay.costs->head_step_ms = head_ms.empty() ? 0 : head_ms[1];
+      gate_replay.costs->head_start = head_ms.empty() ? 0 : head_ms[0];
+      gate_replay.costs->head_step = head_ms.empty() ? 0 : head_ms[1];
     }
     gate_replay.output = output_dir;
     gate_replay.json = json_path;

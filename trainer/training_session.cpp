@@ -197,8 +197,8 @@ RoundCosts TrainingSession::costs_with(const LearnedWeights& candidate) const {
   if (head_measured_ || !candidate.head || !options_.rows || options_.rows->step_bytes() == 0)
     return costs;
   const double share = double(candidate.head->step_bytes()) / double(options_.rows->step_bytes());
-  costs.head_step_ms = static_cast<float>(share * costs.round(1));
-  costs.head_start_ms = costs.head_step_ms / 4;
+  costs.head_step = static_cast<float>(share * costs.round(1));
+  costs.head_start = costs.head_step / 4;
   return costs;
 }
 

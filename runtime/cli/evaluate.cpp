@@ -320,7 +320,7 @@ Result<json::object> evaluate(const Options& options) {
   progress(1);
 
   json::array round_ms;
-  for (const float ms : costs.round_ms) round_ms.emplace_back(double(ms));
+  for (const double ms : costs.rounds) round_ms.emplace_back(ms);
   json::object out{{"schema", 1},
                    {"traces", options.traces},
                    {"model_fingerprint", to_hex(survey->model)},
@@ -333,8 +333,8 @@ Result<json::object> evaluate(const Options& options) {
                    {"max_draft", options.max_draft},
                    {"costs", json::object{{"from", costs_from},
                                           {"round_ms", std::move(round_ms)},
-                                          {"head_start_ms", double(costs.head_start_ms)},
-                                          {"head_step_ms", double(costs.head_step_ms)}}}};
+                                          {"head_start_ms", costs.head_start},
+                                          {"head_step_ms", costs.head_step}}}};
   if (bundle) out["bundle"] = bundle_json(options.bundle, bundle->bundle);
   json::object plans;
   for (const auto& [plan, evaluation] : evaluations) plans[name(plan)] = plan_json(*evaluation);

@@ -13,7 +13,7 @@
 
 #include "foretoken/protocol/trace_record.h"
 #include "runtime/evaluate/portfolio_replay.h"
-#include "runtime/evaluate/round_costs.h"
+#include "runtime/speculate/round_costs.h"
 #include "runtime/evaluate/sequential_test.h"
 #include "runtime/speculate/learned.h"
 

@@ -5,7 +5,8 @@
 
 #include "runtime/speculate/candidates.h"
 #include "runtime/speculate/cheap_choice.h"
-#include "runtime/speculate/controller.h"
+#include "runtime/speculate/draft_policy.h"
+#include "runtime/speculate/draft_sources.h"
 
 namespace foretoken {
 namespace {
@@ -83,10 +84,10 @@ struct PortfolioReplay::Impl : Calibration {
   float calibrated(Claim claim, float raw, int depth) const {
     return acceptance.estimate(claim, raw, form[std::size_t(claim)].after_hits(depth), sampled);
   }
-  CheapChoice cheap(std::int64_t position, int depth) const {
-    return choose_cheap(kinds.ngram ? ngram(position) : Proposal(),
-                        kinds.fusion ? fusion(position) : Proposal(),
-                        [&](Claim claim, float raw) { return calibrated(claim, raw, depth); });
+  Offer cheap(std::int64_t position, int depth) const {
+    return DraftPolicy::choose(cheap_offers(
+        kinds.ngram ? ngram(position) : Proposal(), kinds.fusion ? fusion(position) : Proposal(),
+        [&](Claim claim, float raw) { return calibrated(claim, raw, depth); }));
   }
   void score(Claim claim, float raw, bool hit) {
     const auto c = std::size_t(claim);
@@ -177,7 +178,7 @@ struct PortfolioReplay::Impl : Calibration {
       lift.update(p.cheap, sampled, p.choice_right, p.cheap_right);
     }
   }
-  // How far the head is worth running, as Controller::plan_head() decides it for one sequence.
+  // How far the head is worth running, as DraftPolicy::plan_head() decides it for one sequence.
   int plan_head(std::int64_t start, int longest, const RoundCosts& costs, double price) const {
     std::array<float, kMaxDraft> cheap_confidence{};
     const int n = std::min(longest, kMaxDraft);
@@ -191,8 +192,7 @@ struct PortfolioReplay::Impl : Calibration {
         gain += double(survival);
         best = std::max(best, gain - price * (costs.round(2 + d) - costs.round(1)));
       }
-      const double head_ms =
-          depth > 0 ? double(costs.head_start_ms) + depth * double(costs.head_step_ms) : 0.0;
+      const double head_ms = depth > 0 ? costs.head_start + depth * costs.head_step : 0.0;
       return best - price * head_ms;
     };
     int best_depth = 0;
@@ -204,14 +204,14 @@ struct PortfolioReplay::Impl : Calibration {
     if (best_depth == 0 && (start & 127) == 0) best_depth = std::min(2, n);
     return best_depth;
   }
-  // Tokens a ms under the policy itself, at least plain decoding's (controller.h).
+  // Tokens a ms under the policy itself, at least plain decoding's (draft_policy.h).
   double rate(const RoundCosts& costs) const {
     const double plain = 1.0 / costs.round(1);
     return std::max(plain, (rate_tokens + kRatePrior) / (rate_ms + kRatePrior * costs.round(1)));
   }
   PortfolioWalk walk(const RequestTrace& t, int max_draft, const RoundCosts* costs, bool by_cost);
 
-  static constexpr double kRateMemory = 200, kRatePrior = 16;  // as the controller's
+  static constexpr double kRateMemory = 200, kRatePrior = 16;  // as the policy's
   std::vector<Pending> pending;
   Chains chains;
   std::vector<HeadStart> starts;
@@ -300,39 +300,41 @@ PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, int max_draft,
     pending.clear();
     for (; drafted < longest; ++drafted) {
       const std::int64_t position = start + drafted;
-      const CheapChoice by_cheap = cheap(position, drafted);
-      TokenId chosen = by_cheap.proposal.token;
+      const Offer by_cheap = cheap(position, drafted);
+      TokenId chosen = by_cheap.token;
       float confidence = by_cheap.confidence;
       const double row =
           by_cost ? price * (costs->round(2 + drafted) - costs->round(1 + drafted)) : 0;
       const float likely = lift.estimate(confidence, sampled);
       if (head_runs && by_cost && drafted > 0) {
-        // As Controller::another_head_step().
+        // As DraftPolicy::another_head_step().
         const double more = std::max(0.0, double(survival * likely) - row) -
                             std::max(0.0, double(survival * confidence) - row);
-        head_runs = drafted < head_depth &&
-                    Controller::kHeadFurther * more > price * double(costs->head_step_ms);
+        head_runs =
+            drafted < head_depth && DraftPolicy::kHeadFurther * more > price * costs->head_step;
       }
       if (head_runs) ++head_steps;
       if (head_runs && right) {
         const Proposal p = head_step(position);
-        const HeadChoice choice = choose_head(p, by_cheap, pure, [&](Claim claim, float raw) {
+        const Offer by_head = head_offer(p, by_cheap, pure, [&](Claim claim, float raw) {
           return calibrated(claim, raw, drafted);
         });
-        if (choice.taken) chosen = p.token, confidence = choice.confidence;
+        if (pure || by_head.agrees ||
+            by_head.confidence + DraftPolicy::kHeadMargin >= by_cheap.confidence)
+          chosen = p.token, confidence = by_head.confidence;
         const TokenId came = token(position);
-        pending.push_back({choice.claim, p.raw, by_cheap.confidence, p.token == came,
-                           chosen == came, by_cheap.proposal.token == came});
+        pending.push_back({head_claim(by_head.agrees), p.raw, by_cheap.confidence, p.token == came,
+                           chosen == came, by_cheap.token == came});
       } else if (head_runs && (pure || likely > confidence)) {
         chosen = -2, confidence = likely;  // something that will not be accepted
       }
       if (chosen == -1) break;
       survival *= confidence;
-      if (by_cost && survival < DraftJob{}.min_survival) break;
+      if (by_cost && survival < DraftPolicy::kMinSurvival) break;
       right = right && chosen == token(position);
       if (right) ++accepted;
-      // As Controller::best_slots(): the length that is best as a whole, because a first row may be
-      // dear and the next ones nearly free.
+      // As DraftPolicy::best_slots(): the length that is best as a whole, because a first row may
+      // be dear and the next ones nearly free.
       gain += double(survival);
       const double value =
           by_cost ? gain - price * (costs->round(2 + drafted) - costs->round(1)) : 0;
@@ -383,15 +385,13 @@ PortfolioWalk PortfolioReplay::walk_logged(const RequestTrace& trace, const Roun
       TokenId token = -1;
       switch (round.kinds[d]) {
         case SpeculatorKind::kHead:
-          token = head_runs ? from_head.token : in.cheap(position, drafted).proposal.token;
+          token = head_runs ? from_head.token : in.cheap(position, drafted).token;
           break;
         case SpeculatorKind::kNgram:
-          token = in.kinds.ngram ? in.ngram(position).token
-                                 : in.cheap(position, drafted).proposal.token;
+          token = in.kinds.ngram ? in.ngram(position).token : in.cheap(position, drafted).token;
           break;
         case SpeculatorKind::kFusion:
-          token = in.kinds.fusion ? in.fusion(position).token
-                                  : in.cheap(position, drafted).proposal.token;
+          token = in.kinds.fusion ? in.fusion(position).token : in.cheap(position, drafted).token;
           break;
         default:
           token = round.drafted[d];

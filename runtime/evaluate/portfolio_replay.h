@@ -14,7 +14,7 @@
 
 #include "foretoken/kernels/thread_pool.h"
 #include "foretoken/protocol/trace_record.h"
-#include "runtime/evaluate/round_costs.h"
+#include "runtime/speculate/round_costs.h"
 #include "runtime/observe/stats.h"
 #include "runtime/speculate/acceptance_estimator.h"
 #include "runtime/speculate/head_lift.h"

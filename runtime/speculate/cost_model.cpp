@@ -26,11 +26,13 @@ constexpr double kDraftMemory = 400;  // steps
 CostModel::CostModel(int max_rows)
     : max_rows_(std::max(1, max_rows)),
       cells_(static_cast<std::size_t>(max_rows_) + 1),
-      shape_(cells_.size()),
       block_mean_(cells_.size()),
       block_weight_(cells_.size()),
       block_width_(cells_.size()) {
+  costs_.rounds.resize(static_cast<std::size_t>(max_rows_));
+  costs_.seen.resize(costs_.rounds.size());
   refit();
+  price_head();
 }
 
 std::size_t CostModel::clamp(int rows) const {
@@ -41,16 +43,12 @@ double CostModel::prior(int rows) const { return 1.0 + kPriorRowCost * (rows - 1
 
 double CostModel::speed_ms() const { return rounds_ == 0 ? 1.0 : std::exp(log_speed_); }
 
-double CostModel::relative(int rows, double work) const {
-  return shape_[clamp(rows)] + slope_ * work;
-}
-
-double CostModel::relative_draft_step(SpeculatorKind kind) const {
-  return draft_[static_cast<std::size_t>(kind)].per(0.0);
-}
-
-double CostModel::draft_step_ms(SpeculatorKind kind) const {
-  return relative_draft_step(kind) * speed_ms();
+void CostModel::observe(const RoundMeasurement& round) {
+  if (round.prefill_rows > 0 || round.sequences < 1) return;
+  observe(round.rows, round.work, round.verify_ms);
+  if (round.draft_steps > 0) observe_draft(round.draft_steps, round.draft_ms);
+  if (round.head_steps > 0)
+    observe_head(round.head_begin_ms, round.head_steps, round.head_steps_ms);
 }
 
 void CostModel::observe(int rows, double work, double ms) {
@@ -63,7 +61,7 @@ void CostModel::observe(int rows, double work, double ms) {
   const double clip = rounds_ < 8 ? 1.0 : kClipDeviations * deviation_;
   residual = std::clamp(residual, -clip, clip);
   ++rounds_;
-  ++cell.rounds;
+  if (auto& seen = costs_.seen[clamp(rows) - 1]; seen < 255) ++seen;
 
   const double speed_gain = std::max(kSpeedGain, 1.0 / static_cast<double>(rounds_));
   cell.weight = std::min(cell.weight + 1.0, kCellMemory);
@@ -80,21 +78,33 @@ void CostModel::observe(int rows, double work, double ms) {
   lever_mean_ += 0.02 * centred;
   lever_variance_ += 0.02 * (centred * centred - lever_variance_);
   if (rounds_ > 32 && lever_variance_ > 0) {
-    slope_ = std::max(
-        0.0, slope_ + kSlopeGain * residual * centred / (lever_variance_ + centred * centred));
+    costs_.slope = std::max(0.0, costs_.slope + kSlopeGain * residual * centred /
+                                                    (lever_variance_ + centred * centred));
   }
   refit();
 }
 
-void CostModel::observe_draft(SpeculatorKind kind, int steps, double ms) {
+void CostModel::observe_draft(int steps, double ms) {
   if (steps < 1 || !(ms >= 0)) return;
-  draft_[static_cast<std::size_t>(kind)].add(ms / speed_ms(), steps);
+  model_step_.add(ms / speed_ms(), steps);
+  costs_.model_step = model_step_.per(0.0);
 }
 
 void CostModel::observe_head(double begin_ms, int steps, double steps_ms) {
   if (steps < 1 || !(begin_ms >= 0) || !(steps_ms >= 0)) return;
   head_start_.add(begin_ms / speed_ms(), 1);
   head_step_.add(steps_ms / speed_ms(), steps);
+  price_head();
+}
+
+void CostModel::expect_head(double relative) {
+  head_expected_ = relative;
+  price_head();
+}
+
+void CostModel::price_head() {
+  costs_.head_start = head_start_.per(head_expected_ / 4);
+  costs_.head_step = head_step_.per(head_expected_);
 }
 
 void CostModel::DraftCost::add(double cost, int n) {
@@ -149,12 +159,14 @@ void CostModel::refit() {
     block_weight_[static_cast<std::size_t>(n)] = weight;
     block_width_[static_cast<std::size_t>(n++)] = width;
   }
-  auto out = shape_.begin() + 1;
+  auto out = costs_.rounds.begin();
   for (int i = 0; i < n; ++i) {
     out = std::fill_n(out, block_width_[static_cast<std::size_t>(i)],
                       block_mean_[static_cast<std::size_t>(i)]);
   }
-  shape_[0] = shape_[1];
+  // Half of all counts wide: what a row costs in a large batch.
+  const int far = max_rows_, span = std::min(std::max(1, far / 2), far - 1);
+  costs_.batch_row = span > 0 ? (relative(far) - relative(far - span)) / span : 0;
 }
 
 }  // namespace foretoken

@@ -12,11 +12,10 @@
 // construction.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
-#include "foretoken/protocol/ids.h"
+#include "runtime/speculate/round_costs.h"
 
 namespace foretoken {
 
@@ -24,48 +23,46 @@ class CostModel {
  public:
   explicit CostModel(int max_rows);
 
+  // What it knows now, in units of the round's speed of the moment, so that ratios survive its
+  // drift.
+  const RoundCosts& costs() const { return costs_; }
+  // All of a round; one with prefill rows says nothing.
+  void observe(const RoundMeasurement& round);
   // A decode round without prefill rows. ms: verify (the target's forward pass and what follows
   // it).
   void observe(int rows, double work, double ms);
   // steps: forward passes of the draft model in this round, catching up included.
-  void observe_draft(SpeculatorKind kind, int steps, double ms);
-
-  // The recurrent head in one round: beginning its drafts, and `steps` positions of all of them.
+  void observe_draft(int steps, double ms);
+  // The learned head in one round: beginning its drafts, and `steps` positions of all of them.
   void observe_head(double begin_ms, int steps, double steps_ms);
   // Before it was measured: a step costs this share of a round of one row, beginning a quarter of
   // it (round_costs.cpp).
-  void expect_head(double relative) { head_expected_ = relative; }
-  double relative_head_start() const { return head_start_.per(head_expected_ / 4); }
-  double relative_head_step() const { return head_step_.per(head_expected_); }
+  void expect_head(double relative);
   bool head_measured() const { return head_step_.steps > 0; }
 
   double round_ms(int rows, double work = 0) const { return speed_ms() * relative(rows, work); }
-  double draft_step_ms(SpeculatorKind kind) const;  // catching up included; 0: never measured
-  // In units of the round's speed of the moment, so that ratios survive its drift.
-  double relative(int rows, double work = 0) const;
-  double relative_draft_step(SpeculatorKind kind) const;
-  double slope() const { return slope_; }
+  double relative(int rows, double work = 0) const {
+    return costs_.rounds[clamp(rows) - 1] + costs_.slope * work;
+  }
   double speed_ms() const;
   int max_rows() const { return max_rows_; }
   std::int64_t rounds() const { return rounds_; }
-  std::int64_t rounds_at(int rows) const { return cells_[clamp(rows)].rounds; }
   double noise() const { return deviation_; }  // of one round, relative
 
  private:
   struct Cell {
     double offset = 0;  // log cost over the prior's, relative to the common speed
     double weight = 0;  // effective rounds, forgetting
-    std::int64_t rounds = 0;
   };
   std::size_t clamp(int rows) const;
   double prior(int rows) const;  // relative to one row
   void refit();
+  void price_head();
 
   int max_rows_;
-  std::vector<Cell> cells_;    // [max_rows + 1], index = rows
-  std::vector<double> shape_;  // [max_rows + 1]: exp(fitted offset) * prior, isotonic
-  double log_speed_ = 0;       // ms of one row, context 0
-  double slope_ = 0;           // of work, relative to one row's cost
+  RoundCosts costs_;                            // rounds: exp(fitted offset) * prior, isotonic
+  std::vector<Cell> cells_;                     // [max_rows + 1], index = rows
+  double log_speed_ = 0;                        // ms of one row, context 0
   double lever_mean_ = 0, lever_variance_ = 0;  // of d log T / d slope
   double deviation_ = 0.1;                      // mean absolute residual * 1.25, log domain
   std::int64_t rounds_ = 0;
@@ -74,9 +71,8 @@ class CostModel {
     void add(double cost, int n);
     double per(double otherwise) const { return steps > 0 ? relative / steps : otherwise; }
   };
-  DraftCost head_start_, head_step_;
+  DraftCost head_start_, head_step_, model_step_;
   double head_expected_ = 0.05;
-  std::array<DraftCost, kSpeculatorKinds> draft_;
   std::vector<double> block_mean_, block_weight_;  // scratch of refit()
   std::vector<int> block_width_;
 };

@@ -1,5 +1,6 @@
 // Everything that drafts, behind one door for the engine: the n-gram sources, the fusion table, the
-// draft model, the choice among them, the controller of draft lengths. Engine thread only.
+// head and the draft model, what rounds cost, and the policy that all of it is offered to. Engine
+// thread only.
 #pragma once
 
 #include <memory>
@@ -9,10 +10,12 @@
 #include "foretoken/protocol/trace_record.h"
 #include "runtime/observe/stats.h"
 #include "runtime/speculate/candidates.h"
-#include "runtime/speculate/cheap_speculators.h"
-#include "runtime/speculate/controller.h"
+#include "runtime/speculate/cheap_offers.h"
+#include "runtime/speculate/cost_model.h"
+#include "runtime/speculate/draft_policy.h"
 #include "runtime/speculate/draft_sources.h"
 #include "runtime/speculate/fusion_table.h"
+#include "runtime/speculate/head_lift.h"
 #include "runtime/speculate/head_speculator.h"
 #include "runtime/speculate/model_speculator.h"
 #include "runtime/speculate/speculator.h"
@@ -32,7 +35,7 @@ struct PortfolioOptions {
   std::size_t store_bytes = std::size_t(32) << 20;
 };
 
-class Portfolio {
+class Portfolio : private CheapOffers {
  public:
   Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpeculator> model,
             kernels::ThreadPool& pool);
@@ -78,37 +81,27 @@ class Portfolio {
   DraftSources& sources() { return sources_; }
 
  private:
-  CheapKinds cheap() const { return {options_.ngram, options_.fusion}; }
-  void plan(std::span<DraftJob> jobs);
-  void draft_head(std::span<DraftJob> jobs, int depth);
-  void draft_model(std::span<DraftJob> jobs);
+  float expect_head(int job, float cheap) override;
+  void begin_head(std::span<const std::uint8_t> active) override;
+  void step_head(std::span<const TokenId> tokens) override;
+  Offer head(int job, std::span<const TokenId> drafted, const Offer& cheap, bool alone) override;
+  void keep_head(std::span<const std::uint8_t> active) override;
+  float expect_model(int job, int depth) override;
+  void draft_model(std::span<const int> lengths) override;
+  DraftTree* model_draft(int job) override;
 
   PortfolioOptions options_;
-  DraftSources sources_;
-  std::unique_ptr<ModelSpeculator> model_;
-  Controller controller_;
-  std::vector<std::int64_t> lags_;
-  std::vector<int> lengths_;
-  std::vector<DraftJob> model_jobs_;
-  // What the head said of each position at which it ran this round, by slot: scored at commit.
-  struct HeadRecord {
-    Claim claim;
-    TokenId token;  // its proposal
-    float raw;
-    TokenId drafted;      // what was chosen there
-    TokenId cheap_token;  // the best cheap proposal, -1: none
-    float cheap;          // the best cheap confidence there
-  };
+  DraftSources own_sources_;
+  CostModel costs_;
+  DraftPolicy policy_;
+  std::vector<PolicyJob> policy_jobs_;
+  std::vector<int> job_of_slot_;          // of the last round drafted; -1: not in it
   std::unique_ptr<HeadSpeculator> head_;  // null: no head may draft
   HeadLift lift_;
-  std::vector<std::vector<HeadRecord>> head_records_;  // [slot]
-  std::vector<DraftJob> head_jobs_;
-  std::vector<std::uint8_t> ready_, active_;
   std::vector<TokenId> step_tokens_;
-  std::vector<float> survival_;
-  std::vector<Controller::HeadOutlook> outlook_;
-  int head_steps_ = 0;   // of this round
-  int draft_steps_ = 0;  // of this round's draft model
+  std::unique_ptr<ModelSpeculator> model_;  // null: no draft model
+  std::vector<DraftJob> model_jobs_;
+  int head_steps_ = 0, draft_steps_ = 0;  // of this round
   double draft_model_ms_ = 0;
 };
 

@@ -37,11 +37,8 @@ struct DraftContext {
 
 struct DraftJob {
   DraftContext context;
-  int max_tokens = 0;  // nodes at most; 0: nothing wanted
-  // The cheap speculators stop where the chance that the whole draft is accepted falls below this:
-  // at any price of a row above a hundredth of a round the controller would cut it there. 0: never.
-  float min_survival = 0.01f;
-  DraftTree draft;  // out
+  int max_tokens = 0;  // 0: nothing wanted
+  DraftTree draft;         // out
 };
 
 // What became of a round, for learning confidences. `tokens` are the sequence's tokens before the

@@ -6,7 +6,7 @@
 // request, so candidate and served weights are walked over it with the very kernels and quantised
 // weights that serve, each in the whole portfolio (n-grams included).
 // - Cost of a request: the predicted time of its rounds from the server's measured round costs, the
-//   head's included, with drafts as long as they pay, as the server's controller has them: at one
+//   head's included, with drafts as long as they pay, as the server's policy has them: at one
 //   fixed length a head would be charged for steps that the server does not take. What a head costs
 //   more than it brings makes it slower here too.
 // - Tiers: a candidate is judged as fusion alone and, if it has one, as fusion and head; of the

@@ -93,10 +93,10 @@ Status replay_gate(const GateReplayOptions& options) {
   RoundCosts costs =
       options.costs ? *options.costs : log_costs.fit().value_or(RoundCosts::typical());
   // Not measured: priced by what each candidate's head reads.
-  if (!options.costs && !head_ran) costs.head_start_ms = costs.head_step_ms = 0;
-  hello.round_ms = costs.round_ms;
-  hello.head_start_ms = costs.head_start_ms;
-  hello.head_step_ms = costs.head_step_ms;
+  if (!options.costs && !head_ran) costs.head_start = costs.head_step = 0;
+  hello.round_ms = costs.round_ms();
+  hello.head_start_ms = static_cast<float>(costs.head_start);
+  hello.head_step_ms = static_cast<float>(costs.head_step);
   session.heard(hello);
 
   NoServer server;
@@ -140,15 +140,15 @@ Status replay_gate(const GateReplayOptions& options) {
   });
   if (!read) return read.error();
 
-  json::array round_ms(costs.round_ms.begin(), costs.round_ms.end());
+  json::array round_ms(costs.rounds.begin(), costs.rounds.end());
   const json::object out{{"requests", requests},
                          {"tokens", tokens},
                          {"promotions", promotions},
                          {"first_promotion_at_request",
                           first_promotion ? json::value(*first_promotion) : json::value(nullptr)},
                          {"costs", json::object{{"round_ms", std::move(round_ms)},
-                                                {"head_start_ms", costs.head_start_ms},
-                                                {"head_step_ms", costs.head_step_ms}}},
+                                                {"head_start_ms", costs.head_start},
+                                                {"head_step_ms", costs.head_step}}},
                          {"standing", session.standing()},
                          {"candidates", std::move(candidates)}};
   const std::string text = json::serialize(out) + "\n";

@@ -10,7 +10,7 @@
 #include <filesystem>
 #include <optional>
 
-#include "runtime/evaluate/round_costs.h"
+#include "runtime/speculate/round_costs.h"
 #include "trainer/training_session.h"
 
 namespace foretoken::trainer {

@@ -40,10 +40,11 @@ flatbuffers::Offset<wire::Trial> write_trial(Builder& builder, const Trial& tria
   std::vector<flatbuffers::Offset<wire::Tier>> tiers;
   for (const TierScore& tier : trial.tiers) tiers.push_back(write_tier(builder, tier));
   const auto tiers_at = builder.CreateVector(tiers);
-  const auto round_ms = builder.CreateVector(trial.costs.round_ms);
+  const auto round_ms = builder.CreateVector(trial.costs.round_ms());
   const auto facts = write_facts(builder, trial.facts);
   return wire::CreateTrial(builder, trial.candidate, trial.number_in_day, facts, round_ms,
-                           trial.costs.head_start_ms, trial.costs.head_step_ms, tiers_at);
+                           static_cast<float>(trial.costs.head_start),
+                           static_cast<float>(trial.costs.head_step), tiers_at);
 }
 
 flatbuffers::Offset<wire::Gate> write_gate(Builder& builder, const GateState& gate) {
@@ -98,9 +99,9 @@ bool read_trial(const wire::Trial& in, Trial& trial) {
   trial.candidate = in.candidate();
   trial.number_in_day = in.number_in_day();
   trial.facts = read_facts(in.facts());
-  if (in.round_ms()) trial.costs.round_ms.assign(in.round_ms()->begin(), in.round_ms()->end());
-  trial.costs.head_start_ms = in.head_start_ms();
-  trial.costs.head_step_ms = in.head_step_ms();
+  std::vector<float> round_ms;
+  if (in.round_ms()) round_ms.assign(in.round_ms()->begin(), in.round_ms()->end());
+  trial.costs = RoundCosts::exactly(round_ms, in.head_start_ms(), in.head_step_ms());
   if (!in.tiers() || in.tiers()->size() != trial.tiers.size()) return false;
   for (std::size_t i = 0; i < trial.tiers.size(); ++i) {
     if (!read_tier(*in.tiers()->Get(static_cast<flatbuffers::uoffset_t>(i)), trial.tiers[i]))

@@ -249,13 +249,12 @@ TEST_F(OfflineLive, ACanaryDraftsForItsRequests) {
 // head does not run.
 TEST_F(OfflineLive, AWalkByCostFollowsTheCosts) {
   const Served served = serve(SpecType::kAuto, head_, 0.0f, 4, 960);
-  RoundCosts cheap{.round_ms = {10, 10.5f, 11, 11.5f, 12, 12.5f, 13},
-                   .head_start_ms = 0.05f,
-                   .head_step_ms = 0.05f};
+  const RoundCosts cheap =
+      RoundCosts::measured(std::vector<float>{10, 10.5f, 11, 11.5f, 12, 12.5f, 13}, 0.05f, 0.05f);
   RoundCosts dear_head = cheap, dear_rows = cheap;
-  dear_head.head_start_ms = dear_head.head_step_ms = 30;
-  for (std::size_t i = 0; i < dear_rows.round_ms.size(); ++i)
-    dear_rows.round_ms[i] = 10 * float(i + 1);
+  dear_head.head_start = dear_head.head_step = 30;
+  for (std::size_t i = 0; i < dear_rows.rounds.size(); ++i)
+    dear_rows.rounds[i] = 10 * double(i + 1);
   const auto total = [&](const RoundCosts& costs) {
     PortfolioReplay replay({true, true, true}, head_.get());
     PortfolioWalk sum;

@@ -15,7 +15,6 @@ std::vector<RequestTrace> serve(const FusionTable& table, int draft_length, floa
       {.max_sequences = 1, .max_draft = 8, .max_tokens = 1024, .store_bytes = 4 << 20});
   LearnedWeights weights;
   weights.fusion = table;
-  FusionSpeculator speculator(sources);
   const simulated::Source source;
   std::vector<RequestTrace> traces;
   for (int i = 0; i < requests; ++i) {
@@ -39,8 +38,7 @@ std::vector<RequestTrace> serve(const FusionTable& table, int draft_length, floa
       job.context.tokens = trace.tokens;
       job.max_tokens =
           first ? 0 : std::min<int>(draft_length, 199 - static_cast<int>(trace.tokens.size()));
-      job.min_survival = 0;
-      speculator.propose(std::span(&job, 1));
+      simulated::propose(sources, {.fusion = true}, std::span(&job, 1));
       std::vector<TokenId> all = trace.tokens, emitted;
       int accepted = 0;
       while (true) {

@@ -103,7 +103,6 @@ class HeadPortfolio : public ::testing::Test {
       for (int s = 0; s < kSequences; ++s) {
         jobs[std::size_t(s)].context.tokens = tokens[std::size_t(s)];
         jobs[std::size_t(s)].max_tokens = kDraft;
-        jobs[std::size_t(s)].min_survival = 0.01f;
       }
       portfolio.draft(jobs, false, 0, 1000);
       ++totals.rounds;

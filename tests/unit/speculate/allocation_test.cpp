@@ -13,7 +13,10 @@ TEST(Allocation, AWarmRoundAllocatesNothing) {
                         .max_draft = kDraft,
                         .max_tokens = 2048,
                         .store_bytes = 1 << 20});
-  Controller controller({.max_sequences = kSequences, .max_draft = kDraft});
+  CheapOffers offers(sources, {.ngram = true, .fusion = true});
+  CostModel costs(kSequences * (kDraft + 1));
+  DraftPolicy policy({.max_sequences = kSequences, .max_draft = kDraft});
+  std::vector<PolicyJob> policy_jobs(kSequences);
   const simulated::Source source;
   SamplingParams sampling;
   sampling.temperature = 0.8f;
@@ -31,12 +34,13 @@ TEST(Allocation, AWarmRoundAllocatesNothing) {
   std::int64_t before = 0, drafted = 0;
   for (std::size_t at = 100; at < 1400; ++at) {
     if (at == 200) before = allocations;
-    for (auto& job : jobs) {
-      job.context.tokens = std::span(text).first(at);
-      job.max_tokens = kDraft;
+    for (std::size_t s = 0; s < jobs.size(); ++s) {
+      jobs[s].context.tokens = std::span(text).first(at);
+      policy_jobs[s] = {
+          .max_tokens = kDraft, .n_tokens = std::int64_t(at), .draft = &jobs[s].draft};
     }
-    propose_best(sources, jobs);
-    controller.trim(jobs, 0, 100);
+    offers.begin_round(jobs);
+    policy.draft(policy_jobs, 0, 100, costs.costs(), offers);
     RoundMeasurement m{.sequences = kSequences, .verify_ms = 10};
     for (auto& job : jobs) {
       drafted += static_cast<std::int64_t>(job.draft.tokens.size());
@@ -44,7 +48,8 @@ TEST(Allocation, AWarmRoundAllocatesNothing) {
       m.emitted += 1;
       sources.commit(job.context, std::span(text).subspan(at, 1));
     }
-    controller.observe(m);
+    costs.observe(m);
+    policy.observe(m, costs.costs());
   }
   EXPECT_EQ(allocations - before, 0);
   EXPECT_GT(drafted, 100) << "the test would prove nothing if no draft was made";

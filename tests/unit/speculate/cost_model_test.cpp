@@ -78,9 +78,9 @@ TEST(CostModel, LearnsWhatAttentionAddsWithContext) {
 TEST(CostModel, DraftStepsAreChargedCatchingUpIncluded) {
   CostModel model(8);
   for (int i = 0; i < 50; ++i) model.observe(1, 0, 10);
-  EXPECT_EQ(model.draft_step_ms(SpeculatorKind::kModel), 0);
-  for (int i = 0; i < 20; ++i) model.observe_draft(SpeculatorKind::kModel, 2, i == 0 ? 30 : 6);
-  EXPECT_NEAR(model.draft_step_ms(SpeculatorKind::kModel), (30 + 19 * 6) / 40.0, 0.1);
+  EXPECT_EQ(model.costs().model_step * model.speed_ms(), 0);
+  for (int i = 0; i < 20; ++i) model.observe_draft(2, i == 0 ? 30 : 6);
+  EXPECT_NEAR(model.costs().model_step * model.speed_ms(), (30 + 19 * 6) / 40.0, 0.1);
 }
 
 TEST(CostModel, NonsenseIsIgnored) {

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "runtime/speculate/cheap_choice.h"
 #include "simulated_traffic.h"
 
 namespace foretoken {
@@ -12,6 +13,10 @@ using simulated::Loop;
 using simulated::Source;
 using simulated::Totals;
 using testing::Each;
+
+void propose_both(DraftSources& sources, DraftJob& job) {
+  simulated::propose(sources, {.ngram = true, .fusion = true}, std::span(&job, 1));
+}
 
 struct Kinds {
   const char* name;
@@ -100,8 +105,7 @@ TEST(Learning, ConfidencesAreCalibratedAlongTheWholeDraft) {
       while (tokens.size() < 200) {
         job.context.tokens = tokens;
         job.max_tokens = 6;
-        job.min_survival = 0;
-        propose_best(sources, std::span(&job, 1));
+        propose_both(sources, job);
         std::vector<TokenId> emitted, all = tokens;
         float survival = 1;
         bool alive = true;
@@ -147,8 +151,7 @@ TEST(DraftSources, LogsTheCandidatesAsFirstLookedUpWithTheRightPrefix) {
       .slot = 1, .tokens = tokens, .sampling = &greedy, .store = sources.stores().acquire("")};
   sources.open(job.context);
   job.max_tokens = 3;
-  job.min_survival = 0;
-  propose_best(sources, std::span(&job, 1));
+  propose_both(sources, job);
   ASSERT_EQ(job.draft.tokens, (std::vector<TokenId>{4, 5, 6}));
   // 4 and 5 accepted, then 9 instead of 6.
   const std::vector<TokenId> emitted = {4, 5, 9};
@@ -194,16 +197,15 @@ TEST(DraftSources, ADraftEndsAtAStopTokenAndAtItsLimits) {
   job.context = {
       .slot = 0, .tokens = tokens, .sampling = &greedy, .store = sources.stores().acquire("")};
   sources.open(job.context);
-  job.min_survival = 0;
   job.max_tokens = 2;
-  propose_best(sources, std::span(&job, 1));
+  propose_both(sources, job);
   EXPECT_EQ(job.draft.tokens, (std::vector<TokenId>{4, 5}));
   job.max_tokens = 8;
   job.context.stop_tokens = stops;
-  propose_best(sources, std::span(&job, 1));
+  propose_both(sources, job);
   EXPECT_EQ(job.draft.tokens, (std::vector<TokenId>{4, 5, 6}));
   job.max_tokens = 0;
-  propose_best(sources, std::span(&job, 1));
+  propose_both(sources, job);
   EXPECT_TRUE(job.draft.tokens.empty());
 }
 
@@ -224,17 +226,16 @@ TEST(DraftSources, TheTableThatShipsIsSilentBesideTheFixedRule) {
       .slot = 0, .tokens = tokens, .sampling = &greedy, .store = sources.stores().acquire("")};
   sources.stores().at(job.context.store).add(std::vector<TokenId>{1, 2, 3, 8, 8, 8});
   sources.open(job.context);
-  job.min_survival = 0;
   job.max_tokens = 4;
   const std::vector<TokenId> wanted = {4, 5, 6, 7};
   job.context.learned = ships.get();
-  propose_best(sources, std::span(&job, 1));
+  propose_both(sources, job);
   EXPECT_EQ(job.draft.tokens, wanted);
   EXPECT_THAT(job.draft.kinds, Each(SpeculatorKind::kNgram));
-  FusionSpeculator(sources).propose(std::span(&job, 1));
+  simulated::propose(sources, {.fusion = true}, std::span(&job, 1));
   EXPECT_EQ(job.draft.tokens, wanted) << "asked for by itself it drafts";
   job.context.learned = &learned;
-  propose_best(sources, std::span(&job, 1));
+  propose_both(sources, job);
   ASSERT_FALSE(job.draft.tokens.empty());
   EXPECT_EQ(job.draft.tokens[0], 8);
   EXPECT_EQ(job.draft.kinds[0], SpeculatorKind::kFusion);
@@ -263,17 +264,20 @@ TEST(CheapChoice, AgreementAndDisagreementHaveTheirOwnCalibration) {
       acceptance.update(claim, raw, Form(), false, hit);
     });
   }
-  const CheapChoice same = choose_cheap(with(1, .5f), with(1, .4f), calibrate);
-  EXPECT_EQ(same.proposal.token, 1);
+  const auto choose = [&](const Proposal& ngram, const Proposal& fusion) {
+    return DraftPolicy::choose(cheap_offers(ngram, fusion, calibrate));
+  };
+  const Offer same = choose(with(1, .5f), with(1, .4f));
+  EXPECT_EQ(same.token, 1);
   EXPECT_NEAR(same.confidence, .8f, .08f);
-  const CheapChoice other = choose_cheap(with(1, .5f), with(2, .4f), calibrate);
+  const Offer other = choose(with(1, .5f), with(2, .4f));
   EXPECT_EQ(other.kind, SpeculatorKind::kFusion);
-  EXPECT_EQ(other.proposal.token, 2);
+  EXPECT_EQ(other.token, 2);
   EXPECT_NEAR(other.confidence, .6f, .08f);
   // Alone each is believed for all it said.
-  EXPECT_NEAR(choose_cheap(with(1, .5f), {}, calibrate).confidence, .5f, .08f);
-  EXPECT_NEAR(choose_cheap({}, with(2, .4f), calibrate).confidence, .7f, .08f);
-  EXPECT_TRUE(choose_cheap({}, {}, calibrate).proposal.empty());
+  EXPECT_NEAR(choose(with(1, .5f), {}).confidence, .5f, .08f);
+  EXPECT_NEAR(choose({}, with(2, .4f)).confidence, .7f, .08f);
+  EXPECT_TRUE(choose({}, {}).empty());
 }
 
 TEST(DraftSources, DeterministicGivenTheSameRequests) {

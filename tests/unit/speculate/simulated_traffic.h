@@ -13,8 +13,9 @@
 
 #include "foretoken/kernels/sampling.h"
 #include "foretoken/kernels/splitmix64.h"
-#include "runtime/speculate/cheap_speculators.h"
-#include "runtime/speculate/controller.h"
+#include "runtime/speculate/cheap_offers.h"
+#include "runtime/speculate/cost_model.h"
+#include "runtime/speculate/draft_policy.h"
 #include "runtime/speculate/draft_sources.h"
 
 namespace foretoken::simulated {
@@ -60,6 +61,16 @@ struct Source {
   }
 };
 
+// The cheap kinds' drafts by themselves: as long as they go.
+inline void propose(DraftSources& sources, CheapKinds kinds, std::span<DraftJob> jobs) {
+  CheapOffers offers(sources, kinds);
+  offers.begin_round(jobs);
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    jobs[i].draft.clear();
+    DraftPolicy::extend(offers, static_cast<int>(i), jobs[i].max_tokens, 0, 1, jobs[i].draft);
+  }
+}
+
 struct Totals {
   std::int64_t rounds = 0, emitted = 0, drafted = 0, accepted = 0, drafting_rounds = 0;
   double cost = 0;        // by the known curve
@@ -78,7 +89,7 @@ class Loop {
   struct Options {
     int slots = 1, max_draft = 8;
     bool ngram = true, fusion = true;
-    int fixed_length = -1;  // >= 0: no controller
+    int fixed_length = -1;  // >= 0: not by cost
     std::function<double(int rows)> cost = [](int rows) { return 10.0 * (1 + 0.08 * (rows - 1)); };
     double noise = 0;  // of one round's time, log-normal
     double control_fraction = 0;
@@ -91,16 +102,18 @@ class Loop {
                   .max_tokens = 4096,
                   .store_bytes = options.store_bytes,
                   .max_stores = options.slots + 1}),
-        controller_({.max_sequences = options.slots, .max_draft = options.max_draft}),
-        ngram_(sources_),
-        fusion_(sources_),
+        offers_(sources_, {options.ngram, options.fusion}),
+        costs_(options.slots * (options.max_draft + 1)),
+        policy_({.max_sequences = options.slots,
+                 .max_draft = options.max_draft,
+                 .n_fixed = options.fixed_length}),
+        policy_jobs_(static_cast<std::size_t>(options.slots)),
         jobs_(static_cast<std::size_t>(options.slots)),
         tokens_(static_cast<std::size_t>(options.slots)),
         requests_(static_cast<std::size_t>(options.slots)),
         samplings_(static_cast<std::size_t>(options.slots)) {}
 
   DraftSources& sources() { return sources_; }
-  Controller& controller() { return controller_; }
   std::mt19937_64& random() { return random_; }
 
   // Serves `batches` batches of `slots` requests, each a prompt and `n_output` tokens of `source`.
@@ -141,19 +154,15 @@ class Loop {
     const bool control = std::uniform_real_distribution<>()(random_) < options_.control_fraction;
     for (std::size_t s = 0; s < jobs_.size(); ++s) {
       jobs_[s].context = context(s);
-      jobs_[s].max_tokens = options_.fixed_length >= 0 ? options_.fixed_length : options_.max_draft;
-      if (options_.fixed_length >= 0) jobs_[s].min_survival = 0;
+      jobs_[s].max_tokens = options_.max_draft;
       jobs_[s].draft.clear();
+      policy_jobs_[s] = {.max_tokens = options_.max_draft,
+                         .n_tokens = std::ssize(tokens_[s]),
+                         .draft = &jobs_[s].draft};
     }
     if (!control) {
-      if (options_.ngram && options_.fusion) {
-        propose_best(sources_, jobs_);
-      } else if (options_.fusion) {
-        fusion_.propose(jobs_);
-      } else {
-        ngram_.propose(jobs_);
-      }
-      if (options_.fixed_length < 0) controller_.trim(jobs_, 0, 1000);
+      offers_.begin_round(jobs_);
+      policy_.draft(policy_jobs_, 0, 1000, costs_.costs(), offers_);
     }
     RoundMeasurement measured;
     measured.sequences = static_cast<int>(jobs_.size());
@@ -182,7 +191,8 @@ class Loop {
     }
     const double cost = options_.cost(measured.rows);
     measured.verify_ms = cost * std::exp(options_.noise * std::normal_distribution<>()(random_));
-    controller_.observe(measured);
+    costs_.observe(measured);
+    policy_.observe(measured, costs_.costs());
     totals.rounds += 1;
     totals.emitted += measured.emitted;
     totals.cost += cost;
@@ -192,9 +202,10 @@ class Loop {
 
   Options options_;
   DraftSources sources_;
-  Controller controller_;
-  NgramSpeculator ngram_;
-  FusionSpeculator fusion_;
+  CheapOffers offers_;
+  CostModel costs_;
+  DraftPolicy policy_;
+  std::vector<PolicyJob> policy_jobs_;
   std::vector<DraftJob> jobs_;
   std::vector<std::vector<TokenId>> tokens_;
   std::vector<std::uint64_t> requests_;

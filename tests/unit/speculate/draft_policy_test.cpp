@@ -1,4 +1,4 @@
-#include "runtime/speculate/controller.h"
+#include "runtime/speculate/draft_policy.h"
 
 #include <gtest/gtest.h>
 
@@ -27,38 +27,57 @@ struct Outcome {
   double rate() const { return tokens / ms; }
 };
 
-Outcome run_controller(const Known& known, int rounds, double noise, int warm_up) {
-  Controller controller({.max_sequences = known.sequences, .max_draft = 8});
+// Offers drafts of known confidences, whatever was drafted before.
+struct KnownOffers : CheapOffers {
+  explicit KnownOffers(int sequences)
+      : CheapOffers(none, {}), drafts(static_cast<std::size_t>(sequences)), jobs(drafts.size()) {
+    for (std::size_t i = 0; i < jobs.size(); ++i) jobs[i] = {.max_tokens = 8, .draft = &drafts[i]};
+  }
+  OfferList cheap(int job, std::span<const TokenId> drafted) override {
+    OfferList list;
+    const auto& of = confidences[static_cast<std::size_t>(job)];
+    if (drafted.size() < of.size())
+      list.push({1, of[drafted.size()], of[drafted.size()], SpeculatorKind::kNgram});
+    return list;
+  }
+  static inline DraftSources none{{.max_sequences = 1, .max_tokens = 1, .store_bytes = 1 << 12}};
+  std::vector<std::vector<float>> confidences;
+  std::vector<DraftTree> drafts;
+  std::vector<PolicyJob> jobs;
+};
+
+Outcome run_policy(const Known& known, int rounds, double noise, int warm_up) {
+  DraftPolicy policy({.max_sequences = known.sequences, .max_draft = 8});
+  CostModel costs(known.sequences * 9);
+  KnownOffers offers(known.sequences);
   std::mt19937_64 random(11);
   std::normal_distribution<> normal;
   std::uniform_real_distribution<> uniform;
-  std::vector<DraftJob> jobs(static_cast<std::size_t>(known.sequences));
   Outcome outcome;
   for (int i = 0; i < rounds + warm_up; ++i) {
-    for (auto& job : jobs) {
-      const auto& draft = known.drafts[random() % known.drafts.size()];
-      job.draft.clear();
-      for (float c : draft) job.draft.push(1, c, SpeculatorKind::kNgram, c);
-    }
+    offers.confidences.clear();
+    for (int s = 0; s < known.sequences; ++s)
+      offers.confidences.push_back(known.drafts[random() % known.drafts.size()]);
     const bool control = uniform(random) < 0.03;
     if (control) {
-      for (auto& job : jobs) job.draft.clear();
+      for (DraftTree& draft : offers.drafts) draft.clear();
     } else {
-      controller.trim(jobs, 0, 1000);
+      policy.draft(offers.jobs, 0, 1000, costs.costs(), offers);
     }
     RoundMeasurement m;
     m.sequences = known.sequences;
     m.control = control;
-    for (auto& job : jobs) {
-      m.rows += 1 + static_cast<int>(job.draft.tokens.size());
+    for (const DraftTree& draft : offers.drafts) {
+      m.rows += 1 + static_cast<int>(draft.tokens.size());
       ++m.emitted;
-      for (float c : job.draft.confidences) {
+      for (float c : draft.confidences) {
         if (uniform(random) >= static_cast<double>(c)) break;
         ++m.emitted;
       }
     }
     m.verify_ms = known.cost(m.rows) * std::exp(noise * normal(random));
-    controller.observe(m);
+    costs.observe(m);
+    policy.observe(m, costs.costs());
     if (control || i < warm_up) continue;
     outcome.tokens += m.emitted;
     outcome.ms += known.cost(m.rows);
@@ -102,7 +121,7 @@ double best_rate(const Known& known) {
   return rate;
 }
 
-TEST(Controller, EarnsWithinThreePerCentOfTheBestPolicyOnKnownCurves) {
+TEST(DraftPolicy, EarnsWithinThreePerCentOfTheBestPolicyOnKnownCurves) {
   const auto flat = [](int rows) { return 10 * (1 + 0.03 * (rows - 1)); };
   const auto steep = [](int rows) { return 10 * (1 + 0.25 * (rows - 1)); };
   const auto ridge = [](int rows) {
@@ -116,54 +135,57 @@ TEST(Controller, EarnsWithinThreePerCentOfTheBestPolicyOnKnownCurves) {
   };
   for (const Known& known : cases) {
     const double best = best_rate(known);
-    const double earned = run_controller(known, 20000, 0.1, 3000).rate();
+    const double earned = run_policy(known, 20000, 0.1, 3000).rate();
     EXPECT_GT(earned, best * 0.97) << "case " << &known - cases;
     EXPECT_LT(earned, best * 1.02)
         << "case " << &known - cases << ": more than the best is a broken test";
   }
 }
 
-TEST(Controller, GivesSlotsToTheSequencesThatUseThem) {
-  Controller controller({.max_sequences = 2, .max_draft = 8});
+TEST(DraftPolicy, GivesSlotsToTheSequencesThatUseThem) {
+  DraftPolicy policy({.max_sequences = 2, .max_draft = 8});
+  CostModel costs(18);
   for (int i = 0; i < 200; ++i) {
     const int rows = 2 + i % 6;
-    controller.observe({.sequences = 2, .rows = rows, .emitted = 2, .verify_ms = 10 + 1.5 * rows});
+    const RoundMeasurement m{
+        .sequences = 2, .rows = rows, .emitted = 2, .verify_ms = 10 + 1.5 * rows};
+    costs.observe(m);
+    policy.observe(m, costs.costs());
   }
-  std::vector<DraftJob> jobs(2);
-  for (int i = 0; i < 8; ++i) {
-    jobs[0].draft.push(1, 0.95f, SpeculatorKind::kNgram, 0.95f);
-    jobs[1].draft.push(1, 0.2f, SpeculatorKind::kNgram, 0.2f);
-  }
-  controller.trim(jobs, 0, 1000);
-  EXPECT_GE(jobs[0].draft.tokens.size(), 5u);
-  EXPECT_LE(jobs[1].draft.tokens.size(), 1u);
-  jobs[0].draft.push(1, 0.95f, SpeculatorKind::kNgram, 0.95f);
-  controller.trim(jobs, 0, 2);
-  EXPECT_LE(jobs[0].draft.tokens.size() + jobs[1].draft.tokens.size(), 3u)
+  KnownOffers offers(2);
+  offers.confidences = {std::vector<float>(8, 0.95f), std::vector<float>(8, 0.2f)};
+  policy.draft(offers.jobs, 0, 1000, costs.costs(), offers);
+  EXPECT_GE(offers.drafts[0].tokens.size(), 5u);
+  EXPECT_LE(offers.drafts[1].tokens.size(), 1u);
+  policy.draft(offers.jobs, 0, 2, costs.costs(), offers);
+  EXPECT_LE(offers.drafts[0].tokens.size() + offers.drafts[1].tokens.size(), 3u)
       << "two, and one to explore";
 }
 
-TEST(Controller, BesidePrefillRowsCostWhatTheyDoInALargeBatch) {
-  Controller controller({.max_sequences = 4, .max_draft = 8});
+TEST(DraftPolicy, BesidePrefillRowsCostWhatTheyDoInALargeBatch) {
+  DraftPolicy policy({.max_sequences = 4, .max_draft = 8});
+  CostModel costs(36);
   // Free up to six rows, dear beyond.
   for (int i = 0; i < 600; ++i) {
     const int rows = 1 + i % 20;
-    controller.observe({.sequences = 1,
-                        .rows = rows,
-                        .emitted = 1,
-                        .verify_ms = rows <= 6 ? 10.0 : 10 + 5.0 * (rows - 6)});
+    const RoundMeasurement m{.sequences = 1,
+                             .rows = rows,
+                             .emitted = 1,
+                             .verify_ms = rows <= 6 ? 10.0 : 10 + 5.0 * (rows - 6)};
+    costs.observe(m);
+    policy.observe(m, costs.costs());
   }
   const auto drafted = [&](int prefill_rows) {
-    std::vector<DraftJob> jobs(1);
-    for (int i = 0; i < 5; ++i) jobs[0].draft.push(1, 0.7f, SpeculatorKind::kNgram, 0.7f);
-    controller.trim(jobs, prefill_rows, 1000);
-    return jobs[0].draft.tokens.size();
+    KnownOffers offers(1);
+    offers.confidences = {std::vector<float>(5, 0.7f)};
+    policy.draft(offers.jobs, prefill_rows, 1000, costs.costs(), offers);
+    return offers.drafts[0].tokens.size();
   };
   EXPECT_GE(drafted(0), 4u);
   EXPECT_LT(drafted(128), drafted(0));
 }
 
-TEST(Controller, OnTrafficThatAcceptsNothingCostsUnderOnePerCentAndComesBack) {
+TEST(DraftPolicy, OnTrafficThatAcceptsNothingCostsUnderOnePerCentAndComesBack) {
   for (int slots : {1, 4}) {
     Loop::Options o;
     o.slots = slots;
@@ -193,7 +215,7 @@ TEST(Controller, OnTrafficThatAcceptsNothingCostsUnderOnePerCentAndComesBack) {
 
 // Negative control of law 3: without the choice of not drafting, the same traffic is slower than
 // the law allows.
-TEST(Controller, AFixedLengthOnTrafficThatAcceptsNothingBreaksLaw3) {
+TEST(DraftPolicy, AFixedLengthOnTrafficThatAcceptsNothingBreaksLaw3) {
   Loop::Options o;
   o.fixed_length = 4;
   Loop loop(o);
@@ -203,7 +225,7 @@ TEST(Controller, AFixedLengthOnTrafficThatAcceptsNothingBreaksLaw3) {
   EXPECT_GT(loop.serve(random_text, 8, 100, 250, 0.8f).cost_ratio(), 1.02);
 }
 
-TEST(Controller, BeatsEveryFixedLengthOnTrafficItLearned) {
+TEST(DraftPolicy, BeatsEveryFixedLengthOnTrafficItLearned) {
   const Source source;
   double best_fixed = 1e9;
   for (int length = 0; length <= 8; ++length) {
@@ -225,7 +247,8 @@ TEST(Controller, BeatsEveryFixedLengthOnTrafficItLearned) {
 struct ModelPlan : testing::Test {
   ModelPlan()
       : sources({.max_sequences = 2, .max_draft = 8, .max_tokens = 256, .store_bytes = 1 << 16}),
-        controller({.max_sequences = 2, .max_draft = 8}),
+        costs(18),
+        policy({.max_sequences = 2, .max_draft = 8, .model = true}),
         tokens(50, 7) {
     sampling.temperature = 0;
     context = {
@@ -250,25 +273,40 @@ struct ModelPlan : testing::Test {
       if (alive) emitted.push_back(2);
       sources.observe({context, &draft, accepted, emitted});
       const int rows = 1 + i % 6;
-      controller.observe({.sequences = 1,
-                          .rows = rows,
-                          .emitted = 1,
-                          .verify_ms = 10 + 0.5 * rows,
-                          .draft_kind = SpeculatorKind::kModel,
-                          .draft_steps = 3,
-                          .draft_ms = 3 * step_ms});
+      observe({.sequences = 1,
+               .rows = rows,
+               .emitted = 1,
+               .verify_ms = 10 + 0.5 * rows,
+               .draft_steps = 3,
+               .draft_ms = 3 * step_ms});
     }
   }
+  void observe(const RoundMeasurement& m) {
+    costs.observe(m);
+    policy.observe(m, costs.costs());
+  }
+  // How far the draft model is asked to draft, where nothing else is offered.
+  struct Asked : CheapOffers {
+    using CheapOffers::CheapOffers;
+    float expect_model(int job, int depth) override {
+      return sources_.expect(Claim::kModel, context(job), depth);
+    }
+    void draft_model(std::span<const int> lengths) override { length = lengths[0]; }
+    int length = 0;
+  };
   int plan(std::int64_t lag = 0) {
     DraftJob job;
     job.context = context;
-    job.max_tokens = 8;
-    int length = -1;
-    controller.plan_model(std::span(&job, 1), sources, std::span(&lag, 1), std::span(&length, 1));
-    return length;
+    const PolicyJob of{
+        .max_tokens = 8, .n_tokens = std::ssize(tokens), .model_lag = lag, .draft = &job.draft};
+    Asked offers(sources, {});
+    offers.begin_round(std::span(&job, 1));
+    policy.draft(std::span(&of, 1), 0, 1000, costs.costs(), offers);
+    return offers.length;
   }
   DraftSources sources;
-  Controller controller;
+  CostModel costs;
+  DraftPolicy policy;
   std::vector<TokenId> tokens;
   SamplingParams sampling;
   DraftContext context;
@@ -291,7 +329,7 @@ TEST_F(ModelPlan, AModelThatIsNeverRightIsLeftAloneButForAnAffordableProbe) {
   int drafting = 0;
   for (int i = 0; i < 2000; ++i) {
     drafting += plan(0) > 0 ? 1 : 0;
-    controller.observe({.sequences = 1, .rows = 1, .emitted = 1, .verify_ms = 10.5});
+    observe({.sequences = 1, .rows = 1, .emitted = 1, .verify_ms = 10.5});
   }
   EXPECT_GT(drafting, 0) << "how else would it hear that the model got better";
   // A probe costs two steps of 3 ms and two rows; 2 % of 2,000 rounds would be 60 of them.
@@ -299,12 +337,11 @@ TEST_F(ModelPlan, AModelThatIsNeverRightIsLeftAloneButForAnAffordableProbe) {
 }
 
 TEST_F(ModelPlan, AnUntriedModelIsTriedSoon) {
-  for (int i = 0; i < 10; ++i)
-    controller.observe({.sequences = 1, .rows = 1, .emitted = 1, .verify_ms = 10});
+  for (int i = 0; i < 10; ++i) observe({.sequences = 1, .rows = 1, .emitted = 1, .verify_ms = 10});
   int first = -1;
   for (int i = 0; i < 3000 && first < 0; ++i) {
     if (plan(30) > 0) first = i;
-    controller.observe({.sequences = 1, .rows = 1, .emitted = 1, .verify_ms = 10});
+    observe({.sequences = 1, .rows = 1, .emitted = 1, .verify_ms = 10});
   }
   EXPECT_GE(first, 0);
 }

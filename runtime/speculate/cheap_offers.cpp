@@ -1,0 +1,28 @@
+#include "runtime/speculate/cheap_offers.h"
+
+#include <algorithm>
+
+#include "runtime/speculate/cheap_choice.h"
+
+namespace foretoken {
+
+bool CheapOffers::ends(const DraftContext& context, TokenId token) {
+  return std::ranges::find(context.stop_tokens, token) != context.stop_tokens.end();
+}
+
+OfferList CheapOffers::cheap(int job, std::span<const TokenId> drafted) {
+  const DraftContext& of = context(job);
+  const bool fusion = kinds_.fusion && !(kinds_.ngram && of.learned && of.learned->initial);
+  const int depth = static_cast<int>(drafted.size());
+  OfferList offers = cheap_offers(
+      kinds_.ngram ? sources_.ngram(of, drafted) : Proposal(),
+      fusion ? sources_.fusion(of, drafted) : Proposal(),
+      [&](Claim claim, float raw) { return sources_.calibrate(claim, of, raw, depth); });
+  for (int i = 0; i < offers.n; ++i) {
+    Offer& offer = offers.items[static_cast<std::size_t>(i)];
+    offer.ends = ends(of, offer.token);
+  }
+  return offers;
+}
+
+}  // namespace foretoken
