@@ -30,7 +30,7 @@ SamplingParams sampling_of(const RequestTrace& trace) {
 }  // namespace
 
 // A position is scored once, by the walk that first passes it.
-struct PortfolioReplay::Impl : Calibration {
+struct PortfolioReplay::Impl : Calibration, DraftOffers {
   Kinds kinds;
   const LearnedWeights* learned;
   const DraftHead* head = nullptr;
@@ -84,10 +84,10 @@ struct PortfolioReplay::Impl : Calibration {
   float calibrated(Claim claim, float raw, int depth) const {
     return acceptance.estimate(claim, raw, form[std::size_t(claim)].after_hits(depth), sampled);
   }
-  Offer cheap(std::int64_t position, int depth) const {
-    return DraftPolicy::choose(cheap_offers(
-        kinds.ngram ? ngram(position) : Proposal(), kinds.fusion ? fusion(position) : Proposal(),
-        [&](Claim claim, float raw) { return calibrated(claim, raw, depth); }));
+  OfferList cheap_at(std::int64_t position, int depth) const {
+    return cheap_offers(kinds.ngram ? ngram(position) : Proposal(),
+                        kinds.fusion ? fusion(position) : Proposal(),
+                        [&](Claim claim, float raw) { return calibrated(claim, raw, depth); });
   }
   void score(Claim claim, float raw, bool hit) {
     const auto c = std::size_t(claim);
@@ -117,13 +117,16 @@ struct PortfolioReplay::Impl : Calibration {
   };
   static constexpr int kChains = 16;
 
-  // Begins a round whose first token is at `start`. False: no head, or the features of start - 2
-  // were not logged.
-  bool begin_head(std::int64_t start) {
-    round_start = start;
-    if (chains.n > 0 && start >= chains.first && start < chains.first + chains.n) return true;
+  // Whether the head can draft from `start`: the features of start - 2 were logged.
+  bool features_at(std::int64_t start) const {
+    const std::int64_t last = start - 2 - trace->tap_first;
+    return has_features && last >= 0 && last < trace->tap_positions();
+  }
+  // Begins the head's draft of the round whose first token is at round_start.
+  void begin_chain() {
+    const std::int64_t start = round_start;
+    if (chains.n > 0 && start >= chains.first && start < chains.first + chains.n) return;
     const std::int64_t last = start - 2 - trace->tap_first, logged = trace->tap_positions();
-    if (!has_features || last < 0 || last >= logged) return false;
     chains.first = start;
     // What a head keeps of the sequence is of one start at a time.
     const int most = head->window() > 1 ? 1 : kChains;
@@ -142,7 +145,6 @@ struct PortfolioReplay::Impl : Calibration {
       starts.push_back({std::span(trace->tokens).first(std::size_t(start + i)), features, &memory});
     }
     head->begin(starts, *workspace, pool);
-    return true;
   }
   // What the head proposes at a position of the round, having read the token before it. Once a
   // position.
@@ -167,52 +169,49 @@ struct PortfolioReplay::Impl : Calibration {
                         &chains.states[depth][row * std::size_t(head->state_width())],
                         list(position), sampling, position, true);
   }
-  struct Pending {  // a position at which the head ran this round
-    Claim claim;
-    float raw, cheap;
-    bool head_right, choice_right, cheap_right;
-  };
-  void learn_head() {
-    for (const Pending& p : pending) {
-      score(p.claim, p.raw, p.head_right);
-      lift.update(p.cheap, sampled, p.choice_right, p.cheap_right);
-    }
-  }
-  // How far the head is worth running, as DraftPolicy::plan_head() decides it for one sequence.
-  int plan_head(std::int64_t start, int longest, const RoundCosts& costs, double price) const {
-    std::array<float, kMaxDraft> cheap_confidence{};
-    const int n = std::min(longest, kMaxDraft);
-    for (int d = 0; d < n; ++d) cheap_confidence[std::size_t(d)] = cheap(start + d, d).confidence;
-    const auto value_at = [&](int depth) {
-      double best = 0, gain = 0;
-      float survival = 1;
-      for (int d = 0; d < n; ++d) {
-        const float c = cheap_confidence[std::size_t(d)];
-        survival *= d < depth ? lift.estimate(c, sampled) : c;
-        gain += double(survival);
-        best = std::max(best, gain - price * (costs.round(2 + d) - costs.round(1)));
-      }
-      const double head_ms = depth > 0 ? costs.head_start + depth * costs.head_step : 0.0;
-      return best - price * head_ms;
-    };
-    int best_depth = 0;
-    double best = value_at(0);
-    for (int depth = 1; depth <= n; ++depth) {
-      if (const double value = value_at(depth); value > best) best = value, best_depth = depth;
-    }
-    // Now and then all the same, so that a head that is not trusted yet is heard.
-    if (best_depth == 0 && (start & 127) == 0) best_depth = std::min(2, n);
-    return best_depth;
-  }
-  // Tokens a ms under the policy itself, at least plain decoding's (draft_policy.h).
-  double rate(const RoundCosts& costs) const {
-    const double plain = 1.0 / costs.round(1);
-    return std::max(plain, (rate_tokens + kRatePrior) / (rate_ms + kRatePrior * costs.round(1)));
-  }
-  PortfolioWalk walk(const RequestTrace& t, int max_draft, const RoundCosts* costs, bool by_cost);
 
-  static constexpr double kRateMemory = 200, kRatePrior = 16;  // as the policy's
-  std::vector<Pending> pending;
+  // DraftOffers: one job, the round that begins at round_start. What a draft says past its first
+  // wrong token is not in the log: the tokens after it are not those it read. It decides nothing
+  // but the draft's length and cost; there the cheap kinds are taken to go on as they would after
+  // the logged tokens, and the head to be as sure as it was found to be (kUnknown: never accepted).
+  static constexpr TokenId kUnknown = -2;
+  bool as_logged(std::span<const TokenId> drafted) const {
+    return std::equal(drafted.begin(), drafted.end(), trace->tokens.begin() + round_start);
+  }
+  OfferList offer_cheap(int, std::span<const TokenId> drafted) override {
+    return cheap_at(round_start + std::ssize(drafted), int(drafted.size()));
+  }
+  float expect_head(int, float cheap) override { return lift.estimate(cheap, sampled); }
+  void begin_head(std::span<const std::uint8_t>) override { begin_chain(); }
+  void step_head(std::span<const TokenId>) override {}
+  void keep_head(std::span<const std::uint8_t>) override {}
+  Offer offer_head(int, std::span<const TokenId> drafted, const Offer& by_cheap,
+                   bool alone) override {
+    if (!as_logged(drafted)) {
+      return {kUnknown, 0, lift.estimate(by_cheap.confidence, sampled), SpeculatorKind::kHead};
+    }
+    const std::int64_t position = round_start + std::ssize(drafted);
+    return head_offer(head_step(position), by_cheap, alone, [&](Claim claim, float raw) {
+      return calibrated(claim, raw, int(drafted.size()));
+    });
+  }
+  // No draft model is replayed.
+  float expect_model(int, int) override { return 0; }
+  void draft_model(std::span<const int>) override {}
+  Draft* model_draft(int) override { return nullptr; }
+
+  void learn_head(std::span<const HeadPosition> positions, std::int64_t emitted) {
+    for (std::int64_t d = 0; d < std::min<std::int64_t>(std::ssize(positions), emitted); ++d) {
+      const auto& [by_head, drafted, by_cheap] = positions[std::size_t(d)];
+      const TokenId came = token(round_start + d);
+      score(head_claim(by_head.agrees), by_head.raw, by_head.token == came);
+      lift.update(by_cheap.confidence, sampled, drafted == came, by_cheap.token == came);
+      if (drafted != came) break;
+    }
+  }
+  PortfolioWalk walk(const RequestTrace& t, DraftPolicy& policy_of_walk, int max_draft,
+                     const RoundCosts& costs, bool charged);
+
   Chains chains;
   std::vector<HeadStart> starts;
   std::int64_t round_start = 0;
@@ -239,9 +238,16 @@ void PortfolioReplay::set_calibration(const Calibration& calibration) {
 
 namespace {
 
+PolicyOptions policy_options(int max_draft, int n_fixed, bool head_alone) {
+  return {.max_sequences = 1,
+          .max_draft = std::max(0, max_draft),
+          .n_fixed = n_fixed,
+          .head_alone = head_alone};
+}
+
 // One round into the sums.
 void record(PortfolioWalk& walk, std::int64_t start, int drafted, int accepted, int head_steps,
-            std::int64_t emitted, const RoundCosts* costs) {
+            std::int64_t emitted) {
   AcceptanceStats& s = walk.stats;
   ++s.rounds;
   s.drafting_rounds += drafted > 0 ? 1 : 0;
@@ -257,101 +263,65 @@ void record(PortfolioWalk& walk, std::int64_t start, int drafted, int accepted, 
   walk.accepted.push_back(accepted);
   walk.head_starts += head_steps > 0 ? 1 : 0;
   walk.head_steps += head_steps;
-  if (costs) walk.predicted_ms += costs->draft_round(drafted, head_steps);
 }
 
 }  // namespace
 
+PortfolioReplay::Calibration::Calibration()
+    : policy(DraftPolicy(policy_options(0, -1, false)).state()) {}
+
 PortfolioWalk PortfolioReplay::walk_fixed(const RequestTrace& trace, int draft_length,
                                           const RoundCosts* costs) {
-  return impl_->walk(trace, draft_length, costs, false);
+  Impl& in = *impl_;
+  const int length = std::max(0, draft_length);
+  DraftPolicy policy(policy_options(length, length, in.head && !in.kinds.ngram));
+  return in.walk(trace, policy, length, costs ? *costs : RoundCosts{}, costs != nullptr);
 }
 
 PortfolioWalk PortfolioReplay::walk_costed(const RequestTrace& trace, int max_draft,
                                            const RoundCosts& costs) {
-  return impl_->walk(trace, max_draft, &costs, true);
+  Impl& in = *impl_;
+  DraftPolicy policy(policy_options(max_draft, -1, false));
+  policy.set_state(in.policy);
+  const PortfolioWalk walk = in.walk(trace, policy, max_draft, costs, true);
+  in.policy = policy.state();
+  return walk;
 }
 
-// What a draft says past its first wrong token is not in the log: the tokens after it are not those
-// it read. It decides nothing but the draft's length and cost; there the draft is taken to go on as
-// it would after the logged tokens.
-PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, int max_draft,
-                                          const RoundCosts* costs, bool by_cost) {
+PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, DraftPolicy& policy_of_walk,
+                                          int max_draft, const RoundCosts& costs, bool charged) {
   PortfolioWalk out;
   open(t);
-  const bool pure = head && !kinds.ngram && !by_cost;
+  // What the policy carries from request to request is in units of a round of one row.
+  const RoundCosts relative = costs.relative();
+  Draft draft;
   if (end() > t.n_prompt) learn_cheap(t.n_prompt, t.n_prompt + 1);
   for (std::int64_t start = t.n_prompt + 1; start < end();) {
+    round_start = start;
+    PolicyJob job;
     // As live: the last token of a request is never drafted, it comes with the one before.
-    const int longest = int(std::min<std::int64_t>(std::max(0, max_draft), end() - start - 1));
-    const double price = by_cost ? rate(*costs) : 0;  // tokens a ms
-    int head_depth = head ? longest : 0;
-    if (head && by_cost) head_depth = plan_head(start, longest, *costs, price);
-    bool head_runs = head_depth > 0;
-    if (head_runs && !begin_head(start)) {
-      head_runs = false;
-      ++out.rounds_without_features;
-    }
-    int drafted = 0, accepted = 0, head_steps = 0;
-    int best = 0, best_accepted = 0;
-    double gain = 0, best_value = 0;
-    float survival = 1;
-    bool right = true;  // everything so far
-    pending.clear();
-    for (; drafted < longest; ++drafted) {
-      const std::int64_t position = start + drafted;
-      const Offer by_cheap = cheap(position, drafted);
-      TokenId chosen = by_cheap.token;
-      float confidence = by_cheap.confidence;
-      const double row =
-          by_cost ? price * (costs->round(2 + drafted) - costs->round(1 + drafted)) : 0;
-      const float likely = lift.estimate(confidence, sampled);
-      if (head_runs && by_cost && drafted > 0) {
-        // As DraftPolicy::another_head_step().
-        const double more = std::max(0.0, double(survival * likely) - row) -
-                            std::max(0.0, double(survival * confidence) - row);
-        head_runs =
-            drafted < head_depth && DraftPolicy::kHeadFurther * more > price * costs->head_step;
-      }
-      if (head_runs) ++head_steps;
-      if (head_runs && right) {
-        const Proposal p = head_step(position);
-        const Offer by_head = head_offer(p, by_cheap, pure, [&](Claim claim, float raw) {
-          return calibrated(claim, raw, drafted);
-        });
-        if (pure || by_head.agrees ||
-            by_head.confidence + DraftPolicy::kHeadMargin >= by_cheap.confidence)
-          chosen = p.token, confidence = by_head.confidence;
-        const TokenId came = token(position);
-        pending.push_back({head_claim(by_head.agrees), p.raw, by_cheap.confidence, p.token == came,
-                           chosen == came, by_cheap.token == came});
-      } else if (head_runs && (pure || likely > confidence)) {
-        chosen = -2, confidence = likely;  // something that will not be accepted
-      }
-      if (chosen == -1) break;
-      survival *= confidence;
-      if (by_cost && survival < DraftPolicy::kMinSurvival) break;
-      right = right && chosen == token(position);
-      if (right) ++accepted;
-      // As DraftPolicy::best_slots(): the length that is best as a whole, because a first row may
-      // be dear and the next ones nearly free.
-      gain += double(survival);
-      const double value =
-          by_cost ? gain - price * (costs->round(2 + drafted) - costs->round(1)) : 0;
-      if (value > best_value) best_value = value, best = drafted + 1, best_accepted = accepted;
-    }
-    if (by_cost) drafted = best, accepted = best_accepted;
-    const std::int64_t emitted = std::min<std::int64_t>(accepted + 1, end() - start);
-    // As live: only tokens that came are known, but also where the draft was cut before them.
-    if (std::ssize(pending) > emitted) pending.resize(std::size_t(emitted));
-    learn_head();
+    job.max_tokens = int(std::min<std::int64_t>(std::max(0, max_draft), end() - start - 1));
+    job.n_tokens = start;
+    job.head_ready = head && features_at(start);
+    job.draft = &draft;
+    if (head && !job.head_ready && job.max_tokens > 0) ++out.rounds_without_features;
+    policy_of_walk.draft(std::span(&job, 1), 0, job.max_tokens, relative, *this);
+    const int drafted = int(draft.tokens.size());
+    int accepted = 0;
+    while (accepted < drafted && draft.tokens[std::size_t(accepted)] == token(start + accepted))
+      ++accepted;
+    const std::int64_t emitted = accepted + 1;
+    learn_head(policy_of_walk.head_positions(0), emitted);
     learn_cheap(start, start + emitted);
-    record(out, start, drafted, accepted, head_steps, emitted, costs);
-    if (by_cost) {
-      const double keep = 1.0 - 1.0 / kRateMemory;
-      rate_tokens = rate_tokens * keep + double(emitted);
-      rate_ms = rate_ms * keep + costs->draft_round(drafted, head_steps);
-    }
+    RoundMeasurement round;
+    round.sequences = 1;
+    round.rows = 1 + drafted;
+    round.work = double(round.rows) * double(start) / 1000.0;
+    round.emitted = int(emitted);
+    round.head_steps = policy_of_walk.head_steps();
+    policy_of_walk.observe(round, relative);
+    record(out, start, drafted, accepted, round.head_steps, emitted);
+    if (charged) out.predicted_ms += costs.of(round);
     start += emitted;
   }
   return out;
@@ -370,11 +340,16 @@ PortfolioWalk PortfolioReplay::walk_logged(const RequestTrace& trace, const Roun
     for (std::size_t d = 0; d < length; ++d) {
       if (round.kinds[d] == SpeculatorKind::kHead) head_until = d + 1;
     }
+    in.round_start = start;
     bool head_runs = in.head && head_until > 0;
-    if (head_runs && !in.begin_head(start)) {
+    if (head_runs && !in.features_at(start)) {
       head_runs = false;
       ++out.rounds_without_features;
     }
+    if (head_runs) in.begin_chain();
+    const auto cheap = [&](std::int64_t position) {
+      return DraftPolicy::choose(in.cheap_at(position, int(position - start))).token;
+    };
     int drafted = 0, accepted = 0;
     bool right = true;
     for (std::size_t d = 0; d < length; ++d, ++drafted) {
@@ -385,13 +360,13 @@ PortfolioWalk PortfolioReplay::walk_logged(const RequestTrace& trace, const Roun
       TokenId token = -1;
       switch (round.kinds[d]) {
         case SpeculatorKind::kHead:
-          token = head_runs ? from_head.token : in.cheap(position, drafted).token;
+          token = head_runs ? from_head.token : cheap(position);
           break;
         case SpeculatorKind::kNgram:
-          token = in.kinds.ngram ? in.ngram(position).token : in.cheap(position, drafted).token;
+          token = in.kinds.ngram ? in.ngram(position).token : cheap(position);
           break;
         case SpeculatorKind::kFusion:
-          token = in.kinds.fusion ? in.fusion(position).token : in.cheap(position, drafted).token;
+          token = in.kinds.fusion ? in.fusion(position).token : cheap(position);
           break;
         default:
           token = round.drafted[d];
@@ -401,7 +376,9 @@ PortfolioWalk PortfolioReplay::walk_logged(const RequestTrace& trace, const Roun
       if (right) ++accepted;
     }
     const std::int64_t emitted = std::min<std::int64_t>(accepted + 1, in.end() - start);
-    record(out, start, drafted, accepted, int(head_runs ? head_until : 0), emitted, costs);
+    const int head_steps = int(head_runs ? head_until : 0);
+    record(out, start, drafted, accepted, head_steps, emitted);
+    if (costs) out.predicted_ms += costs->draft_round(drafted, head_steps);
   }
   return out;
 }

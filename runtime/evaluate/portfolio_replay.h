@@ -14,13 +14,14 @@
 
 #include "foretoken/kernels/thread_pool.h"
 #include "foretoken/protocol/trace_record.h"
-#include "runtime/speculate/round_costs.h"
 #include "runtime/observe/stats.h"
 #include "runtime/speculate/acceptance_estimator.h"
+#include "runtime/speculate/draft_policy.h"
 #include "runtime/speculate/head_lift.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/speculate/ngram_hit_rates.h"
 #include "runtime/speculate/proposal.h"
+#include "runtime/speculate/round_costs.h"
 
 namespace foretoken {
 
@@ -51,8 +52,8 @@ class PortfolioReplay {
   // from the traces it walked before, in their order.
   PortfolioWalk walk_fixed(const RequestTrace& trace, int draft_length,
                            const RoundCosts* costs = nullptr);
-  // Every draft as long as it pays by `costs`: position by position while the chance that the whole
-  // draft is right is worth the row (and the head's step).
+  // The rounds that a server's policy would run (draft_policy.h, the same code) if the request were
+  // alone in it and rounds cost this.
   PortfolioWalk walk_costed(const RequestTrace& trace, int max_draft, const RoundCosts& costs);
   // At the logged round starts, lengths and, position by position, kinds: what these weights would
   // have had accepted of what was asked then. With the weights that served (and `kinds` covering
@@ -60,14 +61,16 @@ class PortfolioReplay {
   // (model) count as logged.
   PortfolioWalk walk_logged(const RequestTrace& trace, const RoundCosts* costs = nullptr);
 
-  // What the walks have learned of the kinds' confidences, as DraftSources, Portfolio and
-  // Controller do live. There a swap does not reset it: another version's replay may begin with it.
+  // What the walks have learned of the kinds' confidences, as DraftSources and Portfolio do live,
+  // and the policy's state. There a swap does not reset it: another version's replay may begin with
+  // it.
   struct Calibration {
+    Calibration();
     AcceptanceEstimator acceptance;
     NgramHitRates ngram_rates;
     HeadLift lift;
     std::array<std::array<Form, kClaims>, 2> traffic_form;
-    double rate_tokens = 0, rate_ms = 0;  // the policy's own speed, forgetting
+    PolicyState policy;
   };
   const Calibration& calibration() const;
   void set_calibration(const Calibration& calibration);

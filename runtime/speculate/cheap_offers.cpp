@@ -10,7 +10,7 @@ bool CheapOffers::ends(const DraftContext& context, TokenId token) {
   return std::ranges::find(context.stop_tokens, token) != context.stop_tokens.end();
 }
 
-OfferList CheapOffers::cheap(int job, std::span<const TokenId> drafted) {
+OfferList CheapOffers::offer_cheap(int job, std::span<const TokenId> drafted) {
   const DraftContext& of = context(job);
   const bool fusion = kinds_.fusion && !(kinds_.ngram && of.learned && of.learned->initial);
   const int depth = static_cast<int>(drafted.size());

@@ -20,11 +20,11 @@ class CheapOffers : public DraftOffers {
   // The round's jobs, by the index that every call names.
   void begin_round(std::span<const DraftJob> jobs) { jobs_ = jobs; }
 
-  OfferList cheap(int job, std::span<const TokenId> drafted) override;
+  OfferList offer_cheap(int job, std::span<const TokenId> drafted) override;
   float expect_head(int, float cheap) override { return cheap; }
   void begin_head(std::span<const std::uint8_t>) override {}
   void step_head(std::span<const TokenId>) override {}
-  Offer head(int, std::span<const TokenId>, const Offer&, bool) override { return {}; }
+  Offer offer_head(int, std::span<const TokenId>, const Offer&, bool) override { return {}; }
   void keep_head(std::span<const std::uint8_t>) override {}
   float expect_model(int, int) override { return 0; }
   void draft_model(std::span<const int>) override {}

@@ -101,7 +101,7 @@ Offer DraftPolicy::choose(const OfferList& offers) {
 void DraftPolicy::extend(DraftOffers& offers, int job, int max_tokens, float min_survival,
                          float survival, DraftTree& draft) {
   while (static_cast<int>(draft.tokens.size()) < max_tokens) {
-    const Offer offer = choose(offers.cheap(job, draft.tokens));
+    const Offer offer = choose(offers.offer_cheap(job, draft.tokens));
     if (offer.empty()) break;
     survival *= offer.confidence;
     if (survival < min_survival) break;
@@ -329,8 +329,8 @@ void DraftPolicy::draft_head(std::span<const PolicyJob> jobs, int depth, const R
       if (!active[i]) continue;
       Scratch& s = scratch_[i];
       const int job = static_cast<int>(i);
-      const Offer cheap = choose(offers.cheap(job, s.head_draft.tokens));
-      const Offer head = offers.head(job, s.head_draft.tokens, cheap, options_.head_alone);
+      const Offer cheap = choose(offers.offer_cheap(job, s.head_draft.tokens));
+      const Offer head = offers.offer_head(job, s.head_draft.tokens, cheap, options_.head_alone);
       const bool taken =
           options_.head_alone || head.agrees || head.confidence + kHeadMargin >= cheap.confidence;
       const Offer& chosen = taken ? head : cheap;
@@ -352,7 +352,8 @@ void DraftPolicy::draft_head(std::span<const PolicyJob> jobs, int depth, const R
       for (std::size_t i = 0; i < n; ++i) {
         if (!active[i]) continue;
         const int job = static_cast<int>(i);
-        const float next = choose(offers.cheap(job, scratch_[i].head_draft.tokens)).confidence;
+        const float next =
+            choose(offers.offer_cheap(job, scratch_[i].head_draft.tokens)).confidence;
         outlook_.push_back({scratch_[i].survival, offers.expect_head(job, next), next});
       }
       if (!another_head_step(n, d + 1, costs)) break;

@@ -60,16 +60,17 @@ class DraftOffers {
  public:
   virtual ~DraftOffers() = default;
   // For the position after the sequence's tokens and `drafted`.
-  virtual OfferList cheap(int job, std::span<const TokenId> drafted) = 0;
+  virtual OfferList offer_cheap(int job, std::span<const TokenId> drafted) = 0;
 
   // The chance that what is drafted with the head is accepted, where the cheap kinds are this sure.
   virtual float expect_head(int job, float cheap) = 0;
   // A round of the head: begin_head() for the active jobs, then step_head() with each one's newest
-  // token and head() for each active job, keep_head() when some end.
+  // token and offer_head() for each active job, keep_head() when some end.
   virtual void begin_head(std::span<const std::uint8_t> active) = 0;
   virtual void step_head(std::span<const TokenId> tokens) = 0;
   // cheap: the cheap kinds' choice there; alone: nothing but the head may draft.
-  virtual Offer head(int job, std::span<const TokenId> drafted, const Offer& cheap, bool alone) = 0;
+  virtual Offer offer_head(int job, std::span<const TokenId> drafted, const Offer& cheap,
+                           bool alone) = 0;
   virtual void keep_head(std::span<const std::uint8_t> active) = 0;
 
   // The same of the draft model's position at `depth`, before it drafts.

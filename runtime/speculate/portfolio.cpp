@@ -105,7 +105,8 @@ void Portfolio::step_head(std::span<const TokenId> tokens) {
   head_->step(std::span<const TokenId>(step_tokens_).first(tokens.size()));
 }
 
-Offer Portfolio::head(int job, std::span<const TokenId> drafted, const Offer& cheap, bool alone) {
+Offer Portfolio::offer_head(int job, std::span<const TokenId> drafted, const Offer& cheap,
+                            bool alone) {
   const DraftContext& of = context(job);
   const int depth = int(drafted.size());
   const Proposal proposal = head_->choose(job, of, sources_.candidates(of, drafted),

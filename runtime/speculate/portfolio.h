@@ -84,7 +84,8 @@ class Portfolio : private CheapOffers {
   float expect_head(int job, float cheap) override;
   void begin_head(std::span<const std::uint8_t> active) override;
   void step_head(std::span<const TokenId> tokens) override;
-  Offer head(int job, std::span<const TokenId> drafted, const Offer& cheap, bool alone) override;
+  Offer offer_head(int job, std::span<const TokenId> drafted, const Offer& cheap,
+                   bool alone) override;
   void keep_head(std::span<const std::uint8_t> active) override;
   float expect_model(int job, int depth) override;
   void draft_model(std::span<const int> lengths) override;

@@ -33,7 +33,7 @@ struct KnownOffers : CheapOffers {
       : CheapOffers(none, {}), drafts(static_cast<std::size_t>(sequences)), jobs(drafts.size()) {
     for (std::size_t i = 0; i < jobs.size(); ++i) jobs[i] = {.max_tokens = 8, .draft = &drafts[i]};
   }
-  OfferList cheap(int job, std::span<const TokenId> drafted) override {
+  OfferList offer_cheap(int job, std::span<const TokenId> drafted) override {
     OfferList list;
     const auto& of = confidences[static_cast<std::size_t>(job)];
     if (drafted.size() < of.size())
