@@ -244,6 +244,108 @@ Status read_rounds(const FrameDirectory& frames, const wire::TraceHeader& header
   return Ok{};
 }
 
+Status read_sampling(const wire::TraceHeader& header, TraceSampling& sampling) {
+  sampling.temperature = header.temperature();
+  sampling.top_k = header.top_k();
+  sampling.top_p = header.top_p();
+  sampling.min_p = header.min_p();
+  sampling.seed = header.seed();
+  sampling.rejection = header.rejection();
+  const std::size_t n_bias = header.bias_tokens() ? header.bias_tokens()->size() : 0;
+  if (n_bias != (header.bias_values() ? header.bias_values()->size() : 0))
+    return invalid("shape", "logit bias: as many tokens as values were wanted");
+  for (flatbuffers::uoffset_t i = 0; i < n_bias; ++i)
+    sampling.logit_bias.emplace_back(header.bias_tokens()->Get(i), header.bias_values()->Get(i));
+  if (const auto* stops = header.stop_tokens())
+    sampling.stop_tokens.assign(stops->begin(), stops->end());
+  const auto valid = [](const auto& bias) { return bias.first >= 0 && std::isfinite(bias.second); };
+  if (!std::isfinite(sampling.temperature) || sampling.temperature < 0 ||
+      !std::isfinite(sampling.top_p) || !std::isfinite(sampling.min_p) ||
+      !std::ranges::all_of(sampling.logit_bias, valid) || !tokens_valid(sampling.stop_tokens))
+    return invalid("non-finite", "sampling parameters");
+  return Ok{};
+}
+
+// Longer drafts and larger batches than any server's are somebody's nonsense.
+constexpr int kMostJobs = 4096, kMostDrafted = 64;
+
+bool is_sane(const PolicyRound& round) {
+  const bool finite = std::ranges::all_of(
+      std::array{round.slope, round.batch_row, round.head_start, round.head_step, round.model_step,
+                 round.rate_tokens, round.rate_cost, round.predicted, round.came_true, round.cost},
+      [](double value) { return std::isfinite(value) && value >= 0; });
+  return finite && std::isfinite(round.model_budget) && std::isfinite(round.head_budget) &&
+         round.n_jobs >= 0 && round.n_jobs <= kMostJobs && round.job >= 0 &&
+         round.job < std::max(1, round.n_jobs) && round.n_costs >= std::min(1, round.n_jobs) &&
+         round.n_told >= 0 && round.prefill_rows >= 0 && round.model_rounds_left >= 0 &&
+         round.head_rounds_left >= 0 && round.max_draft >= 0 && round.max_draft <= kMostDrafted &&
+         round.n_fixed >= -1 && round.n_fixed <= kMostDrafted;
+}
+
+Status read_policy(const FrameDirectory& frames, const wire::TraceHeader& header,
+                   RequestTrace& trace) {
+  const std::size_t n_rounds = header.policy_rounds() ? header.policy_rounds()->size() : 0;
+  if (n_rounds != 0 && n_rounds != trace.rounds.size()) {
+    return invalid("shape", fmt::format("{} rounds of the policy, wanted none or {}", n_rounds,
+                                        trace.rounds.size()));
+  }
+  PolicyLog& log = trace.policy;
+  std::size_t n_jobs = 0, n_costs = 0, n_told = 0;
+  for (std::size_t i = 0; i < n_rounds; ++i) {
+    const wire::PolicyRound& in = *header.policy_rounds()->Get(flatbuffers::uoffset_t(i));
+    PolicyRound& round = log.rounds.emplace_back();
+    round = {.n_jobs = in.n_jobs(),
+             .job = in.job(),
+             .prefill_rows = in.prefill_rows(),
+             .max_extra_rows = in.max_extra_rows(),
+             .n_costs = in.n_costs(),
+             .n_told = in.n_told(),
+             .max_draft = in.max_draft(),
+             .n_fixed = in.n_fixed(),
+             .head_alone = in.head_alone(),
+             .model = in.model(),
+             .model_alone = in.model_alone(),
+             .slope = in.slope(),
+             .batch_row = in.batch_row(),
+             .head_start = in.head_start(),
+             .head_step = in.head_step(),
+             .model_step = in.model_step(),
+             .rate_tokens = in.rate_tokens(),
+             .rate_cost = in.rate_cost(),
+             .predicted = in.predicted(),
+             .came_true = in.came_true(),
+             .model_budget = in.model_budget(),
+             .head_budget = in.head_budget(),
+             .model_rounds_left = in.model_rounds_left(),
+             .head_rounds_left = in.head_rounds_left(),
+             .random = in.random(),
+             .cost = in.cost(),
+             .head_steps = in.head_steps()};
+    if (!is_sane(round)) return invalid("shape", fmt::format("round {}: the policy's state", i));
+    n_jobs += std::size_t(round.n_jobs);
+    n_costs += std::size_t(round.n_costs);
+    n_told += std::size_t(round.n_told);
+  }
+  const std::size_t found = header.policy_jobs() ? header.policy_jobs()->size() : 0;
+  if (found != n_jobs)
+    return invalid("shape", fmt::format("{} jobs of the policy, wanted {}", found, n_jobs));
+  for (std::size_t i = 0; i < found; ++i) {
+    const wire::PolicyJob& in = *header.policy_jobs()->Get(flatbuffers::uoffset_t(i));
+    log.jobs.push_back({in.max_tokens(), in.n_tokens(), in.model_lag(), in.head_ready()});
+    if (in.max_tokens() < 0 || in.n_tokens() < 0 || in.model_lag() < 0)
+      return invalid("shape", fmt::format("job {} of the policy: a negative count", i));
+  }
+  if (auto s = frames.take(Kind::PolicyCosts, n_costs, log.costs); !s) return s.error();
+  if (auto s = frames.take(Kind::PolicySeen, n_costs, log.seen); !s) return s.error();
+  if (auto s = frames.take(Kind::PolicyTold, n_told, log.told); !s) return s.error();
+  if (auto s = frames.take(Kind::PolicyToldAs, n_told, log.told_as); !s) return s.error();
+  const auto is_cost = [](double value) { return std::isfinite(value) && value > 0; };
+  const auto is_probability = [](float value) { return value >= 0 && value <= 1; };
+  if (!std::ranges::all_of(log.costs, is_cost) || !std::ranges::all_of(log.told, is_probability))
+    return invalid("non-finite", "a cost that is none, or a confidence outside [0, 1]");
+  return Ok{};
+}
+
 }  // namespace
 
 Message serialize(const RequestTrace& trace) {
@@ -271,6 +373,10 @@ Message serialize(const RequestTrace& trace) {
   add(Kind::DraftParents, arrays.parents);
   add(Kind::TapValues, trace.tap_values);
   add(Kind::TapScales, trace.tap_scales);
+  add(Kind::PolicyCosts, trace.policy.costs);
+  add(Kind::PolicySeen, trace.policy.seen);
+  add(Kind::PolicyTold, trace.policy.told);
+  add(Kind::PolicyToldAs, trace.policy.told_as);
 
   std::vector<wire::Round> rounds;
   rounds.reserve(trace.rounds.size());
@@ -287,6 +393,29 @@ Message serialize(const RequestTrace& trace) {
   const auto rounds_at = builder.CreateVectorOfStructs(rounds);
   const auto infos_at = builder.CreateVectorOfStructs(infos);
   const auto layers_at = trace.tap_layers.empty() ? 0 : builder.CreateVector(trace.tap_layers);
+  std::vector<std::int32_t> bias_tokens;
+  std::vector<float> bias_values;
+  for (const auto& [token, bias] : trace.sampling.logit_bias) {
+    bias_tokens.push_back(token);
+    bias_values.push_back(bias);
+  }
+  const auto bias_tokens_at = builder.CreateVector(bias_tokens);
+  const auto bias_values_at = builder.CreateVector(bias_values);
+  const auto stops_at = builder.CreateVector(trace.sampling.stop_tokens);
+  std::vector<wire::PolicyRound> policy_rounds;
+  for (const PolicyRound& r : trace.policy.rounds) {
+    policy_rounds.emplace_back(r.slope, r.batch_row, r.head_start, r.head_step, r.model_step,
+                               r.rate_tokens, r.rate_cost, r.predicted, r.came_true, r.model_budget,
+                               r.head_budget, r.cost, r.random, r.n_jobs, r.job, r.prefill_rows,
+                               r.max_extra_rows, r.n_costs, r.n_told, r.model_rounds_left,
+                               r.head_rounds_left, r.head_steps, r.max_draft, r.n_fixed,
+                               r.head_alone, r.model, r.model_alone);
+  }
+  std::vector<wire::PolicyJob> policy_jobs;
+  for (const PolicyJobTrace& job : trace.policy.jobs)
+    policy_jobs.emplace_back(job.max_tokens, job.n_tokens, job.model_lag, job.head_ready);
+  const auto policy_rounds_at = builder.CreateVectorOfStructs(policy_rounds);
+  const auto policy_jobs_at = builder.CreateVectorOfStructs(policy_jobs);
   wire::TraceHeaderBuilder header(builder);
   header.add_server_run(trace.server_run);
   header.add_request(trace.request.value);
@@ -312,6 +441,12 @@ Message serialize(const RequestTrace& trace) {
   header.add_rounds(rounds_at);
   header.add_frames(infos_at);
   if (!trace.tap_layers.empty()) header.add_tap_layers(layers_at);
+  header.add_bias_tokens(bias_tokens_at);
+  header.add_bias_values(bias_values_at);
+  header.add_stop_tokens(stops_at);
+  header.add_rejection(trace.sampling.rejection);
+  header.add_policy_rounds(policy_rounds_at);
+  header.add_policy_jobs(policy_jobs_at);
   wire::FinishTraceHeaderBuffer(builder, header.Finish());
   frames[0] = to_bytes<std::uint8_t>({builder.GetBufferPointer(), builder.GetSize()});
   return seal(MessageType::kTrace, std::move(frames));
@@ -342,12 +477,7 @@ Result<RequestTrace> parse_trace(std::span<const Frame> message) {
   }
   std::copy(header.model_fingerprint()->begin(), header.model_fingerprint()->end(),
             trace.model_fingerprint.begin());
-  trace.sampling = {header.temperature(), header.top_k(), header.top_p(), header.min_p(),
-                    header.seed()};
-  if (!std::isfinite(trace.sampling.temperature) || trace.sampling.temperature < 0 ||
-      !std::isfinite(trace.sampling.top_p) || !std::isfinite(trace.sampling.min_p)) {
-    return invalid("non-finite", "sampling parameters");
-  }
+  if (auto s = read_sampling(header, trace.sampling); !s) return s.error();
   trace.unix_ms = header.unix_ms();
   trace.n_prompt = header.n_prompt();
   trace.gap = header.gap();
@@ -362,6 +492,7 @@ Result<RequestTrace> parse_trace(std::span<const Frame> message) {
   if (!tokens_valid(trace.tokens)) return invalid("shape", "a token id is negative");
   if (auto s = read_generated(*frames, std::size_t(n_generated), trace); !s) return s.error();
   if (auto s = read_rounds(*frames, header, trace); !s) return s.error();
+  if (auto s = read_policy(*frames, header, trace); !s) return s.error();
 
   trace.n_taps = header.n_taps();
   trace.tap_width = header.tap_width();

@@ -91,6 +91,7 @@ void EngineCore::commit_one(RoundEntry& e) {
   kv_->commit(s.kv, s.computed);
   outcome.context.tokens = std::span(s.tokens).first(before);
   outcome.draft = &draft;
+  if (e.decode && s.trace) portfolio_->record_policy(s.slot, s.trace->policy);
   portfolio_->observe(outcome);
   if (e.decode) {
     AcceptanceStats a;

@@ -69,7 +69,9 @@ class ThreadedEngine final : public Engine {
       trace->key_id = request.key_id;
       trace->model_fingerprint = model_->fingerprint();
       trace->sampling = {request.sampling.temperature, request.sampling.top_k,
-                         request.sampling.top_p, request.sampling.min_p, request.sampling.seed};
+                         request.sampling.top_p,       request.sampling.min_p,
+                         request.sampling.seed,        request.sampling.logit_bias,
+                         request.stop_tokens,          o.spec_sampling == SpecSampling::kRejection};
       trace->n_prompt = std::int32_t(n);
       // Reserved here, on the caller's thread, so that the engine's seldom allocates: what an
       // ordinary request needs, a long one grows.
@@ -78,6 +80,7 @@ class ThreadedEngine final : public Engine {
           std::size_t(std::min<std::int64_t>(request.max_tokens, kReservedTokens));
       trace->generated.reserve(generated);
       trace->rounds.reserve(generated);
+      trace->policy.reserve(generated);
       trace->n_taps = kHeadTaps;
       trace->tap_width = std::int32_t(model_->config().hidden);
       if (const HeadTaps& taps = core_->taps(); taps != head_taps(model_->config().n_layers))

@@ -24,6 +24,7 @@ SamplingParams sampling_of(const RequestTrace& trace) {
   SamplingParams sampling;
   sampling.temperature = trace.sampling.temperature;
   sampling.seed = trace.sampling.seed;
+  sampling.logit_bias = trace.sampling.logit_bias;
   return sampling;
 }
 
@@ -42,6 +43,11 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
   const RequestTrace* trace = nullptr;
   SamplingParams sampling;
   bool sampled = false;
+  // Rejection sampling: what was drafted did not know the request's noise. Such a draft is a point
+  // mass (the cheap kinds and the head take the most likely token), and of one that proposed x
+  // P(accepted | y was emitted) = min(1, q(y) / p(y)) is 1 for y = x and 0 for any other: accepted
+  // is what came, as with coupled drafts. The draft model's, which draw, count as logged.
+  bool coupled = true;
   std::vector<CandidateList> candidates;
   bool has_features = false;  // such as the head reads
   std::array<Form, kClaims> form;
@@ -50,6 +56,7 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
     trace = &t;
     sampling = sampling_of(t);
     sampled = sampling.temperature > 0;
+    coupled = !t.sampling.rejection;
     // As many as both the tokens and the lists cover.
     const std::size_t n = std::min(
         t.generated.size(),
@@ -79,7 +86,7 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
     return p;
   }
   Proposal fusion(std::int64_t position) const {
-    return propose_fusion(list(position), learned->fusion, sampling, position, true);
+    return propose_fusion(list(position), learned->fusion, sampling, position, coupled);
   }
   float calibrated(Claim claim, float raw, int depth) const {
     return acceptance.estimate(claim, raw, form[std::size_t(claim)].after_hits(depth), sampled);
@@ -167,7 +174,7 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
     const auto row = std::size_t(round_start - chains.first);
     return head->choose(&chains.logits[depth][row * head->vocab().size()],
                         &chains.states[depth][row * std::size_t(head->state_width())],
-                        list(position), sampling, position, true);
+                        list(position), sampling, position, coupled);
   }
 
   // DraftOffers: one job, the round that begins at round_start. What a draft says past its first
@@ -179,7 +186,16 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
     return std::equal(drafted.begin(), drafted.end(), trace->tokens.begin() + round_start);
   }
   OfferList offer_cheap(int, std::span<const TokenId> drafted) override {
-    return cheap_at(round_start + std::ssize(drafted), int(drafted.size()));
+    OfferList offers = cheap_at(round_start + std::ssize(drafted), int(drafted.size()));
+    for (int i = 0; i < offers.n; ++i) {
+      Offer& offer = offers.items[std::size_t(i)];
+      offer.ends = ends(offer.token);
+    }
+    return offers;
+  }
+  bool ends(TokenId token) const {
+    const auto& stops = trace->sampling.stop_tokens;
+    return std::ranges::find(stops, token) != stops.end();
   }
   float expect_head(int, float cheap) override { return lift.estimate(cheap, sampled); }
   void begin_head(std::span<const std::uint8_t>) override { begin_chain(); }
@@ -191,14 +207,16 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
       return {kUnknown, 0, lift.estimate(by_cheap.confidence, sampled), SpeculatorKind::kHead};
     }
     const std::int64_t position = round_start + std::ssize(drafted);
-    return head_offer(head_step(position), by_cheap, alone, [&](Claim claim, float raw) {
+    Offer offer = head_offer(head_step(position), by_cheap, alone, [&](Claim claim, float raw) {
       return calibrated(claim, raw, int(drafted.size()));
     });
+    offer.ends = ends(offer.token);
+    return offer;
   }
   // No draft model is replayed.
   float expect_model(int, int) override { return 0; }
   void draft_model(std::span<const int>) override {}
-  Draft* model_draft(int) override { return nullptr; }
+  DraftTree* model_draft(int) override { return nullptr; }
 
   void learn_head(std::span<const HeadPosition> positions, std::int64_t emitted) {
     for (std::int64_t d = 0; d < std::min<std::int64_t>(std::ssize(positions), emitted); ++d) {
@@ -294,7 +312,7 @@ PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, DraftPolicy& po
   open(t);
   // What the policy carries from request to request is in units of a round of one row.
   const RoundCosts relative = costs.relative();
-  Draft draft;
+  DraftTree draft;
   if (end() > t.n_prompt) learn_cheap(t.n_prompt, t.n_prompt + 1);
   for (std::int64_t start = t.n_prompt + 1; start < end();) {
     round_start = start;

@@ -155,6 +155,14 @@ void DraftPolicy::draft(std::span<const PolicyJob> jobs, int prefill_rows, int m
     }
   }
   if (!fixed) trim(jobs, prefill_rows, max_extra_rows, costs);
+  RoundMeasurement chosen;
+  chosen.head_steps = head_steps_;
+  for (const PolicyJob& job : jobs) {
+    const int rows = 1 + static_cast<int>(job.draft->tokens.size());
+    chosen.rows += rows;
+    chosen.work += rows * static_cast<double>(job.n_tokens) / 1000.0;
+  }
+  cost_ = costs.of(chosen);
 }
 
 int DraftPolicy::best_slots(int sequences, double work_per_slot, int prefill_rows,

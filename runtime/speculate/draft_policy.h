@@ -144,10 +144,12 @@ class DraftPolicy {
     return scratch_[static_cast<std::size_t>(job)].head_positions;
   }
   int head_steps() const { return head_steps_; }
+  double cost() const { return cost_; }  // as chosen, a draft model's steps aside
 
   // The round as it was run, and the costs that it left. Rounds with prefill rows teach nothing.
   void observe(const RoundMeasurement& round, const RoundCosts& costs);
 
+  const PolicyOptions& options() const { return options_; }
   const PolicyState& state() const { return state_; }
   void set_state(const PolicyState& state) { state_ = state; }
   double rate(int sequences, const RoundCosts& costs) const;  // tokens per cost
@@ -211,6 +213,7 @@ class DraftPolicy {
   std::vector<TokenId> step_tokens_;
   std::vector<int> lengths_;
   int head_steps_ = 0;  // of the last round
+  double cost_ = 0;
 };
 
 }  // namespace foretoken

@@ -37,6 +37,7 @@ Portfolio::Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpecu
       own_sources_(sources_of(options)),
       costs_(options.max_sequences * (options.n_max + 1)),
       policy_(policy_of(options, model != nullptr)),
+      recorder_(options.max_sequences, options.n_max),
       model_(std::move(model)) {
   const auto n = std::size_t(options.max_sequences);
   policy_jobs_.resize(n);
@@ -70,6 +71,7 @@ void Portfolio::draft(std::span<DraftJob> jobs, bool control, int prefill_rows,
   draft_model_ms_ = 0;
   std::ranges::fill(job_of_slot_, -1);
   for (DraftJob& job : jobs) job.draft.clear();
+  recorder_.begin_round();
   if (control || options_.n_max == 0) return;
   begin_round(jobs);
   bool any_ready = false;
@@ -88,8 +90,8 @@ void Portfolio::draft(std::span<DraftJob> jobs, bool control, int prefill_rows,
     }
     any_ready |= job.head_ready;
   }
-  policy_.draft(std::span(policy_jobs_).first(jobs.size()), prefill_rows, max_extra_rows,
-                costs_.costs(), *this);
+  recorder_.draft(policy_, std::span(policy_jobs_).first(jobs.size()), prefill_rows, max_extra_rows,
+                  costs_.costs(), *this);
   head_steps_ = policy_.head_steps();
 }
 

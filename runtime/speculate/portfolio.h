@@ -3,6 +3,7 @@
 // thread only.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <string>
@@ -18,6 +19,7 @@
 #include "runtime/speculate/head_lift.h"
 #include "runtime/speculate/head_speculator.h"
 #include "runtime/speculate/model_speculator.h"
+#include "runtime/speculate/policy_recorder.h"
 #include "runtime/speculate/speculator.h"
 
 namespace foretoken {
@@ -58,6 +60,11 @@ class Portfolio : private CheapOffers {
   // The n-gram candidates of the tokens committed since open(), in order: as first looked up with
   // the right prefix. For the trace.
   std::span<const CandidateList> logged(int slot) const { return sources_.logged(slot); }
+  // What the policy was told in the last round drafted, to the trace of one of its sequences.
+  // Before observe().
+  void record_policy(int slot, PolicyLog& log) const {
+    recorder_.append_to(log, std::max(0, job_of_slot_[std::size_t(slot)]));
+  }
 
   // Whether these weights' head would draft, and so wants features.
   bool uses_head(const LearnedWeights* learned) const { return head_ && learned && learned->head; }
@@ -95,6 +102,7 @@ class Portfolio : private CheapOffers {
   DraftSources own_sources_;
   CostModel costs_;
   DraftPolicy policy_;
+  PolicyRecorder recorder_;
   std::vector<PolicyJob> policy_jobs_;
   std::vector<int> job_of_slot_;          // of the last round drafted; -1: not in it
   std::unique_ptr<HeadSpeculator> head_;  // null: no head may draft

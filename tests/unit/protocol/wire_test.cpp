@@ -33,6 +33,10 @@ void expect_equal(const RequestTrace& a, const RequestTrace& b) {
   EXPECT_EQ(a.sampling.top_p, b.sampling.top_p);
   EXPECT_EQ(a.sampling.min_p, b.sampling.min_p);
   EXPECT_EQ(a.sampling.seed, b.sampling.seed);
+  EXPECT_EQ(a.sampling.logit_bias, b.sampling.logit_bias);
+  EXPECT_EQ(a.sampling.stop_tokens, b.sampling.stop_tokens);
+  EXPECT_EQ(a.sampling.rejection, b.sampling.rejection);
+  EXPECT_EQ(a.policy, b.policy);
   EXPECT_EQ(a.unix_ms, b.unix_ms);
   EXPECT_EQ(a.tokens, b.tokens);
   EXPECT_EQ(a.n_prompt, b.n_prompt);
@@ -274,6 +278,27 @@ TEST(TraceWire, RefusesWhatCannotBe) {
   EXPECT_THAT(error([](T& t) { t.rounds[0].confidences[0] = kNan; }), non_finite);
   EXPECT_THAT(error([](T& t) { t.sampling.temperature = -1; }), non_finite);
   EXPECT_THAT(error([](T& t) { t.tap_scales[0] = kNan; }), non_finite);
+  EXPECT_THAT(error([](T& t) { t.sampling.logit_bias[0].second = kNan; }), non_finite);
+  EXPECT_THAT(error([](T& t) { t.sampling.logit_bias[0].first = -1; }), non_finite);
+  EXPECT_THAT(error([](T& t) { t.sampling.stop_tokens[0] = -1; }), non_finite);
+  EXPECT_THAT(error([](T& t) { t.policy.rounds.pop_back(); }), HasSubstr("rounds of the policy"));
+  EXPECT_THAT(error([](T& t) { t.policy.rounds[0].n_jobs = -1; }), shape);
+  EXPECT_THAT(error([](T& t) { t.policy.rounds[0].n_jobs = 1 << 30; }), shape);
+  EXPECT_THAT(error([](T& t) { t.policy.rounds[0].n_jobs = 1; }), shape);
+  EXPECT_THAT(error([](T& t) { t.policy.rounds[0].job = 2; }), shape);
+  EXPECT_THAT(error([](T& t) { t.policy.rounds[0].n_told = -3; }), shape);
+  EXPECT_THAT(error([](T& t) { t.policy.rounds[0].max_draft = 1000; }), shape);
+  EXPECT_THAT(error([](T& t) { t.policy.rounds[0].rate_cost = -1; }), shape);
+  EXPECT_THAT(error([](T& t) { t.policy.rounds[0].predicted = INFINITY; }), shape);
+  EXPECT_THAT(error([](T& t) { t.policy.rounds[0].random = 5; }), "");
+  EXPECT_THAT(error([](T& t) { t.policy.jobs[1].n_tokens = -1; }), shape);
+  EXPECT_THAT(error([](T& t) { t.policy.jobs.pop_back(); }), shape);
+  EXPECT_THAT(error([](T& t) { t.policy.costs[1] = 0; }), non_finite);
+  EXPECT_THAT(error([](T& t) { t.policy.costs.pop_back(); }), shape);
+  EXPECT_THAT(error([](T& t) { t.policy.seen.push_back(1); }), shape);
+  EXPECT_THAT(error([](T& t) { t.policy.told[0] = 1.5f; }), non_finite);
+  EXPECT_THAT(error([](T& t) { t.policy.told[2] = kNan; }), non_finite);
+  EXPECT_THAT(error([](T& t) { t.policy.told_as.pop_back(); }), shape);
   EXPECT_THAT(error([](T& t) { t.tokens.pop_back(); }), shape);
   EXPECT_THAT(error([](T& t) { t.tokens[0] = -1; }), shape);
   EXPECT_THAT(error([](T& t) { t.generated[3].candidates[0].klass = 65; }),

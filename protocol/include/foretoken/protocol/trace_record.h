@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "foretoken/protocol/ids.h"
@@ -59,12 +60,74 @@ struct RoundTrace {
   bool control = false;                  // a round of the random control: speculation was off
 };
 
+// One engine round as the draft policy met it (runtime/speculate/draft_policy.h): what it was told and
+// what it carried into the round, so that its choice can be made again. Costs are in units of a round
+// of one row. The jobs are all the sequences of the round that could draft, in the policy's order.
+struct PolicyRound {
+  std::int32_t n_jobs = 0;               // 0: nothing was to be drafted (control rounds): nothing below
+  std::int32_t job = 0;                  // this request's place among them
+  std::int32_t prefill_rows = 0, max_extra_rows = 0;
+  std::int32_t n_costs = 0, n_told = 0;  // of PolicyLog's arrays
+  std::int16_t max_draft = 0, n_fixed = -1;
+  bool head_alone = false, model = false, model_alone = false;
+  double slope = 0, batch_row = 0, head_start = 0, head_step = 0, model_step = 0;
+  double rate_tokens = 0, rate_cost = 0, predicted = 0, came_true = 0;
+  double model_budget = 0, head_budget = 0;
+  std::int32_t model_rounds_left = 0, head_rounds_left = 0;
+  std::uint64_t random = 0;
+  double cost = 0;                       // of the round as it was chosen, a draft model's steps aside
+  std::int32_t head_steps = 0;           // as chosen
+  bool operator==(const PolicyRound&) const = default;
+};
+
+struct PolicyJobTrace {
+  std::int32_t max_tokens = 0, n_tokens = 0, model_lag = 0;
+  bool head_ready = false;
+  bool operator==(const PolicyJobTrace&) const = default;
+};
+
+// Of all rounds of a request, one after another.
+struct PolicyLog {
+  std::vector<PolicyRound> rounds;       // one a round of the trace, or none at all: not recorded
+  std::vector<PolicyJobTrace> jobs;      // n_jobs a round
+  std::vector<double> costs;             // n_costs a round: of 1, 2, ... rows
+  std::vector<std::uint8_t> seen;        // of each: how often that count was measured, up to 255
+  // n_told a round: what the speculators offered or expected, in the order in which they were asked.
+  // An offer's value is its calibrated confidence.
+  std::vector<float> told;
+  std::vector<std::uint8_t> told_as;     // of each: ToldAs bits
+  bool operator==(const PolicyLog&) const = default;
+  // Of rounds of one job, with an ordinary draft's length.
+  void reserve(std::size_t n_rounds) {
+    rounds.reserve(n_rounds);
+    jobs.reserve(n_rounds);
+    for (auto* rows : {&seen, &told_as}) rows->reserve(16 * n_rounds);
+    costs.reserve(16 * n_rounds);
+    told.reserve(16 * n_rounds);
+  }
+  std::size_t bytes() const {
+    return rounds.size() * sizeof(PolicyRound) + jobs.size() * sizeof(PolicyJobTrace) +
+           costs.size() * 9 + told.size() * 5;
+  }
+};
+// The low four bits are the offer's SpeculatorKind; kNone: nothing was offered.
+enum ToldAs : std::uint8_t {
+  kToldKind = 0x0f,
+  kToldEnds = 0x10,      // an end of generation
+  kToldAgrees = 0x20,    // the head's: it names the cheap kinds' choice
+  kToldMore = 0x40,      // another offer for the same position, or the next of a draft, follows
+  kToldExpected = 0x80,  // no offer: what a speculator is expected to be worth
+};
+
 struct TraceSampling {
   float temperature = 0;
   std::int32_t top_k = 0;                // 0: off
   float top_p = 1;
   float min_p = 0;
   std::uint64_t seed = 0;
+  std::vector<std::pair<TokenId, float>> logit_bias;
+  std::vector<TokenId> stop_tokens;      // a draft ends with one of these
+  bool rejection = false;                // --spec-sampling rejection: drafts did not use the request's noise
 };
 
 struct RequestTrace {
@@ -79,6 +142,7 @@ struct RequestTrace {
   std::int32_t n_prompt = 0;
   std::vector<GeneratedTokenTrace> generated;
   std::vector<RoundTrace> rounds;
+  PolicyLog policy;
   // Hidden states of the taps, fp16 with one fp32 scale a (position, tap), of the positions
   // tap_first, tap_first + 1, ...: the end of the prompt and every generated position that has KV.
   // After a prefix hit they begin at the page border it resumed from: always at or before the

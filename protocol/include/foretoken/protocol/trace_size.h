@@ -15,7 +15,7 @@ inline std::size_t approximate_bytes(const RequestTrace& trace) noexcept {
   return sizeof(RequestTrace) + trace.tokens.size() * sizeof(TokenId) +
          trace.generated.size() * kGeneratedBytes +
          trace.rounds.size() * (sizeof(RoundTrace) + 128) +
-         trace.tap_values.size() * sizeof(std::uint16_t) + trace.tap_scales.size() * sizeof(float);
+         trace.policy.bytes() + trace.tap_values.size() * sizeof(std::uint16_t) + trace.tap_scales.size() * sizeof(float);
 }
 
 }  // namespace foretoken
