@@ -18,6 +18,9 @@ namespace {
 
 namespace json = boost::json;
 
+constexpr std::size_t kMaxDomains = 256;  // distinct labels in statistics
+constexpr std::size_t kMaxWarnedFields = 1000;
+
 HttpReply json_response(const json::object& body) {
   HttpReply response;
   response.body = json::serialize(body);
