@@ -14,7 +14,8 @@
 #include "runtime/model/fingerprint.h"
 #include "runtime/speculate/head/eagle3_head.h"
 #include "runtime/speculate/head/recurrent_head.h"
-#include "trainer/background.h"
+#include "trainer/head/speculator_learner.h"
+#include "trainer/ingest/background.h"
 #include "trainer/ingest/trainer.h"
 #include "trainer/offline/gate_replay.h"
 #include "trainer/offline/offline.h"
@@ -51,6 +52,7 @@ int main(int argc, char** argv) {
       "foretoken-trainer");
   LinkEndpoints endpoints{"tcp://127.0.0.1:7461", "tcp://127.0.0.1:7462", 200};
   TrainerOptions options;
+  LearnerOptions learner;
   std::string keys_dir, state_dir = default_state_root().string(), fingerprint, scheduling = "idle",
                         log_level = "info";
   std::size_t buffer_mib = 1024;
@@ -103,12 +105,12 @@ int main(int argc, char** argv) {
          "Requests older than this are deleted from the buffer; 0: kept while there is room")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
-  app.add_option("--learning-rate", options.session.learner.fusion.learning_rate)
+  app.add_option("--learning-rate", learner.fusion.learning_rate)
       ->check(CLI::Range(1e-6, 1.0))
       ->capture_default_str();
   app.add_option_function<std::string>(
          "--objective",
-         [&](const std::string& name) { options.session.learner.fusion.objective = find_objective(name); },
+         [&](const std::string& name) { learner.fusion.objective = find_objective(name); },
          "What is minimised: " + objective_help())
       ->check(CLI::IsMember(objective_names()))
       ->default_str(std::string(objectives().front().name));
@@ -131,7 +133,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.set_config("--config", "", "TOML file with these flags as keys")
       ->envname("FORETOKEN_TRAINER_CONFIG");
-  HeadOptions& head = options.session.learner.head;
+  HeadOptions& head = learner.head;
   std::string model_path, traces_dir, json_path, output_dir;
   OfflineOptions offline;
   GateReplayOptions gate_replay;
@@ -300,14 +302,14 @@ int main(int argc, char** argv) {
   auto keys = key_folder.trainer();
   if (!keys) return fail(keys.error());
   options.session.signing_key = keys->signing;
-  head.objective = options.session.learner.fusion.objective;
+  head.objective = learner.fusion.objective;
   head.cache_bytes = cache_mib << 20;
   if (model_path.empty()) {
     spdlog::info("no --model: the fusion table is trained, without a recurrent head");
   } else {
     auto rows = VocabularyRows::open(model_path);
     if (rows) {
-      options.session.learner.model = options.session.rows = *rows;
+      learner.model = options.session.rows = *rows;
       // A server of another model would fill the head with hidden states that mean something else.
       kernels::ThreadPool pool(1);
       auto model = fingerprint_of(*(*rows)->file(), 0, pool);
@@ -327,20 +329,21 @@ int main(int argc, char** argv) {
   if (!eagle3_dir.empty()) {
     auto checkpoint = read_eagle3(eagle3_dir);
     if (!checkpoint) return fail(checkpoint.error());
-    if (!options.session.learner.model) {
+    if (!learner.model) {
       return fail(
           {ErrorCode::kInvalidInput, "--eagle3: wanted --model too, the server's GGUF file"});
     }
     // Whether it is this model's is found by making it, as the server would.
     auto weights =
         Eagle3Head::create(*checkpoint, HeadTerms::none(eagle3_parts(*checkpoint)->config.hidden),
-                           options.session.learner.model);
+                           learner.model);
     if (!weights) return fail(weights.error());
-    Eagle3LearnerOptions& eagle3 = options.session.learner.eagle3.emplace();
+    Eagle3LearnerOptions& eagle3 = learner.eagle3.emplace();
     static_cast<StepOptions&>(eagle3) = head;
     eagle3.start = std::move(*checkpoint);
     eagle3.learning_rate = eagle3_rate;
   }
+  options.session.make_learner = learner_factory(learner);
   if (!traces_dir.empty() && replays_gate) {
     gate_replay.traces = traces_dir;
     gate_replay.session = options.session;
@@ -358,7 +361,7 @@ int main(int argc, char** argv) {
   }
   if (!traces_dir.empty()) {
     offline.traces = traces_dir;
-    offline.learner = options.session.learner;
+    offline.learner = learner;
     offline.store_bytes = store_mib << 20;
     offline.json = json_path;
     offline.output = output_dir;

@@ -1,9 +1,9 @@
 // Byte layouts of hot and sealed KV pages, shared by the page and attention kernels of CPU and
 // CUDA. Private to kernels/.
 //
-// hot     K: 4 blocks of 16 tokens; block: d/2 groups of 64 bytes; group g: 16 lanes (token) x 2
-// bf16
-//            (channels 2g, 2g+1). A vector of logits grows lane by lane, without horizontal sums.
+// hot     K: 4 blocks of 16 tokens; block: d/2 groups of 64 bytes; group g: 16 lanes (token) x
+//            2 bf16 (channels 2g, 2g+1). A vector of logits grows lane by lane, without horizontal
+//            sums.
 //         V: [64, d] bf16, row-major.
 // sealed  K codes, V codes in groups of 64 bytes: 16 lanes x 4 bytes, `bits` bits a code, so 16, 8
 //         or 4 codes a lane; code i of a lane is in byte i & 3 at bit `bits` * (i / 4).

@@ -20,7 +20,7 @@
 #include "runtime/cli/flags.h"
 #include "runtime/cli/progress.h"
 #include "runtime/evaluate/evaluation.h"
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 
 namespace foretoken {
 namespace {

@@ -11,7 +11,7 @@
 #include "runtime/cli/command.h"
 #include "runtime/cli/flags.h"
 #include "runtime/cli/spec_head.h"
-#include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/model/arch/architecture.h"
 #include "runtime/model/config.h"
 #include "runtime/model/fingerprint.h"

@@ -19,11 +19,11 @@
 #include "foretoken/protocol/trace_segment.h"
 #include "runtime/cli/command.h"
 #include "runtime/cli/flags.h"
-#include "runtime/model/gguf.h"
+#include "runtime/files/gguf.h"
 #include "runtime/speculate/head/eagle3_checkpoint.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 
 namespace foretoken {
 namespace {

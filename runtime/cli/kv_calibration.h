@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/kv/calibrate.h"
+#include "runtime/model/calibrate_kv.h"
 #include "runtime/kv/calibration.h"
 #include "runtime/kv/kv_cache.h"
 #include "runtime/model/model.h"

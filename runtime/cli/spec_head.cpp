@@ -11,7 +11,7 @@
 #include "foretoken/protocol/atomic_file.h"
 #include "foretoken/protocol/control.h"
 #include "runtime/evaluate/tap_check.h"
-#include "runtime/kv/calibrate.h"
+#include "runtime/model/calibrate_kv.h"
 #include "runtime/speculate/head/eagle3_head.h"
 
 namespace foretoken {

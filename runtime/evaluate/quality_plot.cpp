@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "runtime/evaluate/quality_report.h"
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 
 namespace foretoken {
 namespace {

@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "runtime/observe/student_t.h"
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 
 namespace foretoken {
 namespace {

@@ -6,8 +6,8 @@
 // - Bounds: the one-sided asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy,
 //   Ramdas, "Time-uniform central limit theory and asymptotic confidence sequences", Ann. Statist.
 //   2024; Robbins' normal mixture, its one-sided form in Howard et al., Ann. Statist. 2021):
-//     |error| < deviation / sqrt(n) * sqrt(2 (n r + 1) / (n r) * log(1 + sqrt(n r + 1) / (2
-//     alpha)))
+//     |error| < deviation / sqrt(n) * sqrt(2 (n r + 1) / (n r) * log(1 + m))
+//     with m = sqrt(n r + 1) / (2 alpha)
 //   for all n at once with probability 1 - alpha, the deviation being the estimated one (hence
 //   adaptive: tables that agree nearly everywhere are told apart as fast as their differences are
 //   steady). Betting tests need a bound on one request's cost, which no server has.

@@ -1,6 +1,6 @@
 // The KV cache of one model: every sequence's pages and those kept of ended ones (prefix_index.h),
-// from one pool (page_pool.h). Owned and called by the engine
-// thread (attend() fans out over the kernel pool). A page is 64 tokens of all layers and KV heads:
+// from one pool (page_pool.h). Owned and called by the engine thread (attend() fans out over the
+// kernel pool). A page is 64 tokens of all layers and KV heads:
 // a hot slab (16-bit) and, once sealed, an INT2 slab. Invariants: a page is sealed only from
 // committed tokens, when a row first needs its codes, at a border fixed by absolute position; a
 // sealed page is immutable; a rejected token is only ever overwritten in a hot page; a page's hot

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "foretoken/protocol/result.h"
-#include "runtime/model/gguf.h"
+#include "runtime/files/gguf.h"
 #include "runtime/model/layer_spec.h"
 #include "runtime/model/rope_scaling.h"
 

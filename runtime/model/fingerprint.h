@@ -4,7 +4,7 @@
 #include "foretoken/kernels/thread_pool.h"
 #include "foretoken/protocol/control.h"
 #include "foretoken/protocol/result.h"
-#include "runtime/model/gguf.h"
+#include "runtime/files/gguf.h"
 
 namespace foretoken {
 

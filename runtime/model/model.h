@@ -16,7 +16,7 @@
 #include "foretoken/protocol/result.h"
 #include "runtime/kv/kv_cache.h"
 #include "runtime/model/config.h"
-#include "runtime/model/gguf.h"
+#include "runtime/files/gguf.h"
 
 namespace foretoken {
 

@@ -12,7 +12,7 @@
 #include "foretoken/kernels/linear.h"
 #include "foretoken/kernels/thread_pool.h"
 #include "foretoken/protocol/result.h"
-#include "runtime/model/gguf.h"
+#include "runtime/files/gguf.h"
 #include "runtime/model/layer_spec.h"
 #include "runtime/model/weights.h"
 

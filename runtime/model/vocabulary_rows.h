@@ -10,7 +10,7 @@
 
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
-#include "runtime/model/gguf.h"
+#include "runtime/files/gguf.h"
 #include "runtime/model/model.h"
 #include "runtime/model/weights.h"
 

@@ -1,8 +1,8 @@
 // What the engine measures, as a plain copyable struct: /stats, /metrics and `foretoken stats`
 // format it. Definitions (printed with the figures, because tools differ):
-//   acceptance length = 1 + accepted tokens per round *that drafted*;  draft length = drafted per
-//   such round speedup = decode time per token without speculation / with it, from control rounds
-//   (law 6)
+//   acceptance length = 1 + accepted tokens per round *that drafted*
+//   draft length = drafted tokens per such round
+//   speedup = decode time per token without speculation / with it, from control rounds (law 6)
 #pragma once
 
 #include <array>

@@ -3,13 +3,12 @@
 //   foretoken's own    {"timestamp": ms, "body": {...}}, also with "payload" for "body"
 //   OpenAI batch       {"custom_id", "method": "POST", "url": "/v1/...", "body": {...}}
 //   Mooncake traces    {"timestamp": ms, "input_length", "output_length", "hash_ids"}: prompts of
-//   words are made
-//                      up, equal hash ids giving equal text; or with "messages", "text_input" or
-//                      "payload"
+//                      words are made up, equal hash ids giving equal text; or with "messages",
+//                      "text_input" or "payload"
 //   vLLM custom        {"prompt": "...", "output_tokens"?: n}
 //   ShareGPT           [{"conversations": [{"from": "human"|"gpt", "value"}]}]
-//   Azure CSV          TIMESTAMP,ContextTokens,GeneratedTokens: prompts of that many words are made
-//   up
+//   Azure CSV          TIMESTAMP,ContextTokens,GeneratedTokens: prompts of that many words are
+//                      made up
 // Logs are parsed as hostile input: an error names the file, the line and the field.
 #pragma once
 

@@ -1,9 +1,10 @@
 // Plays a traffic log against a server and records what became of each request.
-//   closed loop: `concurrency` requests in flight at any time, the next sent when one is complete
-//   open loop: each request at its own time, however late the server is; none is dropped or sent
-//   twice
-//   at a load: an open loop of random arrivals, at a share of the rate that a closed-loop warm-up
-//   shows the server can bear; needs a time limit, in which each quarter of the log gets its part
+//   closed loop  `concurrency` requests in flight at any time, the next sent when one is complete
+//   open loop    each request at its own time, however late the server is; none is dropped or sent
+//                twice
+//   at a load    an open loop of random arrivals, at a share of the rate that a closed-loop warm-up
+//                shows the server can bear; needs a time limit, in which each quarter of the log
+//                gets its part
 // Every request in flight has a thread with a blocking client. play() returns when all of them are
 // done.
 #pragma once

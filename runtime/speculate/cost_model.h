@@ -3,8 +3,8 @@
 // that run a model.
 //   rows  = of the whole round, all sequences (each: 1 + its draft)
 //   work  = sum over sequences of rows * context, in thousands: what attention reads
-//   shape = non-decreasing in rows; speed = how fast the machine is just now (shared machines
-//   drift)
+//   shape = non-decreasing in rows
+//   speed = how fast the machine is just now (shared machines drift)
 // The shape is learned from differences against the drifting speed, so that a slow minute spent at
 // one row count does not make that count look dear; residuals are clipped at three deviations, so
 // that one descheduled round moves nothing. Counts never measured are interpolated between measured

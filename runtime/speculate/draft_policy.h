@@ -6,9 +6,9 @@
 //   maximise  sum_r sum_{j <= k_r} survival(r, j)  -  rate * T(n + sum_r k_r)     over k_r >= 0
 //   survival(r, j) = product of the calibrated confidences of r's first j drafted tokens
 //   rate = tokens per unit of cost under the policy itself, at this number of sequences, at least
-//   that of not speculating: the price of time in a renewal-reward process (Dinkelbach's
-//   parameter), so the policy's fixed point maximises tokens per second over the long run, not of
-//   the round alone
+//          that of not speculating: the price of time in a renewal-reward process (Dinkelbach's
+//          parameter), so the policy's fixed point maximises tokens per second over the long run,
+//          not of the round alone
 // Length 0 is always among the choices. Cheap speculators draft first and are trimmed; one that
 // runs a model has its length decided before, from what its positions have accepted lately.
 // Exploration costs at most kProbeShare of the time. One thread; allocates nothing once

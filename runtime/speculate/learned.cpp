@@ -1,7 +1,7 @@
 #include "runtime/speculate/learned.h"
 
 #include "foretoken/kernels/splitmix64.h"
-#include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/head/eagle3_head.h"
 #include "runtime/speculate/head/head_bundle.h"
 

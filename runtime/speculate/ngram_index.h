@@ -4,9 +4,8 @@
 // so far is passed to each look-up as a hypothetical ending. Owned by a sequence's slot, called by
 // the engine thread. append() is O(kMaxMatch), find() is too; neither allocates while size() stays
 // below reserve(). Invariant: the table of length k maps the k-gram tokens[p-k, p) to the largest
-// such p < size(), exactly
-//            (slots are compared by their tokens, so a hash collision costs a probe, never a wrong
-//            answer).
+// such p < size(), exactly (slots are compared by their tokens, so a hash collision costs a probe,
+// never a wrong answer).
 #pragma once
 
 #include <array>

@@ -5,7 +5,7 @@
 #include <limits>
 #include <queue>
 
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 
 namespace foretoken {
 namespace {

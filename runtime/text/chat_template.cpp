@@ -4,7 +4,7 @@
 
 #include "runtime/text/jinja/parser.h"
 #include "runtime/text/jinja/render.h"
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 
 namespace foretoken {
 namespace {

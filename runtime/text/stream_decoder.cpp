@@ -1,5 +1,5 @@
 #include "runtime/text/tokenizer.h"
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 
 namespace foretoken {
 

@@ -9,7 +9,7 @@
 #include "runtime/text/bpe.h"
 #include "runtime/text/pretokenizer.h"
 #include "runtime/text/special_tokens.h"
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 
 namespace foretoken {
 namespace {

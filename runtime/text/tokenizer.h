@@ -11,7 +11,7 @@
 
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
-#include "runtime/model/gguf.h"
+#include "runtime/files/gguf.h"
 
 namespace foretoken {
 

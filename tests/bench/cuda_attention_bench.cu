@@ -1,7 +1,7 @@
 // The CUDA attention on a device: what it must do (cuda_attention_checks.h), then its times.
 //   cuda_attention_bench check    against double arithmetic; law 1 by bits
-//   cuda_attention_bench time     by batch, depth and rows: INT2, 16 bits, and their share of the
-//   bandwidth
+//   cuda_attention_bench time     by batch, depth and rows: INT2, 16 bits, and their share of
+//                                 the bandwidth
 // Times are medians of replayed graphs of calls over rotating copies of the data, larger together
 // than the device's cache; `attention` is the one kernel over the pages, `call` all three kernels.
 #include <cuda_runtime.h>

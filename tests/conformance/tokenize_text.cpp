@@ -7,7 +7,7 @@
 #include <iostream>
 #include <string>
 
-#include "runtime/model/gguf.h"
+#include "runtime/files/gguf.h"
 #include "runtime/text/tokenizer.h"
 
 int main(int argc, char** argv) {

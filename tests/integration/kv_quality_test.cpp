@@ -14,7 +14,7 @@
 
 #include "runtime/evaluate/needles.h"
 #include "runtime/evaluate/quality_report.h"
-#include "runtime/kv/calibrate.h"
+#include "runtime/model/calibrate_kv.h"
 #include "runtime/model/model.h"
 #include "runtime/text/tokenizer.h"
 #include "tests/support/test_files.h"

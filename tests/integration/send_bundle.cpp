@@ -13,7 +13,7 @@
 #include "foretoken/protocol/control.h"
 #include "foretoken/protocol/keys.h"
 #include "foretoken/protocol/transport.h"
-#include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/fusion_bundle.h"
 
 namespace foretoken {
 namespace {

@@ -8,9 +8,9 @@
 #include <functional>
 #include <set>
 
-#include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "tests/simulation/sim_traffic.h"
-#include "trainer/learner.h"
+#include "trainer/learner/learner.h"
 
 namespace foretoken::simulation {
 

@@ -4,8 +4,8 @@
 // Laws:
 //   content     a version number is one content for ever, on the wire and where it serves
 //   unproven    what serves was published by the trainer: signed by its key, let through by its
-//   gate monotone    the served version rises but for rollbacks; after a restart it is the one that
-//   was
+//               gate
+//   monotone    the served version rises but for rollbacks; after a restart it is the one that was
 //               served, unless the disk had refused to keep it
 //   once        no request is learned from twice
 //   counted     every request the engine logged was sent or counted as dropped

@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "foretoken/protocol/trace.h"
-#include "trainer/learner.h"
+#include "trainer/learner/learner.h"
 
 namespace foretoken::trainer {
 

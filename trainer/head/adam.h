@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "trainer/head/torch_headers.h"
-#include "trainer/state_map.h"
+#include "trainer/learner/state_map.h"
 
 namespace foretoken::trainer {
 

@@ -6,7 +6,7 @@
 #include "runtime/speculate/head/head_bundle.h"
 #include "trainer/head/adam.h"
 #include "trainer/head/eagle3_twin.h"
-#include "trainer/head/head_example.h"
+#include "trainer/examples/head_example.h"
 #include "trainer/objective/objective.h"
 
 namespace foretoken::trainer {

@@ -12,7 +12,7 @@
 
 #include "runtime/model/vocabulary_rows.h"
 #include "runtime/speculate/head/eagle3_checkpoint.h"
-#include "trainer/head/step_schedule.h"
+#include "trainer/examples/step_schedule.h"
 
 namespace foretoken::trainer {
 

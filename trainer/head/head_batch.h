@@ -5,7 +5,7 @@
 #include <memory>
 #include <span>
 
-#include "trainer/head/head_example.h"
+#include "trainer/examples/head_example.h"
 #include "trainer/head/recurrent_head.h"
 #include "trainer/objective/objective.h"
 

@@ -4,10 +4,10 @@
 
 #include "runtime/speculate/head/head_bundle.h"
 #include "trainer/head/adam.h"
-#include "trainer/head/draft_vocabulary.h"
-#include "trainer/head/example_cache.h"
+#include "trainer/examples/draft_vocabulary.h"
+#include "trainer/examples/example_cache.h"
 #include "trainer/head/head_batch.h"
-#include "trainer/head_log.h"
+#include "trainer/learner/head_log.h"
 
 namespace foretoken::trainer {
 namespace {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "runtime/model/vocabulary_rows.h"
-#include "trainer/head/step_schedule.h"
+#include "trainer/examples/step_schedule.h"
 
 namespace foretoken::trainer {
 

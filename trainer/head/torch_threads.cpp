@@ -1,5 +1,5 @@
 #include "trainer/head/torch_headers.h"
-#include "trainer/learner.h"
+#include "trainer/learner/learner.h"
 
 namespace foretoken::trainer {
 

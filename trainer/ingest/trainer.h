@@ -10,8 +10,8 @@
 #include <optional>
 
 #include "foretoken/protocol/transport.h"
-#include "trainer/pace.h"
-#include "trainer/training_session.h"
+#include "trainer/ingest/pace.h"
+#include "trainer/session/training_session.h"
 
 namespace foretoken::trainer {
 

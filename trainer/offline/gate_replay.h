@@ -11,7 +11,7 @@
 #include <optional>
 
 #include "runtime/speculate/round_costs.h"
-#include "trainer/training_session.h"
+#include "trainer/session/training_session.h"
 
 namespace foretoken::trainer {
 

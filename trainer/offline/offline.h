@@ -16,7 +16,7 @@
 
 #include "foretoken/protocol/signing.h"
 #include "runtime/evaluate/candidate_rebuild.h"
-#include "trainer/speculator_learner.h"
+#include "trainer/head/speculator_learner.h"
 
 namespace foretoken::trainer {
 

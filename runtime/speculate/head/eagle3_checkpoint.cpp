@@ -12,7 +12,7 @@
 
 #include "foretoken/protocol/atomic_file.h"
 #include "runtime/model/rope_scaling.h"
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 
 namespace foretoken {
 namespace {

@@ -21,7 +21,7 @@
 
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
-#include "runtime/model/safetensors.h"
+#include "runtime/files/safetensors.h"
 
 namespace foretoken {
 

@@ -3,8 +3,8 @@
 //   rms(x) = x / sqrt(mean(x^2) + 1e-6)
 //   h      = fc [rms(low); rms(mid); rms(high); rms(final)]      features of the last position in
 //   KV step(y): z = [rms(embedding(y)); rms(h)]
-//            h = h + step z + down(silu(gate z) * (up z));  r = rms(h);  logit[v] = gain * out[v] .
-//            r
+//            h = h + step z + down(silu(gate z) * (up z));  r = rms(h)
+//            logit[v] = gain * (out[v] . r)
 // out: the target's own output rows of `vocab`, frozen. The first step of a draft consumes the
 // newest token (which has no KV yet) and predicts the one after it; each further step consumes the
 // drafted token. Candidates and choice: draft_head.h. Weights are Q8_0 or Q4_0 and meet int8

@@ -9,7 +9,7 @@
 #include <limits>
 #include <unordered_map>
 
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 
 namespace foretoken::jinja {
 namespace {

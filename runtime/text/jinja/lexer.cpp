@@ -6,7 +6,7 @@
 #include <array>
 
 #include "runtime/text/jinja/value.h"
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 
 namespace foretoken::jinja {
 namespace {

@@ -7,7 +7,7 @@
 #include <charconv>
 #include <cmath>
 
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 
 namespace foretoken::jinja {
 namespace {

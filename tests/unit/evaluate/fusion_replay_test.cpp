@@ -8,7 +8,7 @@
 #include <numeric>
 #include <random>
 
-#include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/speculate/proposal.h"
 

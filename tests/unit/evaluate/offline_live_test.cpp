@@ -8,7 +8,7 @@
 
 #include "foretoken/protocol/trace.h"
 #include "runtime/evaluate/portfolio_replay.h"
-#include "runtime/kv/calibrate.h"
+#include "runtime/model/calibrate_kv.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
 #include "tests/support/engine_harness.h"

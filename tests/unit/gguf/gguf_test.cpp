@@ -1,6 +1,6 @@
 // GGUF as hostile input: valid files are read exactly, every truncation and every forged field is
 // an error that names it, and no mutation crashes.
-#include "runtime/model/gguf.h"
+#include "runtime/files/gguf.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,6 +1,6 @@
 // safetensors as hostile input: what is written is read back exactly, the bytes are those of the
 // format's specification, every forged field is an error that names it, and no mutation crashes.
-#include "runtime/model/safetensors.h"
+#include "runtime/files/safetensors.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

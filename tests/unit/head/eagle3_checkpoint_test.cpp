@@ -13,7 +13,7 @@
 #include <random>
 
 #include "foretoken/protocol/atomic_file.h"
-#include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/head/head_bundle.h"
 #include "tests/support/eagle3_maker.h"
 #include "tests/support/gguf_writer.h"

@@ -12,7 +12,7 @@
 #include <random>
 
 #include "foretoken/kernels/convert.h"
-#include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/head/features.h"
 #include "runtime/speculate/head/head_bundle.h"
 #include "runtime/speculate/learned.h"

@@ -9,7 +9,7 @@
 
 #include "foretoken/kernels/convert.h"
 #include "foretoken/kernels/sampling.h"
-#include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/head/features.h"
 #include "runtime/speculate/head/head_bundle.h"
 #include "runtime/speculate/head/initial_head.h"

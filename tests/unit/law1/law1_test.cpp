@@ -9,7 +9,7 @@
 #include <map>
 
 #include "foretoken/kernels/isa.h"
-#include "runtime/kv/calibrate.h"
+#include "runtime/model/calibrate_kv.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
 #include "tests/support/engine_harness.h"

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <fstream>
 
-#include "runtime/kv/calibrate.h"
+#include "runtime/model/calibrate_kv.h"
 #include "runtime/model/weights.h"
 #include "runtime/text/tokenizer.h"
 #include "tests/support/gguf_writer.h"

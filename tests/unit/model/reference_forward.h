@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/model/gguf.h"
+#include "runtime/files/gguf.h"
 #include "runtime/model/model.h"
 
 namespace foretoken::testing {

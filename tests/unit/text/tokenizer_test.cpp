@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "runtime/text/bpe.h"
-#include "runtime/text/unicode.h"
+#include "runtime/unicode/unicode.h"
 #include "tests/support/gguf_writer.h"
 
 namespace foretoken {

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "foretoken/protocol/transport_memory.h"
-#include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"

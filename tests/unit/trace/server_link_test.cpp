@@ -10,7 +10,7 @@
 #include "foretoken/protocol/atomic_file.h"
 #include "foretoken/protocol/trace.h"
 #include "foretoken/protocol/transport_memory.h"
-#include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/learned.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/protocol/sample_trace.h"

@@ -1,5 +1,5 @@
 // What the trainer does to its own scheduling, seen from the kernel's side, in a child process.
-#include "trainer/background.h"
+#include "trainer/ingest/background.h"
 
 #include <gtest/gtest.h>
 #include <sched.h>

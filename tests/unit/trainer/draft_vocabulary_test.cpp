@@ -1,5 +1,5 @@
 // The draft vocabulary: counted from traffic, and what of it is served.
-#include "trainer/head/draft_vocabulary.h"
+#include "trainer/examples/draft_vocabulary.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // Page's test on what was predicted and what came: quick where traffic changes, quiet where not.
-#include "trainer/head/drift_detector.h"
+#include "trainer/examples/drift_detector.h"
 
 #include <gtest/gtest.h>
 

@@ -8,7 +8,7 @@
 #include "tests/support/eagle3_maker.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/unit/trainer/head_traffic.h"
-#include "trainer/speculator_learner.h"
+#include "trainer/head/speculator_learner.h"
 
 namespace foretoken::trainer {
 namespace {

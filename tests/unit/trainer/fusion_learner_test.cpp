@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/unit/trainer/synthetic_traffic.h"
-#include "trainer/learner.h"
+#include "trainer/learner/learner.h"
 
 namespace foretoken::trainer {
 namespace {

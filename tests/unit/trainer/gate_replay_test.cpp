@@ -14,6 +14,7 @@
 #include "tests/support/gguf_writer.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
+#include "trainer/head/speculator_learner.h"
 
 namespace foretoken::trainer {
 namespace {
@@ -40,6 +41,7 @@ class GateReplay : public ::testing::Test {
     options.costs = std::move(costs);
     options.traces = traces;
     options.session.signing_key = test_signing_key();
+    options.session.make_learner = learner_factory({});
     options.json = folder_.file("out.json");
     EXPECT_TRUE(replay_gate(options));
     std::ostringstream text;

@@ -5,7 +5,7 @@
 #include "runtime/evaluate/portfolio_replay.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/unit/trainer/head_traffic.h"
-#include "trainer/speculator_learner.h"
+#include "trainer/head/speculator_learner.h"
 
 namespace foretoken::trainer {
 namespace {

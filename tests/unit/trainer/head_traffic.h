@@ -12,7 +12,7 @@
 #include "foretoken/protocol/trace_record.h"
 #include "runtime/speculate/head/features.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
-#include "trainer/learner.h"
+#include "trainer/learner/learner.h"
 
 namespace foretoken::trainer {
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "runtime/evaluate/fusion_bundle.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/head/head_bundle.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/unit/trainer/head_traffic.h"

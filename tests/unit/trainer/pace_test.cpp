@@ -1,5 +1,5 @@
 // Manners beside a server: shares follow what it says, and what it no longer says is forgotten.
-#include "trainer/pace.h"
+#include "trainer/ingest/pace.h"
 
 #include <gtest/gtest.h>
 

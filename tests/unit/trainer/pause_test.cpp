@@ -7,6 +7,7 @@
 #include "foretoken/protocol/transport_memory.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
+#include "trainer/head/speculator_learner.h"
 #include "trainer/ingest/trainer.h"
 
 namespace foretoken::trainer {
@@ -26,6 +27,7 @@ TEST(Pause, TheTrainerRestsWhileTheServerSaysSo) {
   TrainerOptions options;
   options.state_root = folder;
   options.session.signing_key = test_signing_key();
+  options.session.make_learner = learner_factory({});
   auto trainer = *Trainer::create(options, network.open_trainer(), clock);
   SyntheticTraffic traffic(1);
   ServerHello hello;

@@ -12,6 +12,7 @@
 #include "runtime/trace/server_link.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
+#include "trainer/head/speculator_learner.h"
 #include "trainer/ingest/trainer.h"
 
 namespace foretoken::trainer {
@@ -19,6 +20,12 @@ namespace {
 
 using namespace std::chrono_literals;
 namespace fs = std::filesystem;
+
+LearnerFactory small_steps() {
+  LearnerOptions options;
+  options.fusion.positions_per_step = 64;
+  return learner_factory(options);
+}
 
 class World {
  public:
@@ -60,7 +67,7 @@ class World {
     options.state_root = folder_ / "trainer";
     options.session.signing_key = test_signing_key();
     options.session.gate.set_least_requests(4);
-    options.session.learner.fusion.positions_per_step = 64;
+    options.session.make_learner = small_steps();
     trainer_ = *Trainer::create(options, network_.open_trainer(50), clock_);
   }
   void crash_trainer() {
@@ -156,7 +163,7 @@ TEST(Simulation, ATrainerThatStartsOverNeverReusesANumber) {
     options.state_root = folder / std::to_string(life);
     options.session.signing_key = test_signing_key();
     options.session.gate.set_least_requests(4);
-    options.session.learner.fusion.positions_per_step = 64;
+    options.session.make_learner = small_steps();
     auto trainer = *Trainer::create(options, network.open_trainer(), clock);
     const std::size_t before = versions.size();
     for (int i = 0; i < 500 && versions.size() == before; ++i) {

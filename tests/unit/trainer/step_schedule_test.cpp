@@ -1,4 +1,4 @@
-#include "trainer/head/step_schedule.h"
+#include "trainer/examples/step_schedule.h"
 
 #include <gtest/gtest.h>
 

@@ -1,3 +1,0 @@
-// Boost.JSON, compiled once for the whole program (Debian has headers only for 1.81 without its
-// -json package).
-#include <boost/json/src.hpp>
