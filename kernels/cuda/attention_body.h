@@ -669,8 +669,8 @@ FORETOKEN_GPU void attention_block(G& g, const AttentionGrid& grid) {
 
 // Merges a sequence's parts and leaves the INT2 basis. Block: kFinishThreads, for Rows rows (1, or
 // the eight of a tile) of one KV head. A row's parts are merged by one online rescale in ascending
-// order of position, as the CPU merges its segments: with a and b the weights of what came before and
-// of the next part, o = fma(b, next o, a * o).
+// order of position, as the CPU merges its segments: with a and b the weights of what came before
+// and of the next part, o = fma(b, next o, a * o).
 inline constexpr int kFinishThreads = 256;
 template <int D, int Rows>
 struct FinishMemory {
@@ -680,9 +680,7 @@ struct FinishMemory {
 };
 // The state of the i-th part in order of position: the low 16-bit ones, INT2, the high 16-bit ones.
 FORETOKEN_GPU int state_in_order(const GridSequence& s, int i) {
-  return i < s.n_low                ? i
-         : i < s.n_low + s.n_sealed ? i - s.n_low + s.n_hot()
-                                    : i - s.n_sealed;
+  return i < s.n_low ? i : i < s.n_low + s.n_sealed ? i - s.n_low + s.n_hot() : i - s.n_sealed;
 }
 template <class G, int D, int Rows>
 FORETOKEN_GPU void finish_block(G& g, const AttentionGrid& grid) {

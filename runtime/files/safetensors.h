@@ -22,8 +22,8 @@
 
 namespace foretoken {
 
-// Beyond these a file may hold what the kernels' weight types are called there (weight_type.h): a row
-// there gives its dtype a number after kU64.
+// Beyond these a file may hold what the kernels' weight types are called there (weight_type.h): a
+// row there gives its dtype a number after kU64.
 enum class SafetensorType : std::uint8_t {
   kBool,
   kU8,

@@ -37,12 +37,13 @@ class VocabularyRows {
   // The file's values, dequantised. out: [hidden]. token in [0, n_vocab).
   void embedding(TokenId token, float* out) const;
   // Rows of the output matrix as learned heads multiply with them: in the file's own precision, but
-  // floats rounded to Q8_0 (where hidden is a multiple of 32), because sums of float products differ
-  // between devices, and a head's must not: the gate replays on a CPU what may be drafted elsewhere.
+  // floats rounded to Q8_0 (where hidden is a multiple of 32), because sums of float products
+  // differ between devices, and a head's must not: the gate replays on a CPU what may be drafted
+  // elsewhere.
   std::size_t output_row_bytes() const;
   void output(TokenId token, float* out) const;
-  // Rows `ids` in the kernels' layout: row i is ids[i]. ids: in [0, n_vocab), as many as a multiple of
-  // kernels::kPackRows.
+  // Rows `ids` in the kernels' layout: row i is ids[i]. ids: in [0, n_vocab), as many as a multiple
+  // of kernels::kPackRows.
   Result<Matrix> pack_output_rows(std::span<const TokenId> ids) const;
 
  private:

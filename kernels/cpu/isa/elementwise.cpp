@@ -6,9 +6,9 @@
 namespace foretoken::kernels::FORETOKEN_ISA {
 namespace {
 
-// The sum of squares in 128 partial sums, the i-th of elements i, i + 128, ... in order, folded halves
-// onto halves: one definition for every instruction set and device (a GPU's block of 128 threads, or
-// eight vectors here, whose chains of adds are an eighth as long as one vector's).
+// The sum of squares in 128 partial sums, the i-th of elements i, i + 128, ... in order, folded
+// halves onto halves: one definition for every instruction set and device (a GPU's block of 128
+// threads, or eight vectors here, whose chains of adds are an eighth as long as one vector's).
 float sum_of_squares(const float* x, std::int64_t n) {
   constexpr int kVectors = 8;
   F32x16 partial[kVectors] = {};

@@ -57,8 +57,8 @@ TEST(RmsNorm, MatchesItsDefinitionForStridesAndOddWidths) {
   }
 }
 
-// The order of the sum is part of the arithmetic: 128 partial sums, folded halves onto halves. A plain
-// sum in order must differ somewhere, or this test sees nothing.
+// The order of the sum is part of the arithmetic: 128 partial sums, folded halves onto halves. A
+// plain sum in order must differ somewhere, or this test sees nothing.
 TEST(RmsNorm, SumsIn128PartialSums) {
   std::mt19937_64 random(7);
   bool plain_differs = false;
@@ -154,7 +154,8 @@ TEST(SoftmaxWeights, MatchTheirDefinitionAtEverySizeOnEveryIsa) {
       return out;
     });
     for (std::int64_t i = 0; i < n; ++i) {
-      const double exponent = static_cast<double>((x[static_cast<std::size_t>(i)] - largest) * scale);
+      const double exponent =
+          static_cast<double>((x[static_cast<std::size_t>(i)] - largest) * scale);
       const double expected = exponent < -87 ? 0 : std::exp(exponent);
       EXPECT_NEAR(y[static_cast<std::size_t>(i)], expected, 1e-6 * expected) << exponent;
     }
