@@ -86,8 +86,6 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   kv_options.max_model_len = o.max_model_len;
   if (o.prefix_tail_memory == 0) o.prefix_tail_memory = o.kv_cache_memory / 2;
   if (o.prefix_cache) kv_options.tail_bytes = o.prefix_tail_memory;
-  kv_options.fault_seal_drafted = o.fault == EngineFault::kSealDrafted;
-  kv_options.fault_resume_without_tail = o.fault == EngineFault::kResumeWithoutTail;
   const auto add_to_root = [&root = self->page_root_](const Model& m, KvMode mode) {
     root.append(reinterpret_cast<const char*>(m.fingerprint().data()), m.fingerprint().size());
     root += kv_mode_name(mode);
@@ -95,7 +93,7 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   add_to_root(*model, o.kv_cache_dtype);
   if (draft_model) add_to_root(*draft_model, o.draft_kv_cache_dtype);
   self->page_root_ += fmt::format(" sink {} window {} ", o.kv_sink, o.kv_window);
-  auto kv = KvCache::create(model->kv_geometry(), kv_options, std::move(calibration));
+  auto kv = model->make_kv(kv_options, std::move(calibration));
   if (!kv) return kv.error();
   self->kv_ = std::move(*kv);
   if (const std::int64_t held = self->kv_->capacity_tokens(); held < o.max_model_len) {
@@ -117,7 +115,6 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
     ModelSpeculatorOptions draft_options;
     draft_options.kv = kv_options;
     draft_options.kv.mode = o.draft_kv_cache_dtype;
-    draft_options.kv.fault_seal_drafted = draft_options.kv.fault_resume_without_tail = false;
     draft_options.kv.memory_bytes =
         default_kv_memory(draft_model->kv_geometry(), o.max_model_len, o.max_num_seqs);
     if (o.prefix_cache) draft_options.kv.tail_bytes = draft_options.kv.memory_bytes / 2;

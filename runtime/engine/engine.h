@@ -28,13 +28,7 @@ enum class SpecType { kNone, kNgram, kModel, kHead, kAuto };
 enum class SpecSampling { kInvariant, kRejection };
 
 // Negative controls: each breaks law 1 in one way that its test must catch. Never set by a flag.
-enum class EngineFault {
-  kNone,
-  kAcceptFirstDraft,
-  kBatchDependentKernel,
-  kSealDrafted,
-  kResumeWithoutTail
-};
+enum class EngineFault { kNone, kAcceptFirstDraft, kBatchDependentKernel };
 
 struct EngineOptions {
   int threads = 0;  // 0: all cores

@@ -248,7 +248,7 @@ Result<std::vector<KvQuality>> measure_kv_quality(const Model& model,
     }
     result.all = figures(all);
     const KvStats stats = caches[c]->stats();
-    result.sealed_page_reads = stats.int2_page_reads_total;
+    result.sealed_page_reads = stats.sealed_page_reads_total;
     result.sealed_bytes_per_token =
         cases[c].mode == KvMode::kBf16 ? stats.bytes_per_token_bf16 : stats.bytes_per_token_sealed;
     result.prefill_tokens_per_s = static_cast<double>(total) / seconds[c];

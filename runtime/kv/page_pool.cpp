@@ -1,9 +1,6 @@
 #include "runtime/kv/page_pool.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstring>
 
 namespace foretoken {
 
@@ -26,19 +23,9 @@ PagePool::PagePool(std::size_t hot_bytes, std::size_t sealed_bytes, std::size_t 
     k.place.assign(static_cast<std::size_t>(n_chunks), -1);
   }
   used_.assign(static_cast<std::size_t>(n_chunks), 0);
-  bytes_ = chunk_bytes_ * static_cast<std::size_t>(n_chunks);
-  void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) return;
-  base_ = static_cast<std::byte*>(memory);
-  madvise(base_, bytes_, MADV_HUGEPAGE);
   free_.reserve(static_cast<std::size_t>(n_chunks));
   for (int i = n_chunks - 1; i >= 0; --i)
     free_.push_back(i);  // low chunks first: touched memory stays small
-}
-
-PagePool::~PagePool() {
-  if (base_ != nullptr) munmap(base_, bytes_);
 }
 
 void PagePool::list(Kind& k, int chunk) {
@@ -98,7 +85,6 @@ Slab PagePool::move_elsewhere(SlabKind kind, Slab from) {
   const int chunk = from / k.per_chunk;
   const int target = k.partial.back() != chunk ? k.partial.back() : k.partial.front();
   const Slab to = take_in(k, target);
-  std::memcpy(at(kind, to), at(kind, from), k.bytes);
   std::int32_t& refs = k.refs[static_cast<std::size_t>(from)];
   k.refs[static_cast<std::size_t>(to)] = refs;
   refs = 1;

@@ -1,9 +1,10 @@
-// The memory of a KV cache: one mapping cut into equal chunks, each free or split into slabs of one
-// kind (a slab is one page of all layers and KV heads: hot, in 16 bits, or sealed). Slabs are
-// counted by reference: sequences and the prefix index share what has the same content, and a slab
-// nobody holds is free at once. Equal chunks serve either kind; what is free inside half-used
-// chunks can be gathered (compact()), so that whatever fits by its bytes fits. Engine thread.
-// Invariant: a chunk is free <=> none of its slabs has a reference.
+// The memory of a KV cache as the host keeps account of it, wherever the bytes are (kv_pages.h):
+// one stretch cut into equal chunks, each free or split into slabs of one kind (a slab is one page
+// of all layers and KV heads: hot, in 16 bits, or sealed). Slabs are counted by reference:
+// sequences and the prefix index share what has the same content, and a slab nobody holds is free
+// at once. Equal chunks serve either kind; what is free inside half-used chunks can be gathered
+// (compact()), so that whatever fits by its bytes fits. Engine thread. Invariant: a chunk is free
+// <=> none of its slabs has a reference.
 #pragma once
 
 #include <array>
@@ -20,7 +21,6 @@ inline constexpr Slab kNoSlab = -1;
 class PagePool {
  public:
   PagePool(std::size_t hot_bytes, std::size_t sealed_bytes, std::size_t pool_bytes);
-  ~PagePool();
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
 
@@ -29,6 +29,9 @@ class PagePool {
   // slab (by a tenth at most) where one more sealed slab fits then.
   static std::size_t chunk_bytes(std::size_t hot_bytes, std::size_t sealed_bytes);
 
+  std::size_t bytes() const { return chunk_bytes_ * static_cast<std::size_t>(n_chunks_); }
+  // Where its bytes are; null: nowhere, so that there are no slabs. Before the first take().
+  void place(std::byte* base) { base_ = base; }
   bool ok() const { return base_ != nullptr; }
   int n_chunks() const { return n_chunks_; }
   int n_free() const { return static_cast<int>(free_.size()); }
@@ -53,7 +56,7 @@ class PagePool {
   int refs(SlabKind kind, Slab slab) const { return of(kind).refs[static_cast<std::size_t>(slab)]; }
 
   // Frees one chunk by moving its slabs into the holes of others of its kind; moved(kind, from, to)
-  // is called for each, with the bytes at their new place. False: no kind has that many holes.
+  // is called for each and copies the bytes. False: no kind has that many holes.
   template <class Moved>
   bool compact(Moved&& moved) {
     for (const SlabKind kind : {SlabKind::kHot, SlabKind::kSealed}) {
@@ -96,7 +99,7 @@ class PagePool {
   Slab move_elsewhere(SlabKind kind, Slab from);
 
   std::byte* base_ = nullptr;
-  std::size_t bytes_ = 0, chunk_bytes_;
+  std::size_t chunk_bytes_;
   int n_chunks_;
   std::array<Kind, 2> kinds_;
   std::vector<std::int32_t> used_;  // [n_chunks] slabs in use

@@ -54,6 +54,11 @@ class LoadedModel final : public Model {
     return std::make_unique<Workspace>(config_, max_rows, max_logit_rows);
   }
 
+  Result<std::unique_ptr<KvCache>> make_kv(
+      const KvOptions& options, std::shared_ptr<const KvCalibration> calibration) const override {
+    return KvCache::create(kv_geometry(), options, std::move(calibration));
+  }
+
   void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
                ThreadPool& pool) const override;
 

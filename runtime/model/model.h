@@ -57,6 +57,9 @@ class Model {
   virtual std::size_t step_bytes() const = 0;                            // of the file's format, read by a one-row step
   virtual std::int64_t step_macs() const = 0;                            // multiply-adds of one row
   virtual std::unique_ptr<ForwardWorkspace> make_workspace(int max_rows, int max_logit_rows) const = 0;
+  // A KV cache of its geometry, where its forward pass reads and writes it.
+  virtual Result<std::unique_ptr<KvCache>> make_kv(
+      const KvOptions& options, std::shared_ptr<const KvCalibration> calibration) const = 0;
   virtual void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
                        kernels::ThreadPool& pool) const = 0;
   virtual const kernels::PackedMatrix& output_matrix() const = 0;        // [n_vocab, hidden]

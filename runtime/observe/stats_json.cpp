@@ -87,7 +87,7 @@ json::object kv_json(const KvStats& kv) {
           {"hot_pages", kv.hot_pages},
           {"sealed_pages", kv.sealed_pages},
           {"sealed_pages_total", kv.sealed_pages_total},
-          {"int2_page_reads_total", kv.int2_page_reads_total},
+          {"int2_page_reads_total", kv.sealed_page_reads_total},
           {"cached_pages", kv.cached_pages},
           {"tails", kv.tails},
           {"tail_bytes", kv.tail_bytes},

@@ -24,7 +24,7 @@ Result<std::unique_ptr<ModelSpeculator>> ModelSpeculator::create(
     std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
     const ModelSpeculatorOptions& options, kernels::ThreadPool& pool) {
   std::unique_ptr<ModelSpeculator> self(new ModelSpeculator(model, options, pool));
-  auto kv = KvCache::create(model->kv_geometry(), options.kv, std::move(calibration));
+  auto kv = model->make_kv(options.kv, std::move(calibration));
   if (!kv) return kv.error();
   self->kv_ = std::move(*kv);
   const int rows = options.kv.max_rows, sequences = options.kv.max_sequences;

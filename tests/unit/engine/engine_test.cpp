@@ -221,7 +221,7 @@ TEST_F(TinyEngine, EveryKvModeEmitsWhatItEmitsAlone) {
       o.threads = spec == SpecType::kModel ? 2 : 1;
       const auto got = run_engine(models_, o, requests);
       EXPECT_EQ(got.outputs, outputs[mode]) << kv_mode_name(mode) << " spec " << int(spec);
-      EXPECT_EQ(got.stats.kv.int2_page_reads_total > 0, mode != KvMode::kBf16);
+      EXPECT_EQ(got.stats.kv.sealed_page_reads_total > 0, mode != KvMode::kBf16);
       EXPECT_GT(got.stats.acceptance.drafted, 0);
     }
   }

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "foretoken/protocol/trace.h"
+#include "tests/support/faulty_pages.h"
 #include "tests/unit/engine/tiny_engine.h"
 
 namespace foretoken::testing {
@@ -80,7 +81,7 @@ TEST_F(EnginePrefix, OutputIsEqualAtEveryBorder) {
             EXPECT_EQ(with.cached[i], border);
           }
         }
-        EXPECT_EQ(mode == KvMode::kInt2, with.stats.kv.int2_page_reads_total > 0);
+        EXPECT_EQ(mode == KvMode::kInt2, with.stats.kv.sealed_page_reads_total > 0);
         EXPECT_EQ(speculation, with.stats.acceptance.accepted > 0);
         EXPECT_EQ(with.stats.kv.used_bytes, 0u);
         if (speculation) {
@@ -93,7 +94,7 @@ TEST_F(EnginePrefix, OutputIsEqualAtEveryBorder) {
 }
 
 // The negative control of law 1: window pages read from their codes where 16 bits belong.
-TEST_F(EnginePrefix, ResumingWithoutTheTailIsCaught) {
+TEST_F(EnginePrefix, ResumingFromCodesIsCaught) {
   const std::vector<TokenId> system = text(3, 800);
   std::vector<HarnessRequest> requests{request(system, 0, 60)};
   for (std::uint64_t i = 0; i < 4; ++i)
@@ -106,9 +107,10 @@ TEST_F(EnginePrefix, ResumingWithoutTheTailIsCaught) {
   EXPECT_EQ(right.outputs, wanted);
   EXPECT_EQ(right.cached[1], 64);  // after the sink, which is always in 16 bits
   EXPECT_EQ(right.cached[2], 512);
-  o.fault = EngineFault::kResumeWithoutTail;
-  const HarnessResult wrong = run_engine(models_, o, requests, 1);
-  EXPECT_EQ(wrong.cached[1], 512);
+  HarnessModels faulty = models_;
+  faulty.model = with_faulty_pages(models_.model, PageFault::kResumeFromCodes);
+  const HarnessResult wrong = run_engine(faulty, o, requests, 1);
+  EXPECT_EQ(wrong.cached[2], 512);
   EXPECT_NE(wrong.outputs, wanted);
 }
 

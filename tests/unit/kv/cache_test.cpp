@@ -63,7 +63,7 @@ std::vector<std::byte> all_sealed(const KvCache& cache, KvSequence sequence) {
   for (int page = 0; page < 32; ++page) {
     for (int layer = 0; layer < 3; ++layer) {
       for (int head = 0; head < 2; ++head) {
-        const auto blob = cache.sealed_bytes(sequence, page, layer, head);
+        const auto blob = cache.page_bytes(sequence, page, SlabKind::kSealed, layer, head);
         bytes.insert(bytes.end(), blob.begin(), blob.end());
       }
     }
@@ -89,7 +89,7 @@ Reference reference(KvMode mode, int length, std::uint64_t text) {
     r.out.insert(r.out.end(), row.begin(), row.end());
   }
   r.sealed = all_sealed(*cache, s);
-  r.reads = cache->stats().int2_page_reads_total;
+  r.reads = cache->stats().sealed_page_reads_total;
   return r;
 }
 
@@ -246,12 +246,12 @@ TEST(KvCache, TheHotCopyGoesOnlyWhenNobodyCanReadIt) {
   run(*cache, pool, s, 190, 20, 1, 191);
   EXPECT_EQ(cache->stats().sealed_pages_total, 1);
   cache->commit(s, 191);  // all drafts rejected: page 1 is still read in 16 bits
-  EXPECT_FALSE(cache->hot_bytes(s, 1, 0, 0).empty());
-  EXPECT_FALSE(cache->sealed_bytes(s, 1, 2, 1).empty());
+  EXPECT_FALSE(cache->page_bytes(s, 1, SlabKind::kHot, 0, 0).empty());
+  EXPECT_FALSE(cache->page_bytes(s, 1, SlabKind::kSealed, 2, 1).empty());
   run(*cache, pool, s, 191, 1, 1);
   cache->commit(s, 192);
-  EXPECT_TRUE(cache->hot_bytes(s, 1, 0, 0).empty());
-  EXPECT_FALSE(cache->hot_bytes(s, 0, 0, 0).empty());  // the sink stays
+  EXPECT_TRUE(cache->page_bytes(s, 1, SlabKind::kHot, 0, 0).empty());
+  EXPECT_FALSE(cache->page_bytes(s, 0, SlabKind::kHot, 0, 0).empty());  // the sink stays
   EXPECT_EQ(cache->validate(), "");
 }
 
@@ -262,10 +262,10 @@ TEST(KvCache, APageSealedAtACommittedBorderWaitsForItsRow) {
   ASSERT_TRUE(cache->reserve(s, 193));
   run(*cache, pool, s, 0, 192, 1);
   cache->commit(s, 192);  // the next row reads page 1 as INT2, none has yet
-  EXPECT_FALSE(cache->hot_bytes(s, 1, 0, 0).empty());
+  EXPECT_FALSE(cache->page_bytes(s, 1, SlabKind::kHot, 0, 0).empty());
   run(*cache, pool, s, 192, 1, 1);
   cache->commit(s, 193);
-  EXPECT_TRUE(cache->hot_bytes(s, 1, 0, 0).empty());
+  EXPECT_TRUE(cache->page_bytes(s, 1, SlabKind::kHot, 0, 0).empty());
 }
 
 TEST(KvCache, PagesAreConservedUnderRandomUseAndAborts) {

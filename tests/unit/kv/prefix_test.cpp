@@ -10,6 +10,7 @@
 #include "runtime/kv/calibration.h"
 #include "runtime/kv/kv_cache.h"
 #include "runtime/kv/page_pool.h"
+#include "tests/support/faulty_pages.h"
 #include "tests/unit/kv/synthetic.h"
 
 namespace foretoken::kv_test {
@@ -30,8 +31,8 @@ KvOptions options_for(KvMode mode, int pages, int tail_pages, int window = 128) 
           .max_model_len = 2048,
           .tail_bytes = slab * static_cast<std::size_t>(tail_pages)};
 }
-std::unique_ptr<KvCache> make(const KvOptions& options) {
-  auto cache = KvCache::create(kGeometry, options, KvCalibration::data_free(kGeometry));
+std::unique_ptr<KvCache> make(const KvOptions& options, const MakeKvPages& pages = {}) {
+  auto cache = KvCache::create(kGeometry, options, KvCalibration::data_free(kGeometry), pages);
   EXPECT_TRUE(cache) << cache.error().message;
   return std::move(*cache);
 }
@@ -120,7 +121,7 @@ std::vector<float> plain(KvMode mode, const Tokens& tokens, int n_prompt, int wi
   return serve(*cache, pool, tokens, n_prompt, 64, false).out;
 }
 
-class PrefixCache : public testing::TestWithParam<KvMode> {
+class PrefixCache : public ::testing::TestWithParam<KvMode> {
  protected:
   kernels::ThreadPool pool_{1};
 };
@@ -260,7 +261,7 @@ TEST_P(PrefixCache, NothingChangesUnderRandomTraffic) {
         }
       }
       ASSERT_EQ(cache->validate(), "") << seed << " step " << step;
-      if (testing::Test::HasFailure()) return;
+      if (::testing::Test::HasFailure()) return;
     }
     EXPECT_TRUE(enough()) << hits << " hits, " << whole << " whole, " << aborted << " aborted, "
                           << preempted << " preempted: the test proves less";
@@ -273,22 +274,23 @@ TEST_P(PrefixCache, NothingChangesUnderRandomTraffic) {
     EXPECT_EQ(cache->validate(), "");
   }
 }
-INSTANTIATE_TEST_SUITE_P(Modes, PrefixCache, testing::Values(KvMode::kBf16, KvMode::kInt2),
+INSTANTIATE_TEST_SUITE_P(Modes, PrefixCache, ::testing::Values(KvMode::kBf16, KvMode::kInt2),
                          [](const auto& info) { return std::string(kv_mode_name(info.param)); });
 
 // Negative control: with the codes alone, rows read what they should have read in 16 bits.
-TEST(PrefixCacheInt2, ResumingWithoutTheTailIsCaught) {
+TEST(PrefixCacheInt2, ResumingFromCodesIsCaught) {
   const Tokens system = text(7, 600), first = joined(system, text(8, 300)),
-               second = joined(system, text(9, 200));
-  const auto want = plain(KvMode::kInt2, second, 700);
+               second = joined(system, text(9, 200)), third = joined(system, text(10, 200));
+  const auto want = plain(KvMode::kInt2, third, 700);
   for (const bool fault : {false, true}) {
     kernels::ThreadPool pool(1);
-    KvOptions options = options_for(KvMode::kInt2, 200, 100);
-    options.fault_resume_without_tail = fault;
-    auto cache = make(options);
+    auto cache =
+        make(options_for(KvMode::kInt2, 200, 100),
+             fault ? testing::faulty_pages(testing::PageFault::kResumeFromCodes) : MakeKvPages());
     serve(*cache, pool, first, 700);
-    const Done got = serve(*cache, pool, second, 700);
-    EXPECT_EQ(got.resumed, fault ? 576 : 64);
+    EXPECT_EQ(serve(*cache, pool, second, 700).resumed, 64);  // no tail is held after the sink
+    const Done got = serve(*cache, pool, third, 700);
+    EXPECT_EQ(got.resumed, 576);  // the second left one where it went its own way
     const std::size_t skipped = static_cast<std::size_t>(got.resumed) * 2 * kQ;
     EXPECT_EQ(fault, 0 != std::memcmp(got.out.data(), want.data() + skipped, got.out.size() * 4));
   }
@@ -338,6 +340,8 @@ TEST(PrefixCacheInt2, CachedPagesMakeRoom) {
 
 TEST(PagePool, GathersWhatIsScattered) {
   PagePool pool(1000, 300, 4000);  // three sealed slabs a chunk
+  std::vector<std::byte> memory(pool.bytes());
+  pool.place(memory.data());
   ASSERT_TRUE(pool.ok());
   std::vector<Slab> slabs;
   for (int i = 0; i < 12; ++i) {
@@ -357,6 +361,7 @@ TEST(PagePool, GathersWhatIsScattered) {
   const auto moved = [&](SlabKind kind, Slab from, Slab to) {
     EXPECT_EQ(kind, SlabKind::kSealed);
     EXPECT_FALSE(held.contains(to));
+    std::memcpy(pool.at(kind, to), pool.at(kind, from), 300);
     held[to] = held.at(from);
     held.erase(from);
   };

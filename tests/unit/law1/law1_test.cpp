@@ -13,6 +13,7 @@
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
 #include "tests/support/engine_harness.h"
+#include "tests/support/faulty_pages.h"
 #include "tests/support/test_files.h"
 
 namespace foretoken::testing {
@@ -273,7 +274,7 @@ TEST_F(Law1, OutputIsAFunctionOfTheRequestAlone) {
     for (std::size_t i = 0; i < got.outputs.size(); ++i) {
       EXPECT_EQ(got.outputs[i], wanted[i % 3]) << "request " << i;
     }
-    int2_read |= got.stats.kv.int2_page_reads_total > 0;
+    int2_read |= got.stats.kv.sealed_page_reads_total > 0;
     accepted |= got.stats.acceptance.accepted > 0;
     rejected |= got.stats.acceptance.drafted > got.stats.acceptance.accepted;
     if (c.swaps) {
@@ -365,7 +366,7 @@ TEST_F(Law1, EveryKvModeOverManyPrompts) {
       equal += got.outputs[i] == wanted[i] ? 1 : 0;
     }
     EXPECT_GT(got.stats.acceptance.accepted, 0);
-    EXPECT_EQ(got.stats.kv.int2_page_reads_total > 0, mode != KvMode::kBf16);
+    EXPECT_EQ(got.stats.kv.sealed_page_reads_total > 0, mode != KvMode::kBf16);
     std::printf("%s: %d of %zu requests equal\n", std::string(kv_mode_name(mode)).c_str(), equal,
                 all.size());
   }
@@ -447,18 +448,18 @@ TEST_F(Law1Prefix, HitsChangeNothing) {
     }
   }
 }
-TEST_F(Law1Prefix, AHitWithoutItsTailIsCaught) {
+TEST_F(Law1Prefix, AHitFromCodesIsCaught) {
   const auto requests = at_borders(0.8f, {448});
   EngineOptions o = base();
   o.spec_type = SpecType::kNone;
   o.prefix_cache = false;
-  const auto wanted = run_engine(*models_, o, {requests[1], requests[2]}, 1).outputs;
+  const auto wanted = run_engine(*models_, o, requests, 1).outputs;
   o.prefix_cache = true;
-  // Only the whole prompt came before: sealed pages are known, the tail is not.
-  EXPECT_EQ(run_engine(*models_, o, {requests[1], requests[2]}, 1).outputs, wanted);
-  o.fault = EngineFault::kResumeWithoutTail;
-  const HarnessResult got = run_engine(*models_, o, {requests[1], requests[2]}, 1);
-  EXPECT_GT(got.cached[1], 0);
+  EXPECT_EQ(run_engine(*models_, o, requests, 1).outputs, wanted);
+  HarnessModels faulty = *models_;
+  faulty.model = with_faulty_pages(models_->model, PageFault::kResumeFromCodes);
+  const HarnessResult got = run_engine(faulty, o, requests, 1);
+  EXPECT_EQ(got.cached[2], 448);
   EXPECT_NE(got.outputs, wanted);
 }
 
@@ -490,7 +491,7 @@ TEST_F(Law1, ASealThatIncludesADraftedTokenIsCaught) {
   m.draft = shallow_draft_;
   m.draft_calibration = models_->calibration;
   EXPECT_EQ(run_engine(m, o, requests(0.0f, 2), 1).outputs, wanted);
-  o.fault = EngineFault::kSealDrafted;
+  m.model = with_faulty_pages(models_->model, PageFault::kSealDrafted);
   EXPECT_NE(run_engine(m, o, requests(0.0f, 2), 1).outputs, wanted);
 }
 
