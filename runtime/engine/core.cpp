@@ -131,12 +131,24 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   portfolio.ngram = o.spec_type == SpecType::kNgram || o.spec_type == SpecType::kAuto;
   portfolio.fusion = o.spec_type == SpecType::kHead || o.spec_type == SpecType::kAuto;
   portfolio.head = o.spec_type == SpecType::kHead || o.spec_type == SpecType::kAuto;
-  portfolio.hidden = config.hidden;
   portfolio.model_step_bytes = model->step_bytes();
   portfolio.n_max = o.spec_draft_n_max;
   portfolio.n_fixed = o.spec_draft_n_fixed;
   portfolio.max_sequences = o.max_num_seqs;
   portfolio.max_model_len = o.max_model_len;
+  self->taps_ = o.head_taps.value_or(head_taps(config.n_layers));
+  for (const int tap : self->taps_) {
+    if (tap < 0 || tap > config.n_layers) {
+      return Error{ErrorCode::kOutOfRange,
+                   fmt::format("head taps: layer {} of a model with {}", tap, config.n_layers)};
+    }
+  }
+  if (self->trace_sink_ || portfolio.head) {
+    self->features_ = model->make_feature_rows(self->taps_, o.max_batch_rows,
+                                               portfolio.head ? o.max_num_seqs : 0);
+    portfolio.target = model.get();
+    portfolio.features = self->features_.get();
+  }
   self->portfolio_ =
       std::make_unique<Portfolio>(portfolio, std::move(model_speculator), *self->pool_);
   self->coin_ = ControlCoin(o.control_fraction, 0x666f7265746f6bull);
@@ -150,27 +162,9 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
 
   self->max_logit_rows_ = o.max_num_seqs * (1 + o.spec_draft_n_max);
   self->workspace_ = model->make_workspace(o.max_batch_rows, self->max_logit_rows_);
-  self->taps_ = o.head_taps.value_or(head_taps(config.n_layers));
-  for (const int tap : self->taps_) {
-    if (tap < 0 || tap > config.n_layers) {
-      return Error{ErrorCode::kOutOfRange,
-                   fmt::format("head taps: layer {} of a model with {}", tap, config.n_layers)};
-    }
-  }
-  if (self->trace_sink_ || portfolio.head) {
-    self->tap_values_.resize(std::size_t(o.max_batch_rows) * kHeadTaps *
-                             std::size_t(config.hidden));
-    self->feature_values_.resize(kHeadTaps * std::size_t(config.hidden));
-    self->features_.reserve(std::size_t(o.max_batch_rows));
-  }
   self->sampler_ = std::make_unique<Sampler>(config.n_vocab);
-  self->logits_.resize(std::size_t(self->max_logit_rows_) * std::size_t(config.n_vocab));
-  self->n_blocks_ = kernels::logit_blocks(config.n_vocab);
-  for (std::vector<float>* summary :
-       {&self->block_maxima_, &self->block_sums_, &self->block_scaled_sums_})
-    summary->resize(std::size_t(self->max_logit_rows_ * self->n_blocks_));
-  self->row_scales_.resize(std::size_t(self->max_logit_rows_));
-  self->reports_.resize(std::size_t(self->max_logit_rows_));
+  self->logits_ = model->make_logit_rows(self->max_logit_rows_);
+  self->reports_.reserve(std::size_t(self->max_logit_rows_));
   self->slot_used_.assign(std::size_t(o.max_num_seqs), false);
   self->round_.entries.resize(std::size_t(o.max_num_seqs));
   for (RoundEntry& e : self->round_.entries) e.path.reserve(kMaxDraft + 1);

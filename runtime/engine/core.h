@@ -10,8 +10,9 @@
 
 #include "foretoken/kernels/thread_pool.h"
 #include "runtime/engine/engine.h"
-#include "runtime/engine/sampler.h"
 #include "runtime/engine/sequence.h"
+#include "runtime/model/feature_rows.h"
+#include "runtime/model/logit_rows.h"
 #include "runtime/model/model.h"
 #include "runtime/observe/net_speedup.h"
 #include "runtime/observe/speedup.h"
@@ -45,7 +46,7 @@ struct Round {
   std::vector<int> logit_rows;
   bool control = false;   // speculation off, by the coin
   bool plain = false;     // speculation and capture off: a window of plain serving
-  bool has_taps = false;  // tap_values_ are of this round
+  bool has_taps = false;  // the features are of this round
   bool has_prefill = false;
   int prefill_rows = 0;           // at least that many beside the decoding rows
   int n_entries = 0, n_jobs = 0;  // used prefixes: buffers are kept from round to round
@@ -53,29 +54,11 @@ struct Round {
   SteadyTime started;
 };
 
-// What is logged of, or told about, one emitted token's row of logits.
-struct RowReport {
+// A row of logits whose report is wanted, until its sequence's trace has it.
+struct ReportedRow {
   Sequence* sequence = nullptr;
-  std::int64_t k = 0;           // most likely tokens wanted
+  int row = 0;
   std::int64_t traced_as = -1;  // index in the trace's `generated`, once it is there
-  float temperature = 0;
-  TokenId token = 0;
-  const float* raw = nullptr;  // [n_vocab], the model's own
-  const float *maxima = nullptr, *sums = nullptr, *scaled_sums = nullptr;  // its summary
-  std::vector<float> kept;  // the raw row, where sampling changes it in place
-  bool unfiltered = false;  // sampled from raw: the normaliser is still to be found
-  double log_sum_exp = 0;   // of raw
-  double logprob = 0;       // of the token as sampled: after temperature and filters
-  std::vector<TokenId> top_ids;
-  std::vector<float> top_values;
-  void fill(std::int64_t n_vocab, std::int64_t n_blocks);
-};
-
-// Hidden states of one committed position on their way to the trace.
-struct FeatureRow {
-  Sequence* sequence = nullptr;
-  std::int64_t position = 0;
-  const float* taps = nullptr;  // [kHeadTaps, hidden]
 };
 
 // Which learned weights draft.
@@ -133,10 +116,8 @@ class EngineCore {
   void swap_for_test();
   const LearnedWeights* learned_of(const Sequence& sequence) const;
   void capture(const RoundEntry& entry);  // taps.cpp
-  void encode(const FeatureRow& row) const;
   void settle_features();
   void restore_features(const Sequence& sequence);
-  void show_logged(const Sequence& sequence, std::int64_t position);
   bool wants_features(const Sequence& sequence) const;
   void accept_one(RoundEntry& entry);
   void tell_logprobs();
@@ -153,7 +134,7 @@ class EngineCore {
   std::unique_ptr<KvCache> kv_;
   std::string page_root_;  // models, KV modes, sink and window
   std::unique_ptr<ForwardWorkspace> workspace_;
-  std::unique_ptr<Sampler> sampler_;
+  std::unique_ptr<Sampler> sampler_;  // of --spec-sampling rejection
   std::unique_ptr<Portfolio> portfolio_;
   LearnedChoice learned_;
   SteadyTime version_since_, started_;
@@ -164,18 +145,12 @@ class EngineCore {
   std::vector<bool> slot_used_;
   Round round_;
   HeadTaps taps_{};
-  std::vector<float> tap_values_;              // [max_batch_rows, kHeadTaps, hidden] of this round
-  std::vector<std::uint16_t> feature_values_;  // [kHeadTaps, hidden], scratch
-  std::vector<float> logits_;                  // [max_logit_rows, n_vocab]
-  std::int64_t n_blocks_ = 0;                  // of a row's summary
-  // [max_logit_rows, n_blocks_] and, the scales, [max_logit_rows].
-  std::vector<float> block_maxima_, block_sums_, block_scaled_sums_, row_scales_;
-  // What the pool's idle workers do of a round while the engine goes on: rank the rows that are
-  // reported ([max_logit_rows], the first n_reports_ in use; settled before logits or traces change
-  // hands) and round the features that are logged (settled before the next round's).
-  std::vector<RowReport> reports_;
-  int n_reports_ = 0;
-  std::vector<FeatureRow> features_;
+  std::unique_ptr<FeatureRows> features_;  // null: nobody reads hidden states
+  bool features_pending_ = false;          // some are logged and not settled
+  std::unique_ptr<LogitRows> logits_;
+  std::vector<ReportedRow> reports_;  // settled before logits or traces change hands
+  // What the pool's idle workers do of a round while the engine goes on: of the rows that are
+  // reported, and of the features that are logged.
   struct RoundTask {
     EngineCore* core;
     void operator()(int i) const;

@@ -27,9 +27,6 @@ struct LearnedWeights;
 enum class SpecType { kNone, kNgram, kModel, kHead, kAuto };
 enum class SpecSampling { kInvariant, kRejection };
 
-// Negative controls: each breaks law 1 in one way that its test must catch. Never set by a flag.
-enum class EngineFault { kNone, kAcceptFirstDraft, kBatchDependentKernel };
-
 struct EngineOptions {
   int threads = 0;  // 0: all cores
   int max_num_seqs = 8;
@@ -66,7 +63,6 @@ struct EngineOptions {
   bool share_across_keys = false;  // traffic stores and kept pages
   // The layers whose outputs the learned head reads; none: head_taps() of the model.
   std::optional<std::array<int, 4>> head_taps;
-  EngineFault fault = EngineFault::kNone;
 };
 
 // A key's traffic store, to outlive the process (traffic_store.h).

@@ -10,7 +10,7 @@
 
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
-#include "runtime/speculate/sampling_params.h"
+#include "runtime/model/sampling_params.h"
 
 namespace foretoken {
 

@@ -12,8 +12,8 @@
 
 #include "foretoken/protocol/trace_record.h"
 #include "runtime/engine/request.h"
-#include "runtime/engine/sampler.h"
 #include "runtime/kv/kv_cache.h"
+#include "runtime/model/sampling_params.h"
 
 namespace foretoken {
 

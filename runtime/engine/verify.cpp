@@ -2,7 +2,6 @@
 // chunks.
 #include <algorithm>
 
-#include "foretoken/kernels/sampling.h"
 #include "runtime/engine/core.h"
 
 namespace foretoken {
@@ -54,50 +53,39 @@ void EngineCore::verify() {
     r.groups.push_back({s.kv, s.computed, e.n_rows, e.first_row});
   }
   settle_reports();
+  logits_->begin(int(r.logit_rows.size()));
   if (!r.tokens.empty()) {
     ForwardBatch batch;
     batch.tokens = r.tokens;
     batch.sequences = r.groups;
     batch.logit_rows = r.logit_rows;
-    batch.logits = logits_.data();
-    kernels::LogitSummary summary;
-    summary.maxima = block_maxima_.data();
-    summary.stride = n_blocks_;
+    batch.logits = logits_.get();
     for (int i = 0; i < r.n_entries; ++i) {
       const RoundEntry& e = r.entries[std::size_t(i)];
       const Sequence& s = *e.sequence;
-      if (s.trace || s.request.top_logprobs >= 0) summary.sums = block_sums_.data();
-      const float temperature = s.request.sampling.temperature;
-      const bool scaled = s.trace && temperature > 0;
-      if (scaled) summary.scaled_sums = block_scaled_sums_.data();
+      const SamplingParams& sampling = s.request.sampling;
+      RowWish wish{.sampling = &sampling, .counts = s.counts.get()};
+      if (s.trace)
+        wish.report_k = kTeacherTopK;
+      else if (s.request.top_logprobs >= 0)
+        wish.report_k = s.request.top_logprobs;
+      if (s.trace && sampling.temperature > 0) wish.scale = 1 / sampling.temperature;
       const int n = e.decode ? e.n_rows : int(e.samples);
-      std::fill_n(row_scales_.begin() + e.first_logit, n, scaled ? 1 / temperature : 0.0f);
+      for (int j = 0; j < n; ++j) {
+        // The index of the token chosen here.
+        wish.position =
+            e.decode ? r.groups[std::size_t(i)].position(j) + 1 : std::int64_t(s.tokens.size());
+        logits_->want(e.first_logit + j, wish);
+      }
     }
-    summary.scales = row_scales_.data();
-    batch.summary = &summary;
     // A few copies of hidden states, and the final norm of every row: only when somebody reads
     // them.
     r.has_taps = false;
     for (int i = 0; i < r.n_entries; ++i)
       r.has_taps |= wants_features(*r.entries[std::size_t(i)].sequence);
-    if (r.has_taps) {
-      batch.taps = taps_;
-      batch.tap_values = tap_values_.data();
-    }
+    if (r.has_taps) batch.features = features_.get();
     model_->forward(batch, *kv_, *workspace_, *pool_);
-    if (options_.fault == EngineFault::kBatchDependentKernel) {
-      // As if the order of summation followed the number of rows.
-      const std::size_t n = r.logit_rows.size() * std::size_t(model_->config().n_vocab);
-      for (std::size_t i = 0; i < n; ++i)
-        logits_[i] *= 1.0f + 2e-3f * float((i * r.tokens.size()) % 7);
-      const auto n_vocab = model_->config().n_vocab;
-      for (std::size_t row = 0; row < r.logit_rows.size(); ++row) {
-        const std::size_t at = row * std::size_t(n_blocks_);
-        kernels::logit_block_summary(&logits_[row * std::size_t(n_vocab)], n_vocab,
-                                     &block_maxima_[at], &block_sums_[at], row_scales_[row],
-                                     &block_scaled_sums_[at]);
-      }
-    }
+    logits_->choose();
   }
   r.verify_ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();

@@ -119,8 +119,7 @@ class Bench {
     // twice.
     kv.memory_bytes = token_bytes * static_cast<std::size_t>(max_tokens + max_rows + 1024) * 2;
     // The recipe without calibration costs what a calibrated one costs.
-    auto cache =
-        KvCache::create(g, kv, mode == KvMode::kInt2 ? KvCalibration::data_free(g) : nullptr);
+    auto cache = model->make_kv(kv, mode == KvMode::kInt2 ? KvCalibration::data_free(g) : nullptr);
     if (!cache) return cache.error();
     return std::unique_ptr<Bench>(new Bench(std::move(model), std::move(*cache), max_rows, pool));
   }
@@ -137,13 +136,12 @@ class Bench {
     logit_rows_.clear();
     for (int i = all_logits ? 0 : static_cast<int>(n_rows) - 1; i < n_rows; ++i)
       logit_rows_.push_back(i);
-    logits_.resize(logit_rows_.size() * static_cast<std::size_t>(model_->config().n_vocab));
     const KvRows rows[1] = {{sequence_, length_, static_cast<int>(n_rows), 0}};
     ForwardBatch batch;
     batch.tokens = tokens_;
     batch.sequences = rows;
     batch.logit_rows = logit_rows_;
-    batch.logits = logits_.data();
+    batch.logits = output_ ? cut_logits_.get() : logits_.get();
     batch.output = output_;
     model_->forward(batch, *kv_, *workspace_, pool_);
     if (commit) kv_->commit(sequence_, length_ += n_rows);
@@ -160,7 +158,10 @@ class Bench {
     length_ = 0;
   }
   // Rows of the output matrix to use, or null: all.
-  void use_output(const kernels::PackedMatrix* output) { output_ = output; }
+  void use_output(const kernels::PackedMatrix* output) {
+    output_ = output;
+    if (output && !cut_logits_) cut_logits_ = model_->make_logit_rows(1, output);
+  }
   KvStats kv_stats() const { return kv_->stats(); }
 
  private:
@@ -169,6 +170,7 @@ class Bench {
       : model_(std::move(model)),
         kv_(std::move(kv)),
         workspace_(model_->make_workspace(max_rows, max_rows)),
+        logits_(model_->make_logit_rows(1)),
         pool_(pool),
         max_rows_(max_rows),
         sequence_(kv_->open().value()) {}
@@ -176,6 +178,7 @@ class Bench {
   std::shared_ptr<const Model> model_;
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<ForwardWorkspace> workspace_;
+  std::unique_ptr<LogitRows> logits_, cut_logits_;  // of all rows of the output matrix, of output_
   kernels::ThreadPool& pool_;
   int max_rows_;
   KvSequence sequence_;
@@ -183,7 +186,6 @@ class Bench {
   std::int64_t length_ = 0;
   std::vector<TokenId> tokens_;
   std::vector<int> logit_rows_;
-  std::vector<float> logits_;
 };
 
 double memory_bytes(std::string_view field) {
@@ -415,7 +417,7 @@ class Benchmark {
     json::array by_rows;
     for (const int rows : {1, 2, 4}) {  // sequences drafting at once
       const auto made = (*head)->make_workspace(rows);
-      HeadWorkspace& workspace = *made;
+      HostHeadWorkspace& workspace = *made;
       std::vector<float> features(static_cast<std::size_t>(rows * kHeadTaps * hidden));
       for (std::size_t i = 0; i < features.size(); ++i)
         features[i] = static_cast<float>(static_cast<int>(i * 7919 % 201) - 100);
@@ -430,17 +432,17 @@ class Benchmark {
         for (int s = 0; s < kSteps; ++s) {
           for (auto& token : tokens) token = vocab[static_cast<std::size_t>((i + 7) * 31 + s)];
           start = Clock::now();
-          (*head)->step(tokens, workspace, pool_);
+          workspace.step(tokens, pool_);
           step_ms += ms_since(start) / kSteps;
           for (int row = 0; row < rows; ++row) {
             SamplingParams sampling;
             sampling.temperature = 0;
             start = Clock::now();
-            (*head)->choose(row, {}, sampling, 100 + s, true, workspace);
+            workspace.choose(row, {}, sampling, 100 + s, true);
             greedy_ms += ms_since(start) / kSteps;
             sampling.temperature = 0.8f;
             start = Clock::now();
-            (*head)->choose(row, {}, sampling, 100 + s, true, workspace);
+            workspace.choose(row, {}, sampling, 100 + s, true);
             sampled_ms += ms_since(start) / kSteps;
           }
         }

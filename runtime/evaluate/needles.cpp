@@ -184,8 +184,7 @@ Result<NeedleFigures> measure_needles(const Model& model, std::span<const Needle
   if (!made) return made.error();
   const auto caches = std::move(made).value();
   auto workspace = model.make_workspace(kChunkRows, kChunkRows);
-  const std::int64_t vocabulary = model.config().n_vocab;
-  std::vector<float> logits(static_cast<std::size_t>(kChunkRows) * vocabulary);
+  const auto logits = model.make_logit_rows(kChunkRows);
   std::size_t done = 0;
   for (const NeedleContext& context : contexts) {
     const auto end = static_cast<std::int64_t>(context.tokens.size());
@@ -215,12 +214,12 @@ Result<NeedleFigures> measure_needles(const Model& model, std::span<const Needle
         batch.tokens = tokens;
         batch.sequences = {&rows, 1};
         batch.logit_rows = wanted;
-        batch.logits = logits.data();
+        batch.logits = logits.get();
         model.forward(batch, cache, *workspace, pool);
         bool found = true;
         for (std::size_t i = 0; i < wanted.size(); ++i) {
-          found &=
-              kernels::argmax(logits.data() + i * vocabulary, vocabulary) == question.answer[i];
+          const std::span<const float> row = logits->host_row(static_cast<int>(i));
+          found &= kernels::argmax(row.data(), std::ssize(row)) == question.answer[i];
         }
         figures.found[c] += found ? 1 : 0;
       }

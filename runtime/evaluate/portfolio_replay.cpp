@@ -36,7 +36,7 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
   const LearnedWeights* learned;
   const DraftHead* head = nullptr;
   kernels::ThreadPool pool{1};
-  std::unique_ptr<HeadWorkspace> workspace;
+  std::unique_ptr<HostHeadWorkspace> workspace;
   HeadMemory memory;  // of the request being walked
 
   // The request being walked.
@@ -151,7 +151,7 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
                                  logged};
       starts.push_back({std::span(trace->tokens).first(std::size_t(start + i)), features, &memory});
     }
-    head->begin(starts, *workspace, pool);
+    workspace->begin(starts, pool);
   }
   // What the head proposes at a position of the round, having read the token before it. Once a
   // position.
@@ -164,7 +164,7 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
         previous[std::size_t(i)] =
             token(std::min(end() - 1, chains.first + i + std::int64_t(chains.logits.size()) - 1));
       }
-      head->step(std::span(previous).first(std::size_t(chains.n)), *workspace, pool);
+      workspace->step(std::span(previous).first(std::size_t(chains.n)), pool);
       const auto n = std::ptrdiff_t(chains.n);
       chains.logits.emplace_back(workspace->logits(0),
                                  workspace->logits(0) + n * std::ssize(head->vocab()));
@@ -244,7 +244,7 @@ PortfolioReplay::PortfolioReplay(Kinds kinds, const LearnedWeights* learned)
   impl_->head = learned->head.get();
   impl_->starts.reserve(Impl::kChains);
   impl_->workspace = impl_->head->make_workspace(Impl::kChains);
-  impl_->memory.values.resize(impl_->head->memory_floats());
+  impl_->workspace->reserve(impl_->memory);
 }
 
 PortfolioReplay::~PortfolioReplay() = default;

@@ -121,7 +121,7 @@ Result<std::vector<std::unique_ptr<KvCache>>> make_quality_caches(
   std::vector<std::unique_ptr<KvCache>> caches;
   for (const KvQualityCase& c : cases) {
     kv.mode = c.mode;
-    auto cache = KvCache::create(geometry, kv, c.calibration);
+    auto cache = model.make_kv(kv, c.calibration);
     if (!cache) return cache.error();
     caches.push_back(std::move(*cache));
   }
@@ -153,8 +153,9 @@ Result<std::vector<KvQuality>> measure_kv_quality(const Model& model,
   const auto caches = std::move(made).value();
   auto workspace = model.make_workspace(kChunkRows, kChunkRows);
   const std::int64_t vocabulary = model.config().n_vocab;
-  std::vector<float> reference(static_cast<std::size_t>(kChunkRows) * vocabulary),
-      logits(reference.size());
+  const auto reference = model.make_logit_rows(kChunkRows),
+             logits = model.make_logit_rows(kChunkRows);
+  std::vector<const float*> rows_of_reference(kChunkRows), rows_of_case(kChunkRows);
   std::vector<ReferenceRow> rows_of_bf16(kChunkRows);
   std::vector<RowScore> scores(kChunkRows);
   std::vector<KvQuality> results(cases.size());
@@ -187,15 +188,19 @@ Result<std::vector<KvQuality>> measure_kv_quality(const Model& model,
         batch.tokens = std::span(window).subspan(first, n);
         batch.sequences = {&rows, 1};
         batch.logit_rows = wanted;
-        batch.logits = c == 0 ? reference.data() : logits.data();
+        batch.logits = c == 0 ? reference.get() : logits.get();
         const auto begin = Clock::now();
         model.forward(batch, *caches[c], *workspace, pool);
         seconds[c] += seconds_since(begin);
         caches[c]->commit(0, static_cast<std::int64_t>(first) + n);
+        for (std::size_t i = 0; i < wanted.size(); ++i) {
+          rows_of_case[i] = batch.logits->host_row(static_cast<int>(i)).data();
+          if (c == 0) rows_of_reference[i] = rows_of_case[i];
+        }
         pool.tasks(static_cast<int>(wanted.size()), [&](int i, int) {
-          const float* row = reference.data() + i * vocabulary;
+          const float* row = rows_of_reference[i];
           if (c == 0) prepare(row, vocabulary, rows_of_bf16[i]);
-          scores[i] = score(rows_of_bf16[i], row, batch.logits + i * vocabulary, vocabulary,
+          scores[i] = score(rows_of_bf16[i], row, rows_of_case[i], vocabulary,
                             window[first + wanted[i] + 1]);
         });
         std::vector<Sums>& sums = blocks[c][w];
@@ -215,7 +220,7 @@ Result<std::vector<KvQuality>> measure_kv_quality(const Model& model,
       step.tokens = std::span(window).last(1);
       step.sequences = {&row, 1};
       step.logit_rows = {&wanted, 1};
-      step.logits = logits.data();
+      step.logits = logits.get();
       std::vector<std::vector<double>> times(caches.size());
       for (std::size_t c = 0; c < caches.size(); ++c) {
         results[c].context_tokens = end;

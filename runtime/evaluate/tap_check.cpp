@@ -8,7 +8,7 @@
 
 #include "foretoken/kernels/kv_page.h"
 #include "foretoken/kernels/sampling.h"
-#include "runtime/speculate/head/features.h"
+#include "runtime/model/feature_rows.h"
 
 namespace foretoken {
 namespace {
@@ -55,14 +55,16 @@ Result<TapCheck> check_taps(const Model& model, const DraftHead& head,
                           .max_sequences = 1,
                           .max_rows = kChunkRows,
                           .max_model_len = std::int64_t(text.size()) + 1};
-  auto kv = KvCache::create(geometry, options, nullptr);
+  auto kv = model.make_kv(options, nullptr);
   if (!kv) return kv.error();
   const auto sequence = (*kv)->open();
   if (!sequence || !(*kv)->reserve(*sequence, std::int64_t(text.size())))
     return Error{ErrorCode::kInternal, "tap check: no room for the probe"};
   const auto workspace = model.make_workspace(kChunkRows, kChunkRows);
-  const auto hidden = std::size_t(config.hidden), n_vocab = std::size_t(config.n_vocab);
-  std::vector<float> taps(kChunkRows * layers.size() * hidden), logits(kChunkRows * n_vocab);
+  const auto logits = model.make_logit_rows(kChunkRows);
+  const auto features = model.make_feature_rows(layers, kChunkRows, 0);
+  const auto hidden = std::size_t(config.hidden);
+  std::vector<float> taps(layers.size() * hidden);
   std::vector<TokenId> says(text.size());  // the target's choice for the token after each position
   std::vector<int> every(kChunkRows);
   for (int i = 0; i < kChunkRows; ++i) every[std::size_t(i)] = i;
@@ -83,18 +85,18 @@ Result<TapCheck> check_taps(const Model& model, const DraftHead& head,
     batch.tokens = text.subspan(done, n);
     batch.sequences = {&rows, 1};
     batch.logit_rows = std::span<const int>(every).first(n);
-    batch.logits = logits.data();
-    batch.taps = layers;
-    batch.tap_values = taps.data();
+    batch.logits = logits.get();
+    batch.features = features.get();
     model.forward(batch, **kv, *workspace, pool);
     (*kv)->commit(*sequence, std::int64_t(done + n));
     for (std::size_t i = 0; i < n; ++i) {
-      says[done + i] = kernels::argmax(&logits[i * n_vocab], std::int64_t(n_vocab));
+      const std::span<const float> row = logits->host_row(int(i));
+      says[done + i] = kernels::argmax(row.data(), std::ssize(row));
+      features->read_back(int(i), taps.data());
       for (std::size_t s = 0; s < logged.size(); ++s) {
         for (std::size_t t = 0; t < kHeadTaps; ++t) {
           const auto at = std::ranges::lower_bound(layers, check.shifts[s].layers[t]);
-          std::copy_n(&taps[(i * layers.size() + std::size_t(at - layers.begin())) * hidden],
-                      hidden, &one[t * hidden]);
+          std::copy_n(&taps[std::size_t(at - layers.begin()) * hidden], hidden, &one[t * hidden]);
         }
         encode_features(one.data(), config.hidden,
                         &logged[s].values[(done + i) * kHeadTaps * hidden],
@@ -105,10 +107,10 @@ Result<TapCheck> check_taps(const Model& model, const DraftHead& head,
   }
   SamplingParams greedy;
   greedy.temperature = 0;
-  const auto buffers = head.make_workspace(1);
+  const auto drafts = head.make_workspace(1);
   for (std::size_t s = 0; s < logged.size(); ++s) {
     HeadMemory memory;
-    memory.values.resize(head.memory_floats());
+    drafts->reserve(memory);
     // With the tokens up to `newest` known, the head proposes the one after it.
     for (std::size_t newest = kTapProbeContext; newest < text.size(); ++newest) {
       const auto end = std::int64_t(newest);
@@ -120,9 +122,9 @@ Result<TapCheck> check_taps(const Model& model, const DraftHead& head,
                                  0,
                                  std::int64_t(text.size())};
       const HeadStart start{text.first(newest + 1), features, &memory};
-      head.begin(std::span(&start, 1), *buffers, pool);
-      head.step(text.subspan(newest, 1), *buffers, pool);
-      const Proposal proposal = head.choose(0, {}, greedy, end + 1, false, *buffers);
+      drafts->begin(std::span(&start, 1), pool);
+      drafts->step(text.subspan(newest, 1), pool);
+      const Proposal proposal = drafts->choose(0, {}, greedy, end + 1, false);
       check.shifts[s].right.push_back(proposal.token == says[newest]);
     }
   }

@@ -1,7 +1,6 @@
 #include "runtime/model/model.h"
 
 #include <algorithm>
-#include <cstring>
 #include <thread>
 #include <variant>
 
@@ -57,6 +56,20 @@ class LoadedModel final : public Model {
   Result<std::unique_ptr<KvCache>> make_kv(
       const KvOptions& options, std::shared_ptr<const KvCalibration> calibration) const override {
     return KvCache::create(kv_geometry(), options, std::move(calibration));
+  }
+
+  std::unique_ptr<LogitRows> make_logit_rows(int max_rows,
+                                             const kernels::PackedMatrix* output) const override {
+    return std::make_unique<HostLogitRows>(max_rows, output ? output->n_out : config_.n_vocab);
+  }
+  std::unique_ptr<FeatureRows> make_feature_rows(std::span<const int> taps, int max_rows,
+                                                 int slots) const override {
+    return std::make_unique<HostFeatureRows>(taps, config_.hidden, max_rows, slots);
+  }
+
+  std::unique_ptr<HeadWorkspace> make_head_workspace(const HeadWeights& head,
+                                                     int max_rows) const override {
+    return head.make_host_workspace(max_rows, std::pmr::get_default_resource());
   }
 
   void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
@@ -152,7 +165,9 @@ void LoadedModel::write_logits(Pass& pass) const {
   ws.activations.set(ws.normed.data(), n_logits, hidden, hidden,
                      kernels::wants_block32(output.type), kernels::wants_block256(output.type),
                      pass.pool);
-  const kernels::LinearJob logits{&output, nullptr, batch.logits, output.n_out, batch.summary};
+  auto& rows = static_cast<HostLogitRows&>(*batch.logits);
+  const kernels::LinearJob logits{&output, nullptr, rows.values(n_logits), output.n_out,
+                                  rows.summary()};
   const Upcoming first = first_of(layers_.front().mixer);
   kernels::linear_many(&logits, 1, ws.activations, pass.pool, {first[0], first[1], first[2]});
 }
@@ -167,15 +182,13 @@ void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspa
             .n_rows = std::int64_t(batch.tokens.size()),
             .hidden = config_.hidden};
   Workspace& ws = pass.ws;
+  auto* features = static_cast<HostFeatureRows*>(batch.features);
   const auto tap = [&](int id, const std::vector<float>& values) {
-    if (!batch.tap_values) return;
-    const auto width = std::size_t(pass.hidden);
-    for (std::size_t i = 0; i < batch.taps.size(); ++i) {
-      if (batch.taps[i] != id) continue;
-      for (std::size_t r = 0; r < std::size_t(pass.n_rows); ++r) {
-        std::memcpy(batch.tap_values + (r * batch.taps.size() + i) * width, &values[r * width],
-                    width * sizeof(float));
-      }
+    if (!features) return;
+    for (std::size_t i = 0; i < features->taps().size(); ++i) {
+      if (features->taps()[i] != id) continue;
+      for (std::int64_t r = 0; r < pass.n_rows; ++r)
+        std::copy_n(&values[std::size_t(r * pass.hidden)], pass.hidden, features->values(r, i));
     }
   };
   begin(pass);
@@ -185,7 +198,8 @@ void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspa
     run_layer(l, pass, more ? first_of(layers_[std::size_t(l) + 1].mixer) : last);
     tap(l, ws.x);
   }
-  if (batch.tap_values && std::ranges::find(batch.taps, config_.n_layers) != batch.taps.end()) {
+  if (features &&
+      std::ranges::find(features->taps(), config_.n_layers) != features->taps().end()) {
     pass.norm(ws.x.data(), output_norm_, ws.normed.data());
     tap(config_.n_layers, ws.normed);
   }
@@ -257,6 +271,9 @@ Status LoadedModel::load(int n_file_layers, ThreadPool& pool,
 
 Result<std::shared_ptr<const Model>> Model::load(const std::string& path,
                                                  const ModelLoadOptions& options) {
+  if (options.device != kernels::Device::kCpu)
+    return Error{ErrorCode::kUnsupported,
+                 fmt::format("{}: device: found cuda, wanted cpu (this build has no other)", path)};
   auto file = GgufFile::open(path);
   if (!file) return file.error();
   auto config = read_model_config(**file);

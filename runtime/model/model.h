@@ -17,10 +17,14 @@
 #include "runtime/kv/kv_cache.h"
 #include "runtime/model/config.h"
 #include "runtime/files/gguf.h"
+#include "runtime/model/feature_rows.h"
+#include "runtime/model/head_workspace.h"
+#include "runtime/model/logit_rows.h"
 
 namespace foretoken {
 
 struct ModelLoadOptions {
+  kernels::Device device = kernels::Device::kCpu;   // where its weights are and its passes run
   int threads = 0;
   int drop_last_layers = 0;          // a shallower draft from the same file (tests; self-speculation)
   std::function<void(double)> progress;   // 0..1
@@ -31,14 +35,11 @@ struct ForwardBatch {
   std::span<const TokenId> tokens;         // [n_rows]
   std::span<const KvRows> sequences;       // cover the rows exactly
   std::span<const int> logit_rows;         // rows whose logits are wanted, ascending
-  float* logits = nullptr;                 // [logit_rows.size(), n_vocab]
-  const kernels::LogitSummary* summary = nullptr;   // of every row of logits, or null
+  LogitRows* logits = nullptr;             // of this model; gets logit_rows.size() rows
   // Rows of the output matrix to use instead of all of them (gathered from output_matrix()), or null:
-  // logits are [logit_rows.size(), output->n_out]. For drafts alone.
+  // its rows are the columns of `logits`. For drafts alone.
   const kernels::PackedMatrix* output = nullptr;
-  // Taps: after layer taps[i] (output of block i), or n_layers for the final normalised state.
-  std::span<const int> taps;
-  float* tap_values = nullptr;             // [n_rows, taps.size(), hidden], or null
+  FeatureRows* features = nullptr;         // of this model; gets every row's hidden states, or null
   // Calibration: sees q, k, v of every layer that has them, after rotary. May be null.
   KvCalibrator* calibrator = nullptr;
 };
@@ -60,6 +61,14 @@ class Model {
   // A KV cache of its geometry, where its forward pass reads and writes it.
   virtual Result<std::unique_ptr<KvCache>> make_kv(
       const KvOptions& options, std::shared_ptr<const KvCalibration> calibration) const = 0;
+  // output: what a batch's `output` will be, if not null. More rows than max_rows take more memory.
+  virtual std::unique_ptr<LogitRows> make_logit_rows(
+      int max_rows, const kernels::PackedMatrix* output = nullptr) const = 0;
+  // slots: of rings, for the head. taps: kHeadTaps of them, if anything is logged or goes to a ring.
+  virtual std::unique_ptr<FeatureRows> make_feature_rows(std::span<const int> taps, int max_rows,
+                                                         int slots) const = 0;
+  virtual std::unique_ptr<HeadWorkspace> make_head_workspace(const HeadWeights& head,
+                                                             int max_rows) const = 0;
   virtual void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
                        kernels::ThreadPool& pool) const = 0;
   virtual const kernels::PackedMatrix& output_matrix() const = 0;        // [n_vocab, hidden]

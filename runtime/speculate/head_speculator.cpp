@@ -14,16 +14,14 @@ double ms_since(Clock::time_point begin) {
 
 }  // namespace
 
-HeadSpeculator::HeadSpeculator(int max_sequences, std::int64_t hidden, kernels::ThreadPool& pool)
-    : hidden_(hidden),
+HeadSpeculator::HeadSpeculator(int max_sequences, const Model* target, const FeatureRows& features,
+                               kernels::ThreadPool& pool)
+    : target_(target),
+      features_(features),
       pool_(pool),
       slots_(std::size_t(max_sequences)),
       places_(std::size_t(max_sequences)),
       tokens_(std::size_t(max_sequences)) {
-  for (Slot& slot : slots_) {
-    slot.values.resize(std::size_t(kHeadWindow * kHeadTaps * hidden));
-    slot.scales.resize(std::size_t(kHeadWindow * kHeadTaps));
-  }
   for (Lane& lane : lanes_) lane.jobs.reserve(std::size_t(max_sequences));
   starts_.reserve(std::size_t(max_sequences));
   kept_.reserve(std::size_t(max_sequences));
@@ -37,49 +35,26 @@ void HeadSpeculator::prepare(const DraftHead* served, const DraftHead* canary) {
   for (const DraftHead* head : wanted) {
     if (!head || std::ranges::find(lanes_, head->id(), &Lane::id) != lanes_.end()) continue;
     Lane& lane = *std::ranges::find_if_not(lanes_, is_wanted);
-    lane.head = head;
     lane.id = head->id();
-    lane.workspace = head->make_workspace(int(slots_.size()));
-    for (Slot& slot : slots_) {
-      if (slot.memory.values.size() < head->memory_floats()) {
-        slot.memory.forget();
-        slot.memory.values.assign(head->memory_floats(), 0.0f);
-      }
-    }
+    const int n = int(slots_.size());
+    if (target_)
+      lane.workspace = target_->make_head_workspace(*head, n);
+    else
+      lane.workspace = head->make_workspace(n);
+    for (Slot& slot : slots_) lane.workspace->reserve(slot.memory);
   }
   for (Lane& lane : lanes_) {
     if (lane.id && !is_wanted(lane)) {
-      lane.head = nullptr;
       lane.id = 0;
       lane.workspace.reset();
     }
   }
 }
 
-void HeadSpeculator::set_features(int slot, std::int64_t position, const std::uint16_t* values,
-                                  const float* scales) {
-  Slot& s = slots_[std::size_t(slot)];
-  if (position != s.end || s.first == s.end) {
-    s.first = position;
-    s.memory.forget();  // it is of another past
-  }
-  s.end = position + 1;
-  s.first = std::max(s.first, s.end - kHeadWindow);
-  const std::int64_t row = position % kHeadWindow, width = kHeadTaps * hidden_;
-  std::copy_n(values, width, &s.values[std::size_t(row * width)]);
-  std::copy_n(scales, kHeadTaps, &s.scales[std::size_t(row * kHeadTaps)]);
-}
-
-void HeadSpeculator::forget(int slot) {
-  Slot& s = slots_[std::size_t(slot)];
-  s.first = s.end = 0;
-  s.memory.forget();
-}
-
 bool HeadSpeculator::ready(const DraftContext& context) const {
-  const Slot& s = slots_[std::size_t(context.slot)];
-  return context.learned && context.learned->head && s.first < s.end &&
-         s.end == std::int64_t(context.tokens.size()) - 1;
+  const FeatureView ring = features_.ring(context.slot);
+  return context.learned && context.learned->head && ring.first < ring.end &&
+         ring.end == std::int64_t(context.tokens.size()) - 1;
 }
 
 void HeadSpeculator::begin(std::span<const DraftJob> jobs, std::span<const std::uint8_t> active) {
@@ -101,11 +76,13 @@ void HeadSpeculator::begin(std::span<const DraftJob> jobs, std::span<const std::
     for (const int job : lane.jobs) {
       const DraftContext& context = jobs[std::size_t(job)].context;
       Slot& slot = slots_[std::size_t(context.slot)];
-      const FeatureView features{
-          slot.values.data(), slot.scales.data(), hidden_, slot.first, slot.end, 0, kHeadWindow};
-      starts_.push_back({context.tokens, features, &slot.memory});
+      if (const std::uint64_t now = features_.history(context.slot); slot.history != now) {
+        slot.memory.forget();  // it is of another past
+        slot.history = now;
+      }
+      starts_.push_back({context.tokens, features_.ring(context.slot), &slot.memory});
     }
-    lane.head->begin(starts_, *lane.workspace, pool_);
+    lane.workspace->begin(starts_, pool_);
   }
   begin_ms_ = ms_since(started);
 }
@@ -117,7 +94,7 @@ void HeadSpeculator::step(std::span<const TokenId> tokens) {
     if (lane.jobs.empty()) continue;
     for (std::size_t row = 0; row < lane.jobs.size(); ++row)
       tokens_[row] = tokens[std::size_t(lane.jobs[row])];
-    lane.head->step(std::span(tokens_).first(lane.jobs.size()), *lane.workspace, pool_);
+    lane.workspace->step(std::span(tokens_).first(lane.jobs.size()), pool_);
   }
   steps_ms_ += ms_since(started);
 }
@@ -126,9 +103,8 @@ Proposal HeadSpeculator::choose(int job, const DraftContext& context,
                                 const CandidateList& candidates, std::int64_t position) {
   const auto started = Clock::now();
   const Place place = places_[std::size_t(job)];
-  Lane& lane = lanes_[std::size_t(place.lane)];
-  const Proposal proposal = lane.head->choose(place.row, candidates, *context.sampling, position,
-                                              !context.rejection, *lane.workspace);
+  const Proposal proposal = lanes_[std::size_t(place.lane)].workspace->choose(
+      place.row, candidates, *context.sampling, position, !context.rejection);
   steps_ms_ += ms_since(started);
   return proposal;
 }

@@ -1,10 +1,9 @@
 // Runs the learned head for a round's drafting sequences together: a step reads its weights once
-// for all of them. Keeps a ring of each slot's features, as the engine rounded them, the last of
-// them of the last position that has KV; a sequence without that one (just swapped in, just
-// admitted) is not ready and drafts otherwise. What a head computed of a sequence's past (its
-// HeadMemory) is kept with the slot and built again from the ring when another head drafts. Served
-// and canary weights may differ: rows are grouped by head. Engine thread; allocates in prepare()
-// alone.
+// for all of them. Reads each slot's ring of features (feature_rows.h), the last of them of the
+// last position that has KV; a sequence without that one (just swapped in, just admitted) is not
+// ready and drafts otherwise. What a head computed of a sequence's past (its HeadMemory) is kept
+// with the slot and built again from the ring when another head drafts. Served and canary weights
+// may differ: rows are grouped by head. Engine thread; allocates in prepare() alone.
 #pragma once
 
 #include <array>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "foretoken/kernels/thread_pool.h"
+#include "runtime/model/model.h"
 #include "runtime/speculate/head/draft_head.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/speculate/speculator.h"
@@ -22,16 +22,13 @@ namespace foretoken {
 
 class HeadSpeculator {
  public:
-  HeadSpeculator(int max_sequences, std::int64_t hidden, kernels::ThreadPool& pool);
+  // target: on whose device heads run (null: on the host). It and the features outlive this.
+  HeadSpeculator(int max_sequences, const Model* target, const FeatureRows& features,
+                 kernels::ThreadPool& pool);
 
   // The heads that may draft from now on, at most two; null: none. Before begin() sees them.
   void prepare(const DraftHead* served, const DraftHead* canary);
 
-  // values [kHeadTaps, hidden], scales [kHeadTaps] of absolute position `position`. One that does
-  // not follow the last one begins a new history.
-  void set_features(int slot, std::int64_t position, const std::uint16_t* values,
-                    const float* scales);
-  void forget(int slot);
   // There is a head, and features of the position before the newest token's.
   bool ready(const DraftContext& context) const;
 
@@ -51,21 +48,19 @@ class HeadSpeculator {
 
  private:
   struct Slot {
-    std::vector<std::uint16_t> values;  // [kHeadWindow, kHeadTaps, hidden]
-    std::vector<float> scales;          // [kHeadWindow, kHeadTaps]
-    std::int64_t first = 0, end = 0;    // positions held; equal: none
     HeadMemory memory;
+    std::uint64_t history = 0;  // the ring's that it is of
   };
   struct Lane {
-    const DraftHead* head = nullptr;
-    std::uint64_t id = 0;                      // the head's
+    std::uint64_t id = 0;                      // of its head, 0: none
     std::unique_ptr<HeadWorkspace> workspace;  // made for it
     std::vector<int> jobs;                     // of each row
   };
   struct Place {
     int lane = -1, row = -1;
   };
-  std::int64_t hidden_;
+  const Model* target_;
+  const FeatureRows& features_;
   kernels::ThreadPool& pool_;
   std::vector<Slot> slots_;
   std::array<Lane, 2> lanes_;  // at most a served and a canary's head

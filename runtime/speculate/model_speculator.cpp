@@ -39,7 +39,8 @@ Result<std::unique_ptr<ModelSpeculator>> ModelSpeculator::create(
     if (!vocabulary) return vocabulary.error();
     self->vocabulary_ = std::move(*vocabulary);
   }
-  self->logits_.resize(std::size_t(sequences) * std::size_t(self->n_choices()));
+  self->logits_ = model->make_logit_rows(
+      sequences, self->vocabulary_ ? &self->vocabulary_->output() : nullptr);
   return self;
 }
 
@@ -78,7 +79,7 @@ void ModelSpeculator::run(std::span<const KvRows> groups, int n_rows, bool want_
   batch.tokens = std::span<const TokenId>(row_tokens_.data(), std::size_t(n_rows));
   batch.sequences = groups;
   batch.logit_rows = logit_rows_;
-  batch.logits = logits_.data();
+  batch.logits = logits_.get();
   if (vocabulary_) batch.output = &vocabulary_->output();
   model_->forward(batch, *kv_, *workspace_, pool_);
 }
@@ -129,7 +130,7 @@ void ModelSpeculator::propose(std::span<DraftJob> jobs) {
     for (std::size_t i = 0; i < active_.size(); ++i) {
       DraftJob& job = *active_[i];
       const SamplingParams& sampling = *job.context.sampling;
-      const float* logits = &logits_[i * std::size_t(n_vocab)];
+      const float* logits = logits_->host_row(int(i)).data();
       const auto position = job.context.tokens.size() + std::size_t(step);  // of the token to draft
       const float inv_temperature = sampling.temperature > 0 ? 1.0f / sampling.temperature : 0.0f;
       TokenId token = 0;

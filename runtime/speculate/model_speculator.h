@@ -69,7 +69,7 @@ class ModelSpeculator final : public Speculator {
   std::vector<TokenId> row_tokens_;
   std::vector<KvRows> groups_;
   std::vector<int> logit_rows_;
-  std::vector<float> logits_;  // [max_sequences, n_choices()]
+  std::unique_ptr<LogitRows> logits_;  // [max_sequences, n_choices()]
   std::vector<DraftJob*> active_;
   int last_steps_ = 0;
 };

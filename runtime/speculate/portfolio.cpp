@@ -44,13 +44,14 @@ Portfolio::Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpecu
   job_of_slot_.assign(n, -1);
   model_jobs_.resize(n);
   if (!options.head || options.n_max == 0) return;
-  head_ = std::make_unique<HeadSpeculator>(options.max_sequences, options.hidden, pool);
+  head_ = std::make_unique<HeadSpeculator>(options.max_sequences, options.target, *options.features,
+                                           pool);
   step_tokens_.resize(n);
 }
 
 void Portfolio::open(const DraftContext& context) {
   sources_.open(context);
-  if (head_) head_->forget(context.slot);
+  if (options_.features) options_.features->forget(context.slot);
   if (model_) model_->open(context);
 }
 

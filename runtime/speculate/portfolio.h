@@ -28,7 +28,8 @@ struct PortfolioOptions {
   // Which kinds may draft; a draft model drafts if there is one, the head where the sequence's
   // learned weights have one.
   bool ngram = true, fusion = true, head = false;
-  std::int64_t hidden = 0;           // of the target, with head
+  const Model* target = nullptr;     // on whose device a head runs; null: on the host
+  FeatureRows* features = nullptr;   // of the target, with head: its rings
   std::size_t model_step_bytes = 0;  // of the target: what a head's step is first expected to cost
   int n_max = 8;                     // draft tokens at most
   int n_fixed = -1;                  // this many always (tests, replay); -1: by measured cost
@@ -78,11 +79,6 @@ class Portfolio : private CheapOffers {
       head_->prepare(served ? served->head.get() : nullptr, canary ? canary->head.get() : nullptr);
   }
   bool keeps_features() const { return head_ != nullptr; }
-  // In the order of positions, after every round; see HeadSpeculator.
-  void set_features(int slot, std::int64_t position, const std::uint16_t* values,
-                    const float* scales) {
-    head_->set_features(slot, position, values, scales);
-  }
   void fill(EngineStats& stats) const;
   int head_steps() const { return head_steps_; }  // of the last round drafted
   DraftSources& sources() { return sources_; }

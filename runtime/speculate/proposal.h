@@ -7,7 +7,7 @@
 #include "foretoken/protocol/ids.h"
 #include "runtime/speculate/candidates.h"
 #include "runtime/speculate/fusion_table.h"
-#include "runtime/speculate/sampling_params.h"
+#include "runtime/model/sampling_params.h"
 
 namespace foretoken {
 

@@ -11,8 +11,8 @@
 
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/trace_record.h"
+#include "runtime/model/sampling_params.h"
 #include "runtime/speculate/draft_tree.h"
-#include "runtime/speculate/sampling_params.h"
 
 namespace foretoken {
 

@@ -1,19 +1,29 @@
-// A KV cache of one sequence in float32, attended to in double: what is left of a difference to
+// Pages of one sequence in float32, attended to in double: what is left of a difference to
 // another implementation is then the model's own.
 #pragma once
 
 #include <cmath>
 #include <cstdlib>
+#include <memory>
 #include <vector>
 
 #include "runtime/kv/kv_cache.h"
 
 namespace foretoken::testing {
 
-class FloatKv final : public KvCache {
+class FloatPages final : public KvPages {
  public:
-  explicit FloatKv(const KvGeometry& geometry)
-      : geometry_(geometry), k_(std::size_t(geometry.n_layers)), v_(k_.size()) {}
+  explicit FloatPages(const KvLayout& layout)
+      : KvPages(layout),
+        geometry_(layout.geometry),
+        k_(std::size_t(geometry_.n_layers)),
+        v_(k_.size()) {}
+
+  // Positions are kept in order: no slab of the pool is ever written.
+  std::byte* base(std::size_t) override { return &pool_; }
+  void copy_slab(const std::byte*, std::byte*, std::size_t) override {}
+  void seal(int, std::span<const Page>, kernels::ThreadPool&) override {}
+  void read_back(const std::byte*, std::span<std::byte>) const override {}
 
   void store(int layer, std::span<const KvRows> rows, const float* k, std::int64_t k_stride,
              const float* v, std::int64_t v_stride) override {
@@ -39,23 +49,7 @@ class FloatKv final : public KvCache {
     }
   }
 
-  std::optional<KvSequence> open() override { return 0; }
-  void close(KvSequence) override {}
-  void close_and_keep(KvSequence, const PageChain&) override {}
-  std::int64_t resume(KvSequence, const PageChain&, std::int64_t, std::int64_t) override {
-    return 0;
-  }
-  void forget(std::uint64_t) override {}
-  bool reserve(KvSequence, std::int64_t) override { return true; }
-  void commit(KvSequence, std::int64_t length) override { committed_ = length; }
-  std::int64_t committed(KvSequence) const override { return committed_; }
-  void keep_path(KvSequence, std::int64_t, std::span<const int>) override { std::abort(); }
-  std::int64_t capacity_tokens() const override { return 1 << 20; }
-  KvStats stats() const override { return {}; }
-  const KvOptions& options() const override { return options_; }
-  std::string validate() const override { return {}; }
-  std::span<const std::byte> sealed_bytes(KvSequence, int, int, int) const override { return {}; }
-  std::span<const std::byte> hot_bytes(KvSequence, int, int, int) const override { return {}; }
+  void copy_position(KvSequence, std::int64_t, std::int64_t) override { std::abort(); }
 
  private:
   static void put(std::vector<float>& to, std::size_t at, const float* from, std::size_t n) {
@@ -86,9 +80,20 @@ class FloatKv final : public KvCache {
   }
 
   const KvGeometry geometry_;
-  const KvOptions options_;
+  std::byte pool_{};
   std::vector<std::vector<float>> k_, v_;  // by layer: [positions, n_kv_heads * head_dim]
-  std::int64_t committed_ = 0;
 };
+
+inline std::unique_ptr<KvCache> float_kv(const KvGeometry& geometry, std::int64_t max_tokens) {
+  const KvOptions options{.mode = KvMode::kBf16,
+                          .memory_bytes = std::size_t(1) << 30,
+                          .max_sequences = 1,
+                          .max_model_len = max_tokens};
+  return KvCache::create(geometry, options, nullptr,
+                         [](const KvLayout& layout, std::shared_ptr<const KvCalibration>) {
+                           return std::make_unique<FloatPages>(layout);
+                         })
+      .value();
+}
 
 }  // namespace foretoken::testing

@@ -26,6 +26,18 @@ class ModelDecorator : public Model {
       const KvOptions& options, std::shared_ptr<const KvCalibration> calibration) const override {
     return inner_->make_kv(options, std::move(calibration));
   }
+  std::unique_ptr<LogitRows> make_logit_rows(int max_rows,
+                                             const kernels::PackedMatrix* output) const override {
+    return inner_->make_logit_rows(max_rows, output);
+  }
+  std::unique_ptr<FeatureRows> make_feature_rows(std::span<const int> taps, int max_rows,
+                                                 int slots) const override {
+    return inner_->make_feature_rows(taps, max_rows, slots);
+  }
+  std::unique_ptr<HeadWorkspace> make_head_workspace(const HeadWeights& head,
+                                                     int max_rows) const override {
+    return inner_->make_head_workspace(head, max_rows);
+  }
   void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
                kernels::ThreadPool& pool) const override {
     inner_->forward(batch, kv, workspace, pool);

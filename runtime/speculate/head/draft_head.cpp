@@ -5,21 +5,38 @@
 #include <cassert>
 #include <cmath>
 
-#include "foretoken/kernels/convert.h"
 #include "foretoken/kernels/sampling.h"
 
 namespace foretoken {
 
-void FeatureView::decode(std::int64_t position, int n_taps, float* out) const {
-  assert(position >= first && position < end);
-  const std::int64_t at = row(position);
-  for (int tap = 0; tap < n_taps; ++tap) {
-    kernels::decode_half(values + (at * kHeadTaps + tap) * hidden, scales[at * kHeadTaps + tap],
-                         hidden, out + tap * hidden);
-  }
+HostHeadWorkspace::HostHeadWorkspace(const DraftHead& head, int max_rows,
+                                     std::pmr::memory_resource* memory)
+    : HeadWorkspace(max_rows),
+      of_(head),
+      width_(head.state_width()),
+      vocab_(std::ssize(head.vocab())),
+      state_(std::size_t(max_rows * width_), memory),
+      logits_(std::size_t(max_rows * vocab_), memory) {}
+
+void HostHeadWorkspace::reserve(HeadMemory& memory) {
+  const std::size_t n = of_.memory_floats();
+  if (memory.n_values >= n) return;
+  memory.forget();
+  std::pmr::polymorphic_allocator<float> allocator = state_.get_allocator();
+  memory.values = {allocator.allocate(n),
+                   [allocator, n](float* values) mutable { allocator.deallocate(values, n); }};
+  std::fill_n(memory.values.get(), n, 0.0f);
+  memory.n_values = n;
 }
 
-void HeadWorkspace::keep(std::span<const int> rows) {
+Proposal HostHeadWorkspace::choose(int row, const CandidateList& candidates,
+                                   const SamplingParams& sampling, std::int64_t position,
+                                   bool coupled) {
+  return of_.choose(&logits_[std::size_t(row) * std::size_t(vocab_)], state(row), candidates,
+                    sampling, position, coupled);
+}
+
+void HostHeadWorkspace::keep(std::span<const int> rows) {
   for (std::size_t i = 0; i < rows.size(); ++i) {
     assert(rows[i] >= int(i) && rows[i] < n_);
     if (rows[i] != int(i)) move_row(rows[i], int(i));
@@ -51,10 +68,9 @@ int DraftHead::slot_of(TokenId token) const {
   return at != vocab_.end() && *at == token ? int(at - vocab_.begin()) : -1;
 }
 
-Proposal DraftHead::choose(int row, const CandidateList& candidates, const SamplingParams& sampling,
-                           std::int64_t position, bool coupled, HeadWorkspace& ws) const {
-  return choose(&ws.logits_[std::size_t(row) * vocab_.size()], ws.state(row), candidates, sampling,
-                position, coupled);
+std::unique_ptr<HeadWorkspace> DraftHead::make_host_workspace(
+    int max_rows, std::pmr::memory_resource* memory) const {
+  return make_workspace(max_rows, memory);
 }
 
 Proposal DraftHead::choose(float* logits, const float* r, const CandidateList& candidates,

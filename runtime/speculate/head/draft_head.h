@@ -1,6 +1,6 @@
-// What every learned head is to those who run it (the engine's HeadSpeculator, replay, the tap
-// check): it starts from the hidden states of a sequence, reads one token a step, and after each
-// step proposes the token after it. Two architectures:
+// What every learned head is: weights and shapes, which a HeadWorkspace runs (for the engine's
+// HeadSpeculator, replay, the tap check): it starts from the hidden states of a sequence, reads one
+// token a step, and after each step proposes the token after it. Two architectures:
 //   RecurrentHead  reads the last position's features alone
 //   Eagle3Head     a transformer layer over a window of positions, its keys and values in a
 //                  HeadMemory, which can be rebuilt from the features at any time
@@ -14,97 +14,23 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <memory_resource>
 #include <span>
 #include <vector>
 
-#include "foretoken/kernels/thread_pool.h"
+#include "runtime/model/feature_rows.h"
+#include "runtime/model/head_workspace.h"
 #include "runtime/model/vocabulary_rows.h"
 #include "runtime/speculate/candidates.h"
 #include "runtime/speculate/proposal.h"
 
 namespace foretoken {
 
-inline constexpr int kHeadTaps = 4;
 inline constexpr int kHeadSources = 4;
-// The furthest back that any head looks: as many positions of a prompt's end are logged
-// (kTracedPrompt), so that a replay sees what the live head saw.
-inline constexpr std::int64_t kHeadWindow = kTracedPrompt;
-
-using HeadTaps = std::array<int, kHeadTaps>;
-
-// The layers whose outputs are the features, low to high; n_layers is the final normalised state.
-constexpr HeadTaps head_taps(int n_layers) {
-  const int low = n_layers - 1 < 2 ? n_layers - 1 : 2;
-  const int high = n_layers - 3 > 0 ? n_layers - 3 : 0;
-  return {low, n_layers / 2, high, n_layers};
-}
-
 constexpr int head_source(std::uint8_t klass) {
   return klass < kOwnClasses ? 0
                              : 1 + (klass - kOwnClasses) / (kProbabilityBuckets * kCountBuckets);
 }
-
-// A sequence's features as they are logged, positions [first, end): of a ring, or of a trace.
-struct FeatureView {
-  const std::uint16_t* values = nullptr;  // [capacity, kHeadTaps, hidden] fp16
-  const float* scales = nullptr;          // [capacity, kHeadTaps]
-  std::int64_t hidden = 0;
-  std::int64_t first = 0, end = 0;
-  std::int64_t base = 0, capacity = 1;  // position p is row (p - base) mod capacity
-
-  std::int64_t row(std::int64_t position) const { return (position - base) % capacity; }
-  // out: [n_taps, hidden], the first n_taps of that position.
-  void decode(std::int64_t position, int n_taps, float* out) const;
-};
-
-// What a windowed head keeps of one sequence between rounds: keys and values of positions
-// [first, end), of the head that wrote them. Grown by reserve() alone.
-struct HeadMemory {
-  std::uint64_t head = 0;  // its id(); 0: nothing is kept
-  std::int64_t first = 0, end = 0;
-  std::vector<float> values;
-  void forget() { head = 0; }
-};
-
-// One row of a round: a sequence whose newest token has no KV yet, and whose features end with the
-// position before it (features.end == tokens.size() - 1).
-struct HeadStart {
-  std::span<const TokenId> tokens;
-  FeatureView features;
-  HeadMemory* memory = nullptr;  // of a size that the head's memory_floats() wants; null if 0
-};
-
-// The buffers of a batch of drafts. Made by the head that uses it.
-class HeadWorkspace {
- public:
-  virtual ~HeadWorkspace() = default;
-  HeadWorkspace(const HeadWorkspace&) = delete;
-  HeadWorkspace& operator=(const HeadWorkspace&) = delete;
-  int rows() const { return n_; }
-  int max_rows() const { return max_rows_; }
-  // Keeps the rows listed (ascending), in that order: row i is then what rows[i] was. Between two
-  // steps.
-  void keep(std::span<const int> rows);
-  // After a step, [V] and [state width].
-  const float* logits(int row) const { return &logits_[std::size_t(row) * std::size_t(vocab_)]; }
-  const float* state(int row) const { return &state_[std::size_t(row) * std::size_t(width_)]; }
-
- protected:
-  HeadWorkspace(int max_rows, std::int64_t width, std::int64_t vocab)
-      : width_(width),
-        vocab_(vocab),
-        max_rows_(max_rows),
-        state_(std::size_t(max_rows * width)),
-        logits_(std::size_t(max_rows * vocab)) {}
-  virtual void move_row(int from, int to) = 0;  // what the next step reads of a row
-
-  friend class DraftHead;
-  const std::int64_t width_, vocab_;
-  const int max_rows_;
-  int n_ = 0;
-  std::vector<float> state_;   // [rows, width]
-  std::vector<float> logits_;  // [rows, V]
-};
 
 // How n-gram candidates enter a head's logits. Those of a head that was trained without them are
 // all zero, and a token that it cannot say stays unsaid.
@@ -117,9 +43,10 @@ struct HeadTerms {
   static HeadTerms none(std::int64_t width);
 };
 
-class DraftHead {
+class HostHeadWorkspace;
+
+class DraftHead : public HeadWeights {
  public:
-  virtual ~DraftHead() = default;
   DraftHead(const DraftHead&) = delete;
   DraftHead& operator=(const DraftHead&) = delete;
 
@@ -134,21 +61,13 @@ class DraftHead {
   virtual const char* kind() const = 0;                   // as its bundle's: "head", "eagle3"
   virtual std::int64_t window() const = 0;  // positions of features that begin() reads
   virtual std::size_t memory_floats() const { return 0; }  // of HeadMemory::values
-  virtual std::unique_ptr<HeadWorkspace> make_workspace(int max_rows) const = 0;
+  // How it runs on the host.
+  virtual std::unique_ptr<HostHeadWorkspace> make_workspace(
+      int max_rows, std::pmr::memory_resource* memory = std::pmr::get_default_resource()) const = 0;
+  std::unique_ptr<HeadWorkspace> make_host_workspace(int max_rows,
+                                                     std::pmr::memory_resource* memory) const final;
 
-  // A round: begin() makes rows 0..n-1; then step(), one token a row, the first the newest of each
-  // sequence, the next ones as drafted. Afterwards logits(i) and state(i) are of the position after
-  // the token. A row's result does not depend on the others.
-  virtual void begin(std::span<const HeadStart> starts, HeadWorkspace& workspace,
-                     kernels::ThreadPool& pool) const = 0;
-  virtual void step(std::span<const TokenId> tokens, HeadWorkspace& workspace,
-                    kernels::ThreadPool& pool) const = 0;
-  // What row `row` proposes for the token at `position` (the t of the sampler's noise), candidates
-  // added. coupled: with the request's noise, as the target chooses; else the most likely. raw =
-  // softmax probability at the temperature. Changes the row's logits: once a step.
-  Proposal choose(int row, const CandidateList& candidates, const SamplingParams& sampling,
-                  std::int64_t position, bool coupled, HeadWorkspace& workspace) const;
-  // The same of one row's logits [V], which change, and its state [state width].
+  // HeadWorkspace::choose() of one row's logits [V], which change, and its state [state width].
   Proposal choose(float* logits, const float* state, const CandidateList& candidates,
                   const SamplingParams& sampling, std::int64_t position, bool coupled) const;
   std::int64_t state_width() const { return std::int64_t(terms_.source.size()) / kHeadSources; }
@@ -165,6 +84,26 @@ class DraftHead {
 
  private:
   const std::uint64_t id_;
+};
+
+class HostHeadWorkspace : public HeadWorkspace {
+ public:
+  void reserve(HeadMemory& memory) override;
+  Proposal choose(int row, const CandidateList& candidates, const SamplingParams& sampling,
+                  std::int64_t position, bool coupled) override;
+  void keep(std::span<const int> rows) override;
+  // After a step, [V] and [state width].
+  const float* logits(int row) const { return &logits_[std::size_t(row) * std::size_t(vocab_)]; }
+  const float* state(int row) const { return &state_[std::size_t(row) * std::size_t(width_)]; }
+
+ protected:
+  HostHeadWorkspace(const DraftHead& head, int max_rows, std::pmr::memory_resource* memory);
+  virtual void move_row(int from, int to) = 0;  // what the next step reads of a row
+
+  const DraftHead& of_;
+  const std::int64_t width_, vocab_;
+  std::pmr::vector<float> state_;   // [rows, width]
+  std::pmr::vector<float> logits_;  // [rows, V]
 };
 
 }  // namespace foretoken

@@ -72,11 +72,11 @@ Status pack(const Eagle3Tensor& from, bool as_stored, std::span<const std::int32
 
 }  // namespace
 
-class Eagle3Head::Workspace final : public HeadWorkspace {
+class Eagle3Head::Workspace final : public HostHeadWorkspace {
  public:
-  Workspace(const Eagle3Head& head, int max_rows)
-      : HeadWorkspace(max_rows, head.config_.hidden, std::int64_t(head.vocab_.size())),
-        head_(head.id()),
+  Workspace(const Eagle3Head& head, int max_rows, std::pmr::memory_resource* memory)
+      : HostHeadWorkspace(head, max_rows, memory),
+        head_(head),
         batch_(std::max<std::int64_t>(max_rows, kCatchUpRows)),
         activations_(batch_, std::max({kEagle3Taps * head.hidden(), 2 * head.config_.hidden,
                                        head.config_.ffn, head.q_width()})),
@@ -97,9 +97,18 @@ class Eagle3Head::Workspace final : public HeadWorkspace {
         position_(std::size_t(max_rows)),
         row_of_(std::size_t(batch_)),
         batch_position_(std::size_t(batch_)) {}
-  using HeadWorkspace::n_, HeadWorkspace::logits_, HeadWorkspace::state_;
+  void begin(std::span<const HeadStart> starts, kernels::ThreadPool& pool) override;
+  void step(std::span<const TokenId> tokens, kernels::ThreadPool& pool) override;
 
-  const std::uint64_t head_;
+ private:
+  void fuse(std::int64_t n, kernels::ThreadPool& pool);
+  void move_row(int from, int to) override {
+    std::copy_n(&row_h_[std::size_t(from * width_)], width_, &row_h_[std::size_t(to * width_)]);
+    memory_[std::size_t(to)] = memory_[std::size_t(from)];
+    position_[std::size_t(to)] = position_[std::size_t(from)];
+  }
+
+  const Eagle3Head& head_;
   const std::int64_t batch_;
   kernels::Activations activations_;
   std::vector<float> x_;                // [batch, 3 hidden()]
@@ -115,13 +124,6 @@ class Eagle3Head::Workspace final : public HeadWorkspace {
   std::vector<std::int64_t> position_;  // [rows], of the next step
   std::vector<int> row_of_;             // [batch] while catching up
   std::vector<std::int64_t> batch_position_;
-
- private:
-  void move_row(int from, int to) override {
-    std::copy_n(&row_h_[std::size_t(from * width_)], width_, &row_h_[std::size_t(to * width_)]);
-    memory_[std::size_t(to)] = memory_[std::size_t(from)];
-    position_[std::size_t(to)] = position_[std::size_t(from)];
-  }
 };
 
 Result<std::shared_ptr<const Eagle3Head>> Eagle3Head::create(
@@ -204,8 +206,9 @@ std::size_t Eagle3Head::memory_floats() const {
   return 2 * std::size_t(kv_width()) * std::size_t(capacity_);
 }
 
-std::unique_ptr<HeadWorkspace> Eagle3Head::make_workspace(int max_rows) const {
-  return std::make_unique<Workspace>(*this, max_rows);
+std::unique_ptr<HostHeadWorkspace> Eagle3Head::make_workspace(
+    int max_rows, std::pmr::memory_resource* memory) const {
+  return std::make_unique<Workspace>(*this, max_rows, memory);
 }
 
 void Eagle3Head::embed(TokenId token, float* out) const {
@@ -218,62 +221,62 @@ void Eagle3Head::embed(TokenId token, float* out) const {
 void Eagle3Head::store(std::int64_t position, const float* k, const float* v,
                        HeadMemory& memory) const {
   const std::int64_t slot = position % capacity_, width = kv_width();
-  float* keys = memory.values.data();
+  float* keys = memory.values.get();
   for (std::int64_t d = 0; d < width; ++d) keys[d * capacity_ + slot] = k[d];
   std::copy_n(v, width, keys + width * capacity_ + slot * width);
 }
 
 // x_ [n, 3 hidden()] -> h_ [n, H].
-void Eagle3Head::fuse(std::int64_t n, Workspace& ws, kernels::ThreadPool& pool) const {
-  const std::int64_t width = hidden(), joined = kEagle3Taps * width;
-  if (!input_norm_.empty()) {
-    kernels::rms_norm(ws.x_.data(), joined, input_norm_.data(), config_.rms_epsilon, n, joined,
-                      ws.x_.data(), joined);
+void Eagle3Head::Workspace::fuse(std::int64_t n, kernels::ThreadPool& pool) {
+  const std::int64_t width = head_.hidden(), joined = kEagle3Taps * width;
+  if (!head_.input_norm_.empty()) {
+    kernels::rms_norm(x_.data(), joined, head_.input_norm_.data(), head_.config_.rms_epsilon, n,
+                      joined, x_.data(), joined);
   }
-  for (std::size_t tap = 0; tap < fc_norm_.size(); ++tap) {
-    if (fc_norm_[tap].empty()) continue;
-    float* x = ws.x_.data() + std::int64_t(tap) * width;
-    kernels::rms_norm(x, joined, fc_norm_[tap].data(), config_.rms_epsilon, n, width, x, joined);
+  for (std::size_t tap = 0; tap < head_.fc_norm_.size(); ++tap) {
+    if (head_.fc_norm_[tap].empty()) continue;
+    float* x = x_.data() + std::int64_t(tap) * width;
+    kernels::rms_norm(x, joined, head_.fc_norm_[tap].data(), head_.config_.rms_epsilon, n, width, x,
+                      joined);
   }
-  ws.activations_.set(ws.x_.data(), n, joined, joined, kernels::wants_block32(fc_.packed.type),
-                      false, pool);
-  kernels::linear(fc_.packed, ws.activations_, nullptr, ws.h_.data(), config_.hidden, pool);
+  activations_.set(x_.data(), n, joined, joined, kernels::wants_block32(head_.fc_.packed.type),
+                   false, pool);
+  kernels::linear(head_.fc_.packed, activations_, nullptr, h_.data(), head_.config_.hidden, pool);
 }
 
-void Eagle3Head::begin(std::span<const HeadStart> starts, HeadWorkspace& workspace,
-                       kernels::ThreadPool& pool) const {
-  auto& ws = static_cast<Workspace&>(workspace);
-  assert(ws.head_ == id() && int(starts.size()) <= ws.max_rows());
-  const std::int64_t h = config_.hidden;
-  const float epsilon = config_.rms_epsilon;
-  ws.n_ = int(starts.size());
+void Eagle3Head::Workspace::begin(std::span<const HeadStart> starts, kernels::ThreadPool& pool) {
+  assert(int(starts.size()) <= max_rows());
+  const std::int64_t h = head_.config_.hidden;
+  const float epsilon = head_.config_.rms_epsilon;
+  n_ = int(starts.size());
   std::int64_t n = 0;  // rows of the batch so far
   const auto flush = [&] {
     if (n == 0) return;
-    fuse(n, ws, pool);
+    fuse(n, pool);
     for (std::int64_t i = 0; i < n; ++i) {
-      const auto row = std::size_t(ws.row_of_[std::size_t(i)]);
-      const std::int64_t position = ws.batch_position_[std::size_t(i)];
-      embed(starts[row].tokens[std::size_t(position) + 1], &ws.z_[std::size_t(2 * i * h)]);
-      kernels::rope_table(position, config_.head_dim, config_.rope_theta,
-                          config_.rope_factors.empty() ? nullptr : config_.rope_factors.data(),
-                          &ws.cos_sin_[std::size_t(i * config_.head_dim)]);
+      const auto row = std::size_t(row_of_[std::size_t(i)]);
+      const std::int64_t position = batch_position_[std::size_t(i)];
+      head_.embed(starts[row].tokens[std::size_t(position) + 1], &z_[std::size_t(2 * i * h)]);
+      kernels::rope_table(
+          position, head_.config_.head_dim, head_.config_.rope_theta,
+          head_.config_.rope_factors.empty() ? nullptr : head_.config_.rope_factors.data(),
+          &cos_sin_[std::size_t(i * head_.config_.head_dim)]);
       if (position + 1 == starts[row].features.end)
-        std::copy_n(&ws.h_[std::size_t(i * h)], h, &ws.row_h_[row * std::size_t(h)]);
+        std::copy_n(&h_[std::size_t(i * h)], h, &row_h_[row * std::size_t(h)]);
     }
-    float* z = ws.z_.data();
-    kernels::rms_norm(z, 2 * h, input_layernorm_.data(), epsilon, n, h, z, 2 * h);
-    kernels::rms_norm(ws.h_.data(), h, hidden_norm_.data(), epsilon, n, h, z + h, 2 * h);
-    ws.activations_.set(z, n, 2 * h, 2 * h, kernels::wants_block32(k_.packed.type), false, pool);
-    const kernels::LinearJob jobs[] = {{&k_.packed, nullptr, ws.k_.data(), kv_width()},
-                                       {&v_.packed, nullptr, ws.v_.data(), kv_width()}};
-    kernels::linear_many(jobs, 2, ws.activations_, pool);
+    float* z = z_.data();
+    kernels::rms_norm(z, 2 * h, head_.input_layernorm_.data(), epsilon, n, h, z, 2 * h);
+    kernels::rms_norm(h_.data(), h, head_.hidden_norm_.data(), epsilon, n, h, z + h, 2 * h);
+    activations_.set(z, n, 2 * h, 2 * h, kernels::wants_block32(head_.k_.packed.type), false, pool);
+    const kernels::LinearJob jobs[] = {{&head_.k_.packed, nullptr, k_.data(), head_.kv_width()},
+                                       {&head_.v_.packed, nullptr, v_.data(), head_.kv_width()}};
+    kernels::linear_many(jobs, 2, activations_, pool);
     for (std::int64_t i = 0; i < n; ++i) {
-      float* k = &ws.k_[std::size_t(i * kv_width())];
-      kernels::rope(k, config_.n_kv_heads, config_.head_dim, config_.head_dim,
-                    &ws.cos_sin_[std::size_t(i * config_.head_dim)], false);
-      store(ws.batch_position_[std::size_t(i)], k, &ws.v_[std::size_t(i * kv_width())],
-            *starts[std::size_t(ws.row_of_[std::size_t(i)])].memory);
+      float* k = &k_[std::size_t(i * head_.kv_width())];
+      kernels::rope(k, head_.config_.n_kv_heads, head_.config_.head_dim, head_.config_.head_dim,
+                    &cos_sin_[std::size_t(i * head_.config_.head_dim)], false);
+      head_.store(batch_position_[std::size_t(i)], k, &v_[std::size_t(i * head_.kv_width())],
+                  *starts[std::size_t(row_of_[std::size_t(i)])].memory);
     }
     n = 0;
   };
@@ -282,22 +285,23 @@ void Eagle3Head::begin(std::span<const HeadStart> starts, HeadWorkspace& workspa
     HeadMemory& memory = *start.memory;
     const std::int64_t last = start.features.end - 1;
     assert(last >= start.features.first && last + 2 == std::int64_t(start.tokens.size()));
-    assert(memory.values.size() >= memory_floats());
-    const std::int64_t low = std::max(start.features.first, last - window_ + 1);
+    assert(memory.n_values >= head_.memory_floats());
+    const std::int64_t low = std::max(start.features.first, last - head_.window_ + 1);
     // What is kept is of another head, or does not reach: from the features, all of it.
-    if (memory.head != id() || memory.first > low || memory.end < low || memory.end > last) {
-      memory.head = id();
+    if (memory.head != head_.id() || memory.first > low || memory.end < low || memory.end > last) {
+      memory.head = head_.id();
       memory.first = memory.end = low;
     }
     for (std::int64_t position = memory.end; position <= last; ++position) {
-      start.features.decode(position, kEagle3Taps, &ws.x_[std::size_t(n * kEagle3Taps * hidden())]);
-      ws.row_of_[std::size_t(n)] = int(row);
-      ws.batch_position_[std::size_t(n)] = position;
-      if (++n == ws.batch_) flush();
+      start.features.decode(position, kEagle3Taps,
+                            &x_[std::size_t(n * kEagle3Taps * head_.hidden())]);
+      row_of_[std::size_t(n)] = int(row);
+      batch_position_[std::size_t(n)] = position;
+      if (++n == batch_) flush();
     }
     memory.end = last + 1;
-    ws.memory_[row] = &memory;
-    ws.position_[row] = last;
+    memory_[row] = &memory;
+    position_[row] = last;
   }
   flush();
 }
@@ -307,8 +311,8 @@ void Eagle3Head::attend(const float* q, std::int64_t position, const HeadMemory&
                         float* scores, float* out) const {
   const int dim = config_.head_dim, group = config_.n_heads / config_.n_kv_heads;
   const std::int64_t width = kv_width(), channel = std::int64_t(head / group) * dim;
-  const float* keys = memory.values.data() + channel * capacity_;
-  const float* values = memory.values.data() + width * capacity_ + channel;
+  const float* keys = memory.values.get() + channel * capacity_;
+  const float* values = memory.values.get() + width * capacity_ + channel;
   const std::int64_t low = std::max(memory.first, position - window_ + 1);
   // Rows that are not in the window are summed too, and never looked at.
   std::fill_n(scores, capacity_, 0.0f);
@@ -336,68 +340,67 @@ void Eagle3Head::attend(const float* q, std::int64_t position, const HeadMemory&
   for (int d = 0; d < dim; ++d) out[d] /= sum;
 }
 
-void Eagle3Head::step(std::span<const TokenId> tokens, HeadWorkspace& workspace,
-                      kernels::ThreadPool& pool) const {
-  auto& ws = static_cast<Workspace&>(workspace);
-  const int n = ws.n_, dim = config_.head_dim;
-  const std::int64_t h = config_.hidden, ffn = config_.ffn;
-  const float epsilon = config_.rms_epsilon;
+void Eagle3Head::Workspace::step(std::span<const TokenId> tokens, kernels::ThreadPool& pool) {
+  const int n = n_, dim = head_.config_.head_dim;
+  const std::int64_t h = head_.config_.hidden, ffn = head_.config_.ffn;
+  const float epsilon = head_.config_.rms_epsilon;
   assert(int(tokens.size()) == n);
   const auto set = [&](const float* x, std::int64_t width, const Matrix& user) {
-    ws.activations_.set(x, n, width, width, kernels::wants_block32(user.packed.type), false, pool);
+    activations_.set(x, n, width, width, kernels::wants_block32(user.packed.type), false, pool);
   };
-  float* z = ws.z_.data();
+  float* z = z_.data();
   for (int i = 0; i < n; ++i) {
-    embed(tokens[std::size_t(i)], &z[2 * i * h]);
-    kernels::rope_table(ws.position_[std::size_t(i)], dim, config_.rope_theta,
-                        config_.rope_factors.empty() ? nullptr : config_.rope_factors.data(),
-                        &ws.cos_sin_[std::size_t(i * dim)]);
+    head_.embed(tokens[std::size_t(i)], &z[2 * i * h]);
+    kernels::rope_table(
+        position_[std::size_t(i)], dim, head_.config_.rope_theta,
+        head_.config_.rope_factors.empty() ? nullptr : head_.config_.rope_factors.data(),
+        &cos_sin_[std::size_t(i * dim)]);
   }
-  kernels::rms_norm(z, 2 * h, input_layernorm_.data(), epsilon, n, h, z, 2 * h);
-  kernels::rms_norm(ws.row_h_.data(), h, hidden_norm_.data(), epsilon, n, h, z + h, 2 * h);
-  set(z, 2 * h, q_);
-  const kernels::LinearJob qkv[] = {{&q_.packed, nullptr, ws.q_.data(), q_width()},
-                                    {&k_.packed, nullptr, ws.k_.data(), kv_width()},
-                                    {&v_.packed, nullptr, ws.v_.data(), kv_width()}};
-  kernels::linear_many(qkv, 3, ws.activations_, pool);
+  kernels::rms_norm(z, 2 * h, head_.input_layernorm_.data(), epsilon, n, h, z, 2 * h);
+  kernels::rms_norm(row_h_.data(), h, head_.hidden_norm_.data(), epsilon, n, h, z + h, 2 * h);
+  set(z, 2 * h, head_.q_);
+  const kernels::LinearJob qkv[] = {{&head_.q_.packed, nullptr, q_.data(), head_.q_width()},
+                                    {&head_.k_.packed, nullptr, k_.data(), head_.kv_width()},
+                                    {&head_.v_.packed, nullptr, v_.data(), head_.kv_width()}};
+  kernels::linear_many(qkv, 3, activations_, pool);
   for (int i = 0; i < n; ++i) {
-    const float* cos_sin = &ws.cos_sin_[std::size_t(i * dim)];
-    float* k = &ws.k_[std::size_t(i * kv_width())];
-    kernels::rope(&ws.q_[std::size_t(i * q_width())], config_.n_heads, dim, dim, cos_sin, false);
-    kernels::rope(k, config_.n_kv_heads, dim, dim, cos_sin, false);
-    store(ws.position_[std::size_t(i)], k, &ws.v_[std::size_t(i * kv_width())],
-          *ws.memory_[std::size_t(i)]);
+    const float* cos_sin = &cos_sin_[std::size_t(i * dim)];
+    float* k = &k_[std::size_t(i * head_.kv_width())];
+    kernels::rope(&q_[std::size_t(i * head_.q_width())], head_.config_.n_heads, dim, dim, cos_sin,
+                  false);
+    kernels::rope(k, head_.config_.n_kv_heads, dim, dim, cos_sin, false);
+    head_.store(position_[std::size_t(i)], k, &v_[std::size_t(i * head_.kv_width())],
+                *memory_[std::size_t(i)]);
   }
-  pool.ranges(n * config_.n_heads, 1, [&](std::int64_t begin, std::int64_t end, int) {
+  pool.ranges(n * head_.config_.n_heads, 1, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t unit = begin; unit < end; ++unit) {
-      const auto row = std::size_t(unit / config_.n_heads);
+      const auto row = std::size_t(unit / head_.config_.n_heads);
       const auto at = std::size_t(unit * dim);
-      attend(&ws.q_[at], ws.position_[row], *ws.memory_[row], int(unit % config_.n_heads),
-             &ws.scores_[std::size_t(unit * capacity_)], &ws.attended_[at]);
+      head_.attend(&q_[at], position_[row], *memory_[row], int(unit % head_.config_.n_heads),
+                   &scores_[std::size_t(unit * head_.capacity_)], &attended_[at]);
     }
   });
-  set(ws.attended_.data(), q_width(), o_);
-  kernels::linear(o_.packed, ws.activations_, nullptr, ws.branch_.data(), h, pool);
-  float* x = ws.row_h_.data();
-  if (config_.norm_before_residual) {
+  set(attended_.data(), head_.q_width(), head_.o_);
+  kernels::linear(head_.o_.packed, activations_, nullptr, branch_.data(), h, pool);
+  float* x = row_h_.data();
+  if (head_.config_.norm_before_residual) {
     for (int i = 0; i < n; ++i) std::copy_n(z + 2 * i * h + h, h, x + i * h);
   }
-  kernels::add(ws.branch_.data(), n * h, x);
-  kernels::rms_norm(x, h, post_attention_layernorm_.data(), epsilon, n, h, ws.branch_.data(), h);
-  set(ws.branch_.data(), h, gate_);
-  const kernels::LinearJob gate_up[] = {{&gate_.packed, nullptr, ws.gate_.data(), ffn},
-                                        {&up_.packed, nullptr, ws.up_.data(), ffn}};
-  kernels::linear_many(gate_up, 2, ws.activations_, pool);
-  kernels::swiglu(ws.gate_.data(), ws.up_.data(), n * ffn, ws.gate_.data());
-  set(ws.gate_.data(), ffn, down_);
-  kernels::linear(down_.packed, ws.activations_, nullptr, ws.branch_.data(), h, pool);
-  kernels::add(ws.branch_.data(), n * h, x);
-  kernels::rms_norm(x, h, norm_.data(), epsilon, n, h, ws.state_.data(), h);
-  set(ws.state_.data(), h, lm_head_);
-  kernels::linear(lm_head_.packed, ws.activations_, nullptr, ws.logits_.data(),
-                  std::int64_t(vocab_.size()), pool);
-  if (config_.norm_output) std::copy_n(ws.state_.data(), n * h, x);
-  for (int i = 0; i < n; ++i) ++ws.position_[std::size_t(i)];
+  kernels::add(branch_.data(), n * h, x);
+  kernels::rms_norm(x, h, head_.post_attention_layernorm_.data(), epsilon, n, h, branch_.data(), h);
+  set(branch_.data(), h, head_.gate_);
+  const kernels::LinearJob gate_up[] = {{&head_.gate_.packed, nullptr, gate_.data(), ffn},
+                                        {&head_.up_.packed, nullptr, up_.data(), ffn}};
+  kernels::linear_many(gate_up, 2, activations_, pool);
+  kernels::swiglu(gate_.data(), up_.data(), n * ffn, gate_.data());
+  set(gate_.data(), ffn, head_.down_);
+  kernels::linear(head_.down_.packed, activations_, nullptr, branch_.data(), h, pool);
+  kernels::add(branch_.data(), n * h, x);
+  kernels::rms_norm(x, h, head_.norm_.data(), epsilon, n, h, state_.data(), h);
+  set(state_.data(), h, head_.lm_head_);
+  kernels::linear(head_.lm_head_.packed, activations_, nullptr, logits_.data(), vocab_, pool);
+  if (head_.config_.norm_output) std::copy_n(state_.data(), n * h, x);
+  for (int i = 0; i < n; ++i) ++position_[std::size_t(i)];
 }
 
 }  // namespace foretoken

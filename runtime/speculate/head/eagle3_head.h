@@ -39,17 +39,14 @@ class Eagle3Head final : public DraftHead {
   const char* kind() const override { return "eagle3"; }
   std::int64_t window() const override { return window_; }
   std::size_t memory_floats() const override;
-  std::unique_ptr<HeadWorkspace> make_workspace(int max_rows) const override;
-  void begin(std::span<const HeadStart> starts, HeadWorkspace& workspace,
-             kernels::ThreadPool& pool) const override;
-  void step(std::span<const TokenId> tokens, HeadWorkspace& workspace,
-            kernels::ThreadPool& pool) const override;
+  std::unique_ptr<HostHeadWorkspace> make_workspace(
+      int max_rows,
+      std::pmr::memory_resource* memory = std::pmr::get_default_resource()) const override;
 
  private:
   class Workspace;
   Eagle3Head() = default;
   void embed(TokenId token, float* out) const;
-  void fuse(std::int64_t n, Workspace& ws, kernels::ThreadPool& pool) const;
   void store(std::int64_t position, const float* k, const float* v, HeadMemory& memory) const;
   void attend(const float* q, std::int64_t position, const HeadMemory& memory, int head,
               float* scores, float* out) const;

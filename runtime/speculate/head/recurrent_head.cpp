@@ -32,38 +32,6 @@ bool scales_finite(const HeadMatrix& m) {
   return true;
 }
 
-class RecurrentWorkspace final : public HeadWorkspace {
- public:
-  RecurrentWorkspace(int max_rows, std::int64_t hidden, std::int64_t inner, std::int64_t vocab)
-      : HeadWorkspace(max_rows, hidden, vocab),
-        inner_(inner),
-        activations_(max_rows, std::max(kHeadTaps * hidden, inner)),
-        ones_(std::size_t(hidden), 1.0f),
-        features_(std::size_t(max_rows * kHeadTaps * hidden)),
-        x_(features_.size()),
-        h_(std::size_t(max_rows * hidden)),
-        z_(std::size_t(max_rows * 2 * hidden)),
-        branch_(std::size_t(max_rows * hidden)),
-        gate_(std::size_t(max_rows * inner)),
-        up_(std::size_t(max_rows * inner)) {}
-  bool fits(std::int64_t hidden, std::int64_t inner, std::int64_t vocab) const {
-    return width_ == hidden && inner_ == inner && vocab_ == vocab;
-  }
-  using HeadWorkspace::n_, HeadWorkspace::logits_, HeadWorkspace::state_;
-
-  const std::int64_t inner_;
-  kernels::Activations activations_;
-  std::vector<float> ones_;            // [H]
-  std::vector<float> features_, x_;    // [rows, 4H]
-  std::vector<float> h_, z_, branch_;  // [rows, H], [rows, 2H], [rows, H]
-  std::vector<float> gate_, up_;       // [rows, I]
-
- private:
-  void move_row(int from, int to) override {
-    std::copy_n(&h_[std::size_t(from * width_)], width_, &h_[std::size_t(to * width_)]);
-  }
-};
-
 Status pack(const char* name, const HeadMatrix& from, std::int64_t n_out, std::int64_t n_in,
             Matrix& to) {
   if (from.type != kernels::WeightType::kQ8_0 && from.type != kernels::WeightType::kQ4_0)
@@ -85,6 +53,36 @@ Status pack(const char* name, const HeadMatrix& from, std::int64_t n_out, std::i
 }
 
 }  // namespace
+
+class RecurrentHead::Workspace final : public HostHeadWorkspace {
+ public:
+  Workspace(const RecurrentHead& head, int max_rows, std::pmr::memory_resource* memory)
+      : HostHeadWorkspace(head, max_rows, memory),
+        head_(head),
+        activations_(max_rows, std::max(kHeadTaps * head.hidden_, head.inner_)),
+        ones_(std::size_t(head.hidden_), 1.0f),
+        features_(std::size_t(max_rows * kHeadTaps * head.hidden_)),
+        x_(features_.size()),
+        h_(std::size_t(max_rows * head.hidden_)),
+        z_(std::size_t(max_rows * 2 * head.hidden_)),
+        branch_(h_.size()),
+        gate_(std::size_t(max_rows * head.inner_)),
+        up_(gate_.size()) {}
+  void begin(std::span<const HeadStart> starts, kernels::ThreadPool& pool) override;
+  void begin(const float* features, int n, kernels::ThreadPool& pool);
+  void step(std::span<const TokenId> tokens, kernels::ThreadPool& pool) override;
+
+ private:
+  void move_row(int from, int to) override {
+    std::copy_n(&h_[std::size_t(from * width_)], width_, &h_[std::size_t(to * width_)]);
+  }
+  const RecurrentHead& head_;
+  kernels::Activations activations_;
+  std::vector<float> ones_;            // [H]
+  std::vector<float> features_, x_;    // [rows, 4H]
+  std::vector<float> h_, z_, branch_;  // [rows, H], [rows, 2H], [rows, H]
+  std::vector<float> gate_, up_;       // [rows, I]
+};
 
 Result<std::shared_ptr<const RecurrentHead>> RecurrentHead::create(
     const HeadParts& parts, std::shared_ptr<const VocabularyRows> rows) {
@@ -154,71 +152,71 @@ Result<std::shared_ptr<const RecurrentHead>> RecurrentHead::create(
   return std::shared_ptr<const RecurrentHead>(std::move(head));
 }
 
-std::unique_ptr<HeadWorkspace> RecurrentHead::make_workspace(int max_rows) const {
-  return std::make_unique<RecurrentWorkspace>(max_rows, hidden_, inner_,
-                                              std::int64_t(vocab_.size()));
+std::unique_ptr<HostHeadWorkspace> RecurrentHead::make_workspace(
+    int max_rows, std::pmr::memory_resource* memory) const {
+  return std::make_unique<Workspace>(*this, max_rows, memory);
 }
 
-void RecurrentHead::begin(std::span<const HeadStart> starts, HeadWorkspace& workspace,
-                          kernels::ThreadPool& pool) const {
-  auto& ws = static_cast<RecurrentWorkspace&>(workspace);
-  float* to = ws.features_.data();
+void RecurrentHead::begin(const float* features, int n, HostHeadWorkspace& workspace,
+                          kernels::ThreadPool& pool) {
+  static_cast<Workspace&>(workspace).begin(features, n, pool);
+}
+
+void RecurrentHead::Workspace::begin(std::span<const HeadStart> starts, kernels::ThreadPool& pool) {
+  float* to = features_.data();
   for (const HeadStart& start : starts) {
     start.features.decode(start.features.end - 1, kHeadTaps, to);
-    to += kHeadTaps * hidden_;
+    to += kHeadTaps * width_;
   }
-  begin(ws.features_.data(), int(starts.size()), ws, pool);
+  begin(features_.data(), int(starts.size()), pool);
 }
 
-void RecurrentHead::begin(const float* features, int n, HeadWorkspace& workspace,
-                          kernels::ThreadPool& pool) const {
-  auto& ws = static_cast<RecurrentWorkspace&>(workspace);
-  assert(n <= ws.max_rows() && ws.fits(hidden_, inner_, std::int64_t(vocab_.size())));
-  ws.n_ = n;
-  kernels::rms_norm(features, hidden_, ws.ones_.data(), kHeadEpsilon, std::int64_t(n) * kHeadTaps,
-                    hidden_, ws.x_.data(), hidden_);
-  ws.activations_.set(ws.x_.data(), n, kHeadTaps * hidden_, kHeadTaps * hidden_, true, false, pool);
-  kernels::linear(fc_.packed, ws.activations_, nullptr, ws.h_.data(), hidden_, pool);
+void RecurrentHead::Workspace::begin(const float* features, int n, kernels::ThreadPool& pool) {
+  assert(n <= max_rows());
+  const std::int64_t hidden = width_;
+  n_ = n;
+  kernels::rms_norm(features, hidden, ones_.data(), kHeadEpsilon, std::int64_t(n) * kHeadTaps,
+                    hidden, x_.data(), hidden);
+  activations_.set(x_.data(), n, kHeadTaps * hidden, kHeadTaps * hidden, true, false, pool);
+  kernels::linear(head_.fc_.packed, activations_, nullptr, h_.data(), hidden, pool);
 }
 
-void RecurrentHead::step(std::span<const TokenId> tokens, HeadWorkspace& workspace,
-                         kernels::ThreadPool& pool) const {
-  auto& ws = static_cast<RecurrentWorkspace&>(workspace);
-  const int n = ws.n_;
+void RecurrentHead::Workspace::step(std::span<const TokenId> tokens, kernels::ThreadPool& pool) {
+  const std::int64_t hidden = width_, inner = head_.inner_;
+  const int n = n_;
   assert(int(tokens.size()) == n);
   for (int i = 0; i < n; ++i)
-    rows_->embedding(tokens[std::size_t(i)], &ws.z_[std::size_t(2 * i * hidden_)]);
-  float* z = ws.z_.data();
-  kernels::rms_norm(z, 2 * hidden_, ws.ones_.data(), kHeadEpsilon, n, hidden_, z, 2 * hidden_);
-  kernels::rms_norm(ws.h_.data(), hidden_, ws.ones_.data(), kHeadEpsilon, n, hidden_, z + hidden_,
-                    2 * hidden_);
-  ws.activations_.set(z, n, 2 * hidden_, 2 * hidden_, true, false, pool);
-  const kernels::LinearJob jobs[] = {{&step_.packed, nullptr, ws.branch_.data(), hidden_},
-                                     {&gate_.packed, nullptr, ws.gate_.data(), inner_},
-                                     {&up_.packed, nullptr, ws.up_.data(), inner_}};
-  kernels::linear_many(jobs, 3, ws.activations_, pool);
-  kernels::add(ws.branch_.data(), n * hidden_, ws.h_.data());
-  kernels::swiglu(ws.gate_.data(), ws.up_.data(), n * inner_, ws.gate_.data());
-  ws.activations_.set(ws.gate_.data(), n, inner_, inner_, true, false, pool);
-  kernels::linear(down_.packed, ws.activations_, nullptr, ws.branch_.data(), hidden_, pool);
-  kernels::add(ws.branch_.data(), n * hidden_, ws.h_.data());
-  kernels::rms_norm(ws.h_.data(), hidden_, ws.ones_.data(), kHeadEpsilon, n, hidden_,
-                    ws.state_.data(), hidden_);
-  ws.activations_.set(ws.state_.data(), n, hidden_, hidden_,
-                      kernels::wants_block32(out_.packed.type),
-                      kernels::wants_block256(out_.packed.type), pool);
-  const auto n_vocab = std::int64_t(vocab_.size());
-  kernels::linear(out_.packed, ws.activations_, nullptr, ws.logits_.data(), n_vocab, pool);
-  for (std::int64_t i = 0; i < n * n_vocab; ++i) ws.logits_[std::size_t(i)] *= gain_;
+    head_.rows_->embedding(tokens[std::size_t(i)], &z_[std::size_t(2 * i * hidden)]);
+  float* z = z_.data();
+  kernels::rms_norm(z, 2 * hidden, ones_.data(), kHeadEpsilon, n, hidden, z, 2 * hidden);
+  kernels::rms_norm(h_.data(), hidden, ones_.data(), kHeadEpsilon, n, hidden, z + hidden,
+                    2 * hidden);
+  activations_.set(z, n, 2 * hidden, 2 * hidden, true, false, pool);
+  const kernels::LinearJob jobs[] = {{&head_.step_.packed, nullptr, branch_.data(), hidden},
+                                     {&head_.gate_.packed, nullptr, gate_.data(), inner},
+                                     {&head_.up_.packed, nullptr, up_.data(), inner}};
+  kernels::linear_many(jobs, 3, activations_, pool);
+  kernels::add(branch_.data(), n * hidden, h_.data());
+  kernels::swiglu(gate_.data(), up_.data(), n * inner, gate_.data());
+  activations_.set(gate_.data(), n, inner, inner, true, false, pool);
+  kernels::linear(head_.down_.packed, activations_, nullptr, branch_.data(), hidden, pool);
+  kernels::add(branch_.data(), n * hidden, h_.data());
+  kernels::rms_norm(h_.data(), hidden, ones_.data(), kHeadEpsilon, n, hidden, state_.data(),
+                    hidden);
+  const kernels::PackedMatrix& out = head_.out_.packed;
+  activations_.set(state_.data(), n, hidden, hidden, kernels::wants_block32(out.type),
+                   kernels::wants_block256(out.type), pool);
+  kernels::linear(out, activations_, nullptr, logits_.data(), vocab_, pool);
+  for (std::int64_t i = 0; i < n * vocab_; ++i) logits_[std::size_t(i)] *= head_.gain_;
 }
 
 void RecurrentHead::logits(const float* features, std::span<const TokenId> tokens,
                            kernels::ThreadPool& pool, float* out, float* states) const {
-  RecurrentWorkspace ws(1, hidden_, inner_, std::int64_t(vocab_.size()));
-  begin(features, 1, ws, pool);
+  Workspace ws(*this, 1, std::pmr::get_default_resource());
+  ws.begin(features, 1, pool);
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    step(tokens.subspan(i, 1), ws, pool);
-    std::copy_n(ws.logits(0), vocab_.size(), out + i * vocab_.size());
+    ws.step(tokens.subspan(i, 1), pool);
+    std::copy_n(ws.HostHeadWorkspace::logits(0), vocab_.size(), out + i * vocab_.size());
     if (states) std::copy_n(ws.state(0), hidden_, states + i * std::size_t(hidden_));
   }
 }

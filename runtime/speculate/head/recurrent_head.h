@@ -57,14 +57,13 @@ class RecurrentHead final : public DraftHead {
   std::int64_t inner() const { return inner_; }
   const char* kind() const override { return "head"; }
   std::int64_t window() const override { return 1; }
-  std::unique_ptr<HeadWorkspace> make_workspace(int max_rows) const override;
-  void begin(std::span<const HeadStart> starts, HeadWorkspace& workspace,
-             kernels::ThreadPool& pool) const override;
-  // The same from features [n, kHeadTaps, H] (as decoded from what is logged).
-  void begin(const float* features, int n, HeadWorkspace& workspace,
-             kernels::ThreadPool& pool) const;
-  void step(std::span<const TokenId> tokens, HeadWorkspace& workspace,
-            kernels::ThreadPool& pool) const override;
+  std::unique_ptr<HostHeadWorkspace> make_workspace(
+      int max_rows,
+      std::pmr::memory_resource* memory = std::pmr::get_default_resource()) const override;
+  // HeadWorkspace::begin() of such a head from features [n, kHeadTaps, H] (as decoded from what is
+  // logged).
+  static void begin(const float* features, int n, HostHeadWorkspace& workspace,
+                    kernels::ThreadPool& pool);
 
   // A whole chain for tests and oracles: features [kHeadTaps, H]; out: [tokens.size(), V] without
   // candidates; states, if not null: r, [tokens.size(), H].
@@ -72,6 +71,7 @@ class RecurrentHead final : public DraftHead {
               float* out, float* states = nullptr) const;
 
  private:
+  class Workspace;
   RecurrentHead() = default;
 
   std::int64_t hidden_ = 0, inner_ = 0;

@@ -15,11 +15,11 @@
 #include <thread>
 
 #include "foretoken/kernels/isa.h"
-#include "runtime/engine/sampler.h"
 #include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/model/arch/architecture.h"
-#include "runtime/speculate/head/features.h"
+#include "runtime/model/feature_rows.h"
 #include "runtime/speculate/speculator.h"
+#include "tests/support/faulty_logits.h"
 #include "tests/unit/engine/tiny_engine.h"
 
 namespace foretoken::testing {
@@ -300,8 +300,10 @@ class Distribution : public TinyEngine {
     o.max_num_seqs = 8;
     o.max_queue = n_samples;
     if (spec == SpecType::kHead) models_.learned = heads_[0];
-    if (break_rule) o.fault = EngineFault::kAcceptFirstDraft;
-    const auto got = run_engine(models_, o, requests, 64);
+    HarnessModels models = models_;
+    if (break_rule)
+      models.model = with_faulty_logits(models_.model, LogitFault::kAcceptFirstDraft);
+    const auto got = run_engine(models, o, requests, 64);
     EXPECT_GT(got.stats.acceptance.drafted, n_samples / 2);
     EXPECT_GT(got.stats.acceptance.accepted, 0);
     std::map<std::pair<TokenId, TokenId>, int> counted;
@@ -398,25 +400,25 @@ TEST_F(TinyEngine, LogsTheHiddenStatesOfWhatWasCommitted) {
     kv_options.memory_bytes = std::size_t(64) << 20;
     kv_options.max_rows = int(n);
     kv_options.max_model_len = 1024;
-    auto kv = KvCache::create(g, kv_options, nullptr);
+    auto kv = models_.model->make_kv(kv_options, nullptr);
     ASSERT_TRUE(kv) << kv.error().message;
     const KvSequence sequence = (*kv)->open().value();
     ASSERT_TRUE((*kv)->reserve(sequence, n));
     const auto workspace = models_.model->make_workspace(int(n), 1);
     kernels::ThreadPool pool(1);
-    std::vector<float> values(std::size_t(n - 1) * width);
+    const auto features = models_.model->make_feature_rows(taps, int(n), 0);
+    std::vector<float> values(width);
     const KvRows rows{sequence, 0, int(n - 1), 0};
     ForwardBatch batch;
     batch.tokens = std::span(trace->tokens).first(std::size_t(n - 1));
     batch.sequences = {&rows, 1};
-    batch.taps = taps;
-    batch.tap_values = values.data();
+    batch.features = features.get();
     models_.model->forward(batch, **kv, *workspace, pool);
     std::vector<std::uint16_t> encoded(width);
     std::array<float, kHeadTaps> scales;
     for (std::int64_t row = 0; row < trace->tap_positions(); ++row) {
-      encode_features(&values[std::size_t(trace->tap_first + row) * width], hidden, encoded.data(),
-                      scales.data());
+      features->read_back(int(trace->tap_first + row), values.data());
+      encode_features(values.data(), hidden, encoded.data(), scales.data());
       ASSERT_TRUE(std::equal(encoded.begin(), encoded.end(),
                              trace->tap_values.begin() + std::ptrdiff_t(std::size_t(row) * width)))
           << "position " << trace->tap_first + row;
@@ -644,52 +646,6 @@ TEST_F(TinyEngine, StopTokensEndInsideABlock) {
   EXPECT_EQ(stopped.finish[0], FinishReason::kStop);
   EXPECT_EQ(stopped.outputs[0],
             std::vector<TokenId>(free_run.begin(), free_run.begin() + long(at)));
-}
-
-TEST(SamplerFilters, AgreeWithTheirDefinitions) {
-  constexpr int kVocab = 500;
-  std::vector<float> logits(kVocab);
-  for (int i = 0; i < kVocab; ++i) logits[std::size_t(i)] = float(std::sin(i * 12.9898) * 4.0);
-  Sampler sampler(kVocab);
-  // Mass by brute force in the order Sampler applies them: top-k, then top-p over what is left,
-  // then min-p.
-  for (const auto& [k, p, m] : std::vector<std::tuple<int, float, float>>{{0, 0.9f, 0.0f},
-                                                                          {50, 1.0f, 0.0f},
-                                                                          {50, 0.7f, 0.0f},
-                                                                          {0, 1.0f, 0.05f},
-                                                                          {40, 0.9f, 0.1f},
-                                                                          {0, 0.999f, 0.01f}}) {
-    SamplingParams params;
-    params.temperature = 0.7f;
-    params.top_k = k;
-    params.top_p = p;
-    params.min_p = m;
-    std::vector<std::pair<double, int>> order;
-    for (int i = 0; i < kVocab; ++i) order.emplace_back(-double(logits[std::size_t(i)]), i);
-    std::sort(order.begin(), order.end());
-    if (k > 0) order.resize(std::size_t(k));
-    double z = 0;
-    for (auto& [l, i] : order) z += std::exp(-l / 0.7);
-    std::vector<int> kept;
-    double mass = 0;
-    for (auto& [l, i] : order) {
-      if (p < 1 && mass >= p) break;
-      mass += std::exp(-l / 0.7) / z;
-      kept.push_back(i);
-    }
-    std::erase_if(kept, [&](int i) {
-      return m > 0 &&
-             std::exp((double(logits[std::size_t(i)]) - double(logits[std::size_t(kept[0])])) /
-                      0.7) < m;
-    });
-    std::vector<float> row = logits;
-    sampler.prepare(row.data(), params, nullptr);
-    for (int i = 0; i < kVocab; ++i) {
-      const bool in = std::find(kept.begin(), kept.end(), i) != kept.end();
-      EXPECT_EQ(std::isfinite(sampler.logprob(i)), in)
-          << "token " << i << " k " << k << " p " << p << " m " << m;
-    }
-  }
 }
 
 }  // namespace

@@ -166,7 +166,7 @@ TEST_F(QualityTest, AnAnswerIsFoundWhereGreedyDecodingGivesItAfterAnyOtherQuesti
   const auto cache = std::move((*caches)[0]);
   cache->open();
   auto workspace = model_->make_workspace(64, 1);
-  std::vector<float> logits(static_cast<std::size_t>(model_->config().n_vocab));
+  const auto logits = model_->make_logit_rows(1);
   std::int64_t position = 0;
   const auto forward = [&](std::span<const TokenId> tokens) {
     const auto n = static_cast<int>(tokens.size());
@@ -176,7 +176,7 @@ TEST_F(QualityTest, AnAnswerIsFoundWhereGreedyDecodingGivesItAfterAnyOtherQuesti
     batch.tokens = tokens;
     batch.sequences = {&rows, 1};
     batch.logit_rows = {&last, 1};
-    batch.logits = logits.data();
+    batch.logits = logits.get();
     ASSERT_TRUE(cache->reserve(0, position + n));
     model_->forward(batch, *cache, *workspace, pool_);
     cache->commit(0, position += n);
@@ -187,8 +187,8 @@ TEST_F(QualityTest, AnAnswerIsFoundWhereGreedyDecodingGivesItAfterAnyOtherQuesti
   forward(prompt);
   std::vector<TokenId> greedy;
   for (int i = 0; i < 3; ++i) {
-    greedy.push_back(
-        static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
+    const std::span<const float> row = logits->host_row(0);
+    greedy.push_back(static_cast<TokenId>(std::ranges::max_element(row) - row.begin()));
     forward(std::span(greedy).last(1));
   }
 

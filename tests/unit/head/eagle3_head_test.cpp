@@ -12,8 +12,8 @@
 #include <random>
 
 #include "foretoken/kernels/convert.h"
+#include "runtime/model/feature_rows.h"
 #include "runtime/speculate/fusion_bundle.h"
-#include "runtime/speculate/head/features.h"
 #include "runtime/speculate/head/head_bundle.h"
 #include "runtime/speculate/learned.h"
 #include "tests/support/eagle3_maker.h"
@@ -205,7 +205,7 @@ class Eagle3HeadTest : public ::testing::Test {
   }
   HeadMemory memory_of(const DraftHead& head) {
     HeadMemory memory;
-    memory.values.resize(head.memory_floats());
+    head.make_workspace(1)->reserve(memory);
     return memory;
   }
 
@@ -272,10 +272,10 @@ TEST_F(Eagle3HeadTest, IsThePublishedLayer) {
       const auto ws = head->make_workspace(1);
       HeadMemory memory = memory_of(*head);
       const HeadStart start{s.tokens, view, &memory};
-      head->begin(std::span(&start, 1), *ws, pool_);
+      ws->begin(std::span(&start, 1), pool_);
       for (std::size_t step = 0; step < wanted.size(); ++step) {
         const TokenId token = step == 0 ? s.tokens.back() : drafted[step - 1];
-        head->step(std::span(&token, 1), *ws, pool_);
+        ws->step(std::span(&token, 1), pool_);
         double error = 0, size = 0, mean = 0;
         for (const double v : wanted[step]) mean += v / double(wanted[step].size());
         for (std::size_t i = 0; i < wanted[step].size(); ++i) {
@@ -321,11 +321,11 @@ TEST_F(Eagle3HeadTest, ProposesTheTargetsTokens) {
   const auto ws = head->make_workspace(1);
   HeadMemory memory = memory_of(*head);
   const HeadStart start{s.tokens, view, &memory};
-  head->begin(std::span(&start, 1), *ws, pool_);
-  head->step(std::span(&s.tokens.back(), 1), *ws, pool_);
+  ws->begin(std::span(&start, 1), pool_);
+  ws->step(std::span(&s.tokens.back(), 1), pool_);
   SamplingParams sampling;
   sampling.temperature = 0;
-  const Proposal p = head->choose(0, {}, sampling, 12, true, *ws);
+  const Proposal p = ws->choose(0, {}, sampling, 12, true);
   EXPECT_EQ(p.token, options.vocab[best]);
   EXPECT_NE(options.vocab[best], TokenId(best));
   double sum = 0;
@@ -334,9 +334,9 @@ TEST_F(Eagle3HeadTest, ProposesTheTargetsTokens) {
   // A candidate it cannot say stays unsaid: it was not trained with them.
   CandidateList outside;
   outside.push({all[200], 4});
-  head->begin(std::span(&start, 1), *ws, pool_);
-  head->step(std::span(&s.tokens.back(), 1), *ws, pool_);
-  EXPECT_EQ(head->choose(0, outside, sampling, 12, true, *ws).token, p.token);
+  ws->begin(std::span(&start, 1), pool_);
+  ws->step(std::span(&s.tokens.back(), 1), pool_);
+  EXPECT_EQ(ws->choose(0, outside, sampling, 12, true).token, p.token);
 }
 
 // Round after round, with what is kept; from nothing; among other rows, on other threads: the same
@@ -359,7 +359,7 @@ TEST_F(Eagle3HeadTest, WhatIsKeptIsWhatWouldBeBuilt) {
            all[i].view(std::max<std::int64_t>(0, std::int64_t(length[i]) - 257), length[i]),
            &kept[i]});
     }
-    head->begin(starts, *ws, pool_);
+    ws->begin(starts, pool_);
     const int steps = 1 + int(random() % 4);
     std::vector<std::vector<TokenId>> drafted(3);
     std::vector<int> rows = {0, 1, 2};
@@ -372,14 +372,14 @@ TEST_F(Eagle3HeadTest, WhatIsKeptIsWhatWouldBeBuilt) {
         drafted[i].push_back(token);
         now.push_back(token);
       }
-      head->step(now, *ws, pool_);
+      ws->step(now, pool_);
       for (std::size_t at = 0; at < rows.size(); ++at) {
         const auto i = std::size_t(rows[at]);
         HeadMemory fresh = memory_of(*head);
         HeadStart start = starts[i];
         start.memory = &fresh;
-        head->begin(std::span(&start, 1), *alone, one);
-        for (const TokenId token : drafted[i]) head->step(std::span(&token, 1), *alone, one);
+        alone->begin(std::span(&start, 1), one);
+        for (const TokenId token : drafted[i]) alone->step(std::span(&token, 1), one);
         for (std::size_t v = 0; v < head->vocab().size(); ++v)
           ASSERT_EQ(ws->logits(int(at))[v], alone->logits(0)[v]) << round << ' ' << step;
       }
@@ -401,8 +401,8 @@ TEST_F(Eagle3HeadTest, SeesItsWindowAndNothingBefore) {
   const auto logits = [&](std::int64_t first) {
     HeadMemory memory = memory_of(*head);
     const HeadStart start{s.tokens, s.view(first, s.tokens.size()), &memory};
-    head->begin(std::span(&start, 1), *ws, pool_);
-    head->step(std::span(&s.tokens.back(), 1), *ws, pool_);
+    ws->begin(std::span(&start, 1), pool_);
+    ws->step(std::span(&s.tokens.back(), 1), pool_);
     return std::vector<float>(ws->logits(0), ws->logits(0) + head->vocab().size());
   };
   const auto whole = logits(0);

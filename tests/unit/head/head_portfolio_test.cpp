@@ -4,7 +4,7 @@
 
 #include <random>
 
-#include "runtime/speculate/head/features.h"
+#include "runtime/model/feature_rows.h"
 #include "runtime/speculate/head/initial_head.h"
 #include "runtime/speculate/portfolio.h"
 #include "tests/support/count_allocations.h"
@@ -35,6 +35,8 @@ class HeadPortfolio : public ::testing::Test {
     auto rows = VocabularyRows::open(folder_.file("tiny.gguf"));
     ASSERT_TRUE(rows) << rows.error().message;
     hidden_ = (*rows)->hidden();
+    features_ =
+        std::make_unique<HostFeatureRows>(head_taps((*rows)->n_layers()), hidden_, 1, kSequences);
     std::vector<TokenId> vocab(160);
     for (std::size_t i = 0; i < vocab.size(); ++i) vocab[i] = TokenId(2 * i);
     for (std::uint64_t i = 0; i < 2; ++i) {
@@ -48,7 +50,7 @@ class HeadPortfolio : public ::testing::Test {
   PortfolioOptions options() const {
     PortfolioOptions o;
     o.head = true;
-    o.hidden = hidden_;
+    o.features = features_.get();
     o.model_step_bytes = 1 << 30;
     o.n_max = kDraft;
     o.max_sequences = kSequences;
@@ -63,9 +65,9 @@ class HeadPortfolio : public ::testing::Test {
     for (std::size_t i = 0; i < values.size(); ++i)
       values[i] = std::uint16_t(0x3400 + (i * 37 + std::size_t(position) * 101) % 2048);
   }
-  void give_features(Portfolio& portfolio, int slot, std::int64_t position) {
+  void give_features(int slot, std::int64_t position) {
     features_of(position);
-    portfolio.set_features(slot, position, values_.data(), kScales.data());
+    features_->restore(slot, position, values_.data(), kScales.data());
   }
 
   // Rounds of both sequences in lockstep, the second drafting with the canary's weights.
@@ -73,8 +75,7 @@ class HeadPortfolio : public ::testing::Test {
     kernels::ThreadPool pool(1);
     Portfolio portfolio(options(), nullptr, pool);
     portfolio.prepare(&weights_[0], &weights_[1]);
-    const auto made = heads_[0]->make_workspace(1);
-    HeadWorkspace& oracle = *made;
+    const std::array oracles = {heads_[0]->make_workspace(1), heads_[1]->make_workspace(1)};
     std::vector<float> features(std::size_t(kHeadTaps * hidden_));
     std::mt19937_64 random(3);
     std::uniform_real_distribution<> uniform;
@@ -93,7 +94,7 @@ class HeadPortfolio : public ::testing::Test {
                                       .store = portfolio.acquire_store(""),
                                       .learned = &weights_[std::size_t(s)]};
       portfolio.open(jobs[std::size_t(s)].context);
-      give_features(portfolio, s, 48);
+      give_features(s, 48);
     }
     emitted.reserve(kDraft + 1);
     Totals totals;
@@ -115,17 +116,18 @@ class HeadPortfolio : public ::testing::Test {
         const DraftJob& job = jobs[std::size_t(s)];
         emitted.clear();
         int accepted = 0;
-        const RecurrentHead& head = *heads_[std::size_t(s)];
+        HostHeadWorkspace& oracle = *oracles[std::size_t(s)];
         features_of(std::int64_t(tokens[std::size_t(s)].size()) - 2);
-        decode_features(values_.data(), kScales.data(), hidden_, features.data());
-        head.begin(features.data(), 1, oracle, pool);
+        FeatureView{values_.data(), kScales.data(), hidden_, 0, 1}.decode(0, kHeadTaps,
+                                                                          features.data());
+        RecurrentHead::begin(features.data(), 1, oracle, pool);
         TokenId previous = tokens[std::size_t(s)].back();
         for (std::size_t d = 0;; ++d) {
-          head.step(std::span(&previous, 1), oracle, pool);
+          oracle.step(std::span(&previous, 1), pool);
           const std::span<const TokenId> path(emitted);
           const Proposal by_head =
-              head.choose(0, portfolio.sources().candidates(job.context, path), sampling,
-                          std::int64_t(tokens[std::size_t(s)].size() + d), true, oracle);
+              oracle.choose(0, portfolio.sources().candidates(job.context, path), sampling,
+                            std::int64_t(tokens[std::size_t(s)].size() + d), true);
           const Proposal by_fusion = portfolio.sources().fusion(job.context, path);
           const double u = uniform(random);
           // Odd ones are outside the head's vocabulary, and these are seldom candidates.
@@ -147,7 +149,7 @@ class HeadPortfolio : public ::testing::Test {
         portfolio.observe(outcome);
         auto& t = tokens[std::size_t(s)];
         t.insert(t.end(), emitted.begin(), emitted.end());
-        give_features(portfolio, s, std::int64_t(t.size()) - 2);
+        give_features(s, std::int64_t(t.size()) - 2);
       }
       portfolio.measured(m);
       totals.emitted += m.emitted;
@@ -158,6 +160,7 @@ class HeadPortfolio : public ::testing::Test {
 
   TemporaryDirectory folder_;
   std::int64_t hidden_ = 0;
+  std::unique_ptr<HostFeatureRows> features_;
   std::array<std::shared_ptr<const RecurrentHead>, 2> heads_;
   std::array<LearnedWeights, 2> weights_;
   std::vector<std::uint16_t> values_;
@@ -209,9 +212,9 @@ TEST_F(HeadPortfolio, WithoutFeaturesOfTheRightPositionOthersDraft) {
   const std::vector<SpeculatorKind> fusion(3, SpeculatorKind::kFusion),
       head(3, SpeculatorKind::kHead);
   EXPECT_EQ(kinds(), fusion);
-  give_features(portfolio, 0, 57);
+  give_features(0, 57);
   EXPECT_EQ(kinds(), fusion);
-  give_features(portfolio, 0, 58);
+  give_features(0, 58);
   EXPECT_EQ(kinds(), head);
   job.context.learned = nullptr;  // as shipped
   EXPECT_EQ(kinds(), fusion);

@@ -9,8 +9,8 @@
 
 #include "foretoken/kernels/convert.h"
 #include "foretoken/kernels/sampling.h"
+#include "runtime/model/feature_rows.h"
 #include "runtime/speculate/fusion_bundle.h"
-#include "runtime/speculate/head/features.h"
 #include "runtime/speculate/head/head_bundle.h"
 #include "runtime/speculate/head/initial_head.h"
 #include "runtime/speculate/learned.h"
@@ -148,7 +148,7 @@ TEST_F(RecurrentHeadTest, ARowDoesNotDependOnItsBatch) {
     x.insert(x.end(), one.begin(), one.end());
   }
   const auto made = head_->make_workspace(8);
-  HeadWorkspace& ws = *made;
+  HostHeadWorkspace& ws = *made;
   const std::vector<std::vector<TokenId>> tokens = {
       {1, 2, 3}, {4, 5, 6}, {7, 8, 9}, {10, 11, 12}, {13, 14, 15}};
   head_->begin(x.data(), kRows, ws, pool_);
@@ -157,7 +157,7 @@ TEST_F(RecurrentHeadTest, ARowDoesNotDependOnItsBatch) {
   for (std::size_t step = 0; step < 3; ++step) {
     std::vector<TokenId> now;
     for (int row : rows) now.push_back(tokens[std::size_t(row)][step]);
-    head_->step(now, ws, pool_);
+    ws.step(now, pool_);
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const auto r = std::size_t(rows[i]);
       std::vector<float> alone((step + 1) * parts_.vocab.size());
@@ -182,11 +182,11 @@ TEST_F(RecurrentHeadTest, ARowDoesNotDependOnItsBatch) {
 TEST_F(RecurrentHeadTest, ChoosesAsTheTargetWould) {
   const auto x = features(1);
   const auto made = head_->make_workspace(1);
-  HeadWorkspace& ws = *made;
+  HostHeadWorkspace& ws = *made;
   const auto one_step = [&] {
     const TokenId token = 9;
     head_->begin(x.data(), 1, ws, pool_);
-    head_->step(std::span(&token, 1), ws, pool_);
+    ws.step(std::span(&token, 1), pool_);
   };
   CandidateList list;
   list.push({parts_.vocab[40], 4});
@@ -233,7 +233,7 @@ TEST_F(RecurrentHeadTest, ChoosesAsTheTargetWould) {
       double p = 0;
       for (const auto& [token, logit] : scored)
         if (token == wanted) p = std::exp(double(logit * inverse)) / sum;
-      const Proposal got = head_->choose(0, list, sampling, position, true, ws);
+      const Proposal got = ws.choose(0, list, sampling, position, true);
       EXPECT_EQ(got.token, wanted) << "T " << temperature << " position " << position;
       EXPECT_NEAR(got.raw, p, 1e-4);
       if (temperature == 0) break;

@@ -13,6 +13,7 @@
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
 #include "tests/support/engine_harness.h"
+#include "tests/support/faulty_logits.h"
 #include "tests/support/faulty_pages.h"
 #include "tests/support/test_files.h"
 
@@ -468,15 +469,17 @@ TEST_F(Law1, AWrongAcceptanceRuleIsCaught) {
   EngineOptions o = base();
   o.spec_type = SpecType::kNgram;
   o.spec_draft_n_fixed = 4;
-  o.fault = EngineFault::kAcceptFirstDraft;
-  EXPECT_NE(run_engine(*models_, o, requests(0.0f, 3), 1).outputs, reference(KvMode::kInt2, 0.0f));
+  HarnessModels m = *models_;
+  m.model = with_faulty_logits(models_->model, LogitFault::kAcceptFirstDraft);
+  EXPECT_NE(run_engine(m, o, requests(0.0f, 3), 1).outputs, reference(KvMode::kInt2, 0.0f));
 }
 TEST_F(Law1, ABatchDependentKernelIsCaught) {
   EngineOptions o = base();
   o.spec_type = SpecType::kNgram;
   o.spec_draft_n_fixed = 4;
-  o.fault = EngineFault::kBatchDependentKernel;
-  EXPECT_NE(run_engine(*models_, o, requests(0.8f, 3), 3).outputs, reference(KvMode::kInt2, 0.8f));
+  HarnessModels m = *models_;
+  m.model = with_faulty_logits(models_->model, LogitFault::kBatchDependent);
+  EXPECT_NE(run_engine(m, o, requests(0.8f, 3), 3).outputs, reference(KvMode::kInt2, 0.8f));
 }
 // A page of the decoded part is read as INT2 only past the window: one page of window, so that this
 // is soon.

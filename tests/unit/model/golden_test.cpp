@@ -55,25 +55,26 @@ double nmse(const Golden& golden, const Rows& got) {
 Rows runtime_logits(const Model& model, const std::vector<TokenId>& tokens) {
   constexpr std::size_t kChunk = 17;
   kernels::ThreadPool pool(1);
-  FloatKv kv(model.kv_geometry());
+  const auto kv = float_kv(model.kv_geometry(), std::ssize(tokens));
+  const KvSequence sequence = kv->open().value();
+  EXPECT_TRUE(kv->reserve(sequence, std::ssize(tokens)));
   auto workspace = model.make_workspace(kChunk, kChunk);
-  const auto n_vocab = std::size_t(model.config().n_vocab);
+  const auto logits = model.make_logit_rows(kChunk);
   Rows out;
-  std::vector<float> logits(kChunk * n_vocab);
   for (std::size_t at = 0; at < tokens.size(); at += kChunk) {
     const std::size_t n = std::min(kChunk, tokens.size() - at);
     std::vector<int> rows;
     for (std::size_t i = 0; i < n; ++i) rows.push_back(int(i));
-    const KvRows group{0, std::int64_t(at), int(n), 0};
+    const KvRows group{sequence, std::int64_t(at), int(n), 0};
     ForwardBatch batch;
     batch.tokens = std::span(tokens).subspan(at, n);
     batch.sequences = {&group, 1};
     batch.logit_rows = rows;
-    batch.logits = logits.data();
-    model.forward(batch, kv, *workspace, pool);
+    batch.logits = logits.get();
+    model.forward(batch, *kv, *workspace, pool);
     for (std::size_t i = 0; i < n; ++i) {
-      const auto row = logits.begin() + std::ptrdiff_t(i * n_vocab);
-      out.emplace_back(row, row + std::ptrdiff_t(n_vocab));
+      const std::span<const float> row = logits->host_row(int(i));
+      out.emplace_back(row.begin(), row.end());
     }
   }
   return out;

@@ -26,14 +26,13 @@ std::vector<std::vector<float>> runtime_logits(const Model& model,
   options.max_rows = chunk;
   options.max_model_len = 2048;
   options.memory_bytes = std::size_t(512) << 20;
-  auto kv = KvCache::create(model.kv_geometry(), options, nullptr);
+  auto kv = model.make_kv(options, nullptr);
   EXPECT_TRUE(kv.ok());
   const KvSequence sequence = (*kv)->open().value();
   EXPECT_TRUE((*kv)->reserve(sequence, std::int64_t(tokens.size())));
   auto workspace = model.make_workspace(chunk, chunk);
-  const auto n_vocab = std::size_t(model.config().n_vocab);
   std::vector<std::vector<float>> out;
-  std::vector<float> logits(std::size_t(chunk) * n_vocab);
+  const auto logits = model.make_logit_rows(chunk);
   for (std::size_t at = 0; at < tokens.size(); at += std::size_t(chunk)) {
     const int n = int(std::min(std::size_t(chunk), tokens.size() - at));
     std::vector<int> rows;
@@ -43,12 +42,12 @@ std::vector<std::vector<float>> runtime_logits(const Model& model,
     batch.tokens = std::span(tokens).subspan(at, std::size_t(n));
     batch.sequences = {&group, 1};
     batch.logit_rows = rows;
-    batch.logits = logits.data();
+    batch.logits = logits.get();
     model.forward(batch, **kv, *workspace, pool);
     (*kv)->commit(sequence, std::int64_t(at) + n);
     for (int i = 0; i < n; ++i) {
-      out.emplace_back(logits.begin() + long(std::size_t(i) * n_vocab),
-                       logits.begin() + long((std::size_t(i) + 1) * n_vocab));
+      const std::span<const float> row = logits->host_row(i);
+      out.emplace_back(row.begin(), row.end());
     }
   }
   return out;
@@ -179,6 +178,16 @@ TEST(RealModel, PerplexityOfQwen2WithinHalfAPercentOfFloat) {
 std::string load_error(const std::string& path) {
   auto model = Model::load(path, {.threads = 1});
   return model ? std::string("loaded") : model.error().message;
+}
+
+TEST(BadModels, ADeviceThatTheBuildLacksIsNamed) {
+  TemporaryDirectory directory;
+  write_tiny_model(directory.file("tiny.gguf"), {});
+  const auto model =
+      Model::load(directory.file("tiny.gguf"), {.device = kernels::Device::kCuda, .threads = 1});
+  ASSERT_FALSE(model);
+  EXPECT_EQ(model.error().code, ErrorCode::kUnsupported);
+  EXPECT_NE(model.error().message.find("cuda"), std::string::npos) << model.error().message;
 }
 
 TEST(BadModels, AreNamedErrors) {

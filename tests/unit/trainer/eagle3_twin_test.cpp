@@ -7,7 +7,7 @@
 #include <random>
 
 #include "runtime/speculate/head/eagle3_head.h"
-#include "runtime/speculate/head/features.h"
+#include "runtime/model/feature_rows.h"
 #include "tests/support/eagle3_maker.h"
 #include "tests/support/gguf_writer.h"
 #include "trainer/head/eagle3_twin.h"
@@ -115,12 +115,12 @@ TEST_F(Eagle3Twin, IsTheHeadThatServes) {
     for (std::int64_t c = 0; c < kChains; ++c) {
       const std::int64_t position = kFirst + made.taps.size(0) - kChains + c;
       HeadMemory memory;
-      memory.values.resize((*served)->memory_floats());
+      ws->reserve(memory);
       const HeadStart start{std::span(tokens_).first(std::size_t(position) + 2),
                             view(kFirst, position + 2), &memory};
-      (*served)->begin(std::span(&start, 1), *ws, pool);
+      ws->begin(std::span(&start, 1), pool);
       for (int s = 0; s < kSteps; ++s) {
-        (*served)->step(std::span(tokens_).subspan(std::size_t(position + 1 + s), 1), *ws, pool);
+        ws->step(std::span(tokens_).subspan(std::size_t(position + 1 + s), 1), pool);
         const float* wanted =
             logits.data_ptr<float>() + (s * kChains + c) * std::int64_t(twin->vocab.size());
         double error = 0, size = 0;

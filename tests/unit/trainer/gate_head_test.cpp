@@ -6,7 +6,7 @@
 #include <cmath>
 #include <random>
 
-#include "runtime/speculate/head/features.h"
+#include "runtime/model/feature_rows.h"
 #include "runtime/speculate/head/initial_head.h"
 #include "tests/support/gguf_writer.h"
 #include "trainer/gate/prequential_gate.h"

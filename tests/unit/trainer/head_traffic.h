@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "foretoken/protocol/trace_record.h"
-#include "runtime/speculate/head/features.h"
+#include "runtime/model/feature_rows.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
 #include "trainer/learner/learner.h"
 

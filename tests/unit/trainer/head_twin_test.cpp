@@ -92,18 +92,19 @@ TEST_F(HeadTwin, ScoresAsTheServedHeadDoes) {
   const HeadScores scores = head_scores(*twin, *vocabulary_, made, r);
   const auto best = scores.scores.argmax(1);
   const auto buffers = (*served)->make_workspace(1);
-  HeadWorkspace& workspace = *buffers;
+  HostHeadWorkspace& workspace = *buffers;
   int choices = 0, same = 0;
   SamplingParams greedy;
   greedy.temperature = 0;
   for (std::int64_t c = 0; c < made.n; ++c) {
     std::vector<float> features(std::size_t(kHeadTaps * kHidden));
-    decode_features(&example->features[std::size_t(c * kHeadTaps * kHidden)],
-                    &example->scales[std::size_t(c * kHeadTaps)], kHidden, features.data());
+    const FeatureView view{&example->features[std::size_t(c * kHeadTaps * kHidden)],
+                           &example->scales[std::size_t(c * kHeadTaps)], kHidden, 0, 1};
+    view.decode(0, kHeadTaps, features.data());
     (*served)->begin(features.data(), 1, workspace, pool);
     for (int s = 0; s < n_steps && made.rows[std::size_t(s * made.n + c)].example; ++s) {
       const TokenId token = example->tokens[std::size_t(c + s)];
-      (*served)->step({&token, 1}, workspace, pool);
+      workspace.step({&token, 1}, pool);
       const float* wanted = plain.data_ptr<float>() + (s * made.n + c) * 160;
       double error = 0, norm = 0;
       for (int v = 0; v < 160; ++v) {
@@ -116,7 +117,7 @@ TEST_F(HeadTwin, ScoresAsTheServedHeadDoes) {
       CandidateList candidates;
       for (const Candidate& candidate : trace.generated[std::size_t(c + s + 1)].candidates)
         candidates.push(candidate);
-      const auto choice = (*served)->choose(0, candidates, greedy, 0, true, workspace).token;
+      const auto choice = workspace.choose(0, candidates, greedy, 0, true).token;
       const std::int64_t column = best.data_ptr<std::int64_t>()[s * made.n + c];
       ++choices;
       if (column < 160) {

@@ -9,27 +9,9 @@
 #include <vector>
 
 #include "foretoken/protocol/ids.h"
-#include "runtime/speculate/sampling_params.h"
+#include "runtime/model/sampling_params.h"
 
 namespace foretoken {
-
-// Token counts for the penalties: of the prompt (repetition only) and of the output.
-class TokenCounts {
- public:
-  explicit TokenCounts(std::int64_t n_vocab)
-      : prompt_(std::size_t(n_vocab)), output_(std::size_t(n_vocab)) {}
-  void add_prompt(TokenId token) { prompt_[std::size_t(token)] = 1; }
-  void add_output(TokenId token) { ++output_[std::size_t(token)]; }
-  void remove_output(TokenId token) { --output_[std::size_t(token)]; }
-  bool seen(std::size_t v) const { return prompt_[v] || output_[v] > 0; }
-  int output(std::size_t v) const { return output_[v]; }
-
- private:
-  std::vector<std::uint8_t> prompt_;
-  std::vector<std::int32_t> output_;
-};
-
-bool wants_penalties(const SamplingParams& params);
 
 class Sampler {
  public:
