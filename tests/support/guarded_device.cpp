@@ -75,6 +75,10 @@ class GuardedPages final : public HostKvPages {
     const Operation operation(*memory_);
     HostKvPages::copy_slab(from, to, bytes);
   }
+  void copy_position(KvSequence sequence, std::int64_t from, std::int64_t to) override {
+    const Operation operation(*memory_);
+    HostKvPages::copy_position(sequence, from, to);
+  }
   void store(int layer, std::span<const KvRows> rows, const float* k, std::int64_t k_stride,
              const float* v, std::int64_t v_stride) override {
     const Operation operation(*memory_);
