@@ -223,9 +223,8 @@ Status load(const ServeFlags& flags, Service& service, Loaded& loaded) {
     for (const Error& error : running->restore_traffic(saved))
       spdlog::warn("a traffic store starts empty: {}", error.message);
   }
-  loaded.link->start([running](LearnedPointer served, LearnedPointer canary, double fraction) {
-    running->set_learned(std::move(served), std::move(canary), fraction);
-  });
+  loaded.link->start(
+      [running](SpeculatorChoice choice) { running->set_learned(std::move(choice)); });
   return Ok{};
 }
 

@@ -76,7 +76,7 @@ void EngineCore::admit() {
     }
     s.store =
         portfolio_->acquire_store(options_.share_across_keys ? std::string() : s.request.key_id);
-    s.learned = learned_of(s);
+    s.learned = learned_.of(s.request.id).get();
     portfolio_->open(context_of(s));
     if (s.trace) restore_features(s);
     running_.push_back(std::move(waiting_.front()));

@@ -213,17 +213,9 @@ void EngineCore::forget_traffic(const std::string& key_id) {
   for (auto& s : waiting_) s->keeps_pages &= s->request.key_id != key_id;
 }
 
-// Sticky: the same requests as long as the canary is the same, whatever else is swapped.
-const LearnedWeights* EngineCore::learned_of(const Sequence& sequence) const {
-  const bool canary = learned_.canary && is_canary(sequence.request.id, learned_.canary->version,
-                                                   learned_.canary_fraction);
-  return (canary ? learned_.canary : learned_.served).get();
-}
-
-void EngineCore::set_learned(LearnedChoice choice,
-                             std::vector<std::shared_ptr<const LearnedWeights>>& retired) {
+void EngineCore::set_learned(SpeculatorChoice choice, std::vector<LearnedPointer>& retired) {
   const auto begin = std::chrono::steady_clock::now();
-  const auto version_of = [](const std::shared_ptr<const LearnedWeights>& weights) {
+  const auto version_of = [](const LearnedPointer& weights) {
     return weights ? weights->version.value : 0;
   };
   // At start-up the shipped weights are told to serve: that is no swap.
@@ -234,7 +226,7 @@ void EngineCore::set_learned(LearnedChoice choice,
   if (learned_.canary) retired.push_back(std::move(learned_.canary));
   learned_ = std::move(choice);
   portfolio_->prepare(learned_.served.get(), learned_.canary.get());
-  for (auto& sequence : running_) sequence->learned = learned_of(*sequence);
+  for (auto& s : running_) s->learned = learned_.of(s->request.id).get();
   stats_.swaps += changes;
 }
 

@@ -61,12 +61,6 @@ struct ReportedRow {
   std::int64_t traced_as = -1;  // index in the trace's `generated`, once it is there
 };
 
-// Which learned weights draft.
-struct LearnedChoice {
-  std::shared_ptr<const LearnedWeights> served, canary;  // canary may be null
-  double canary_fraction = 0;
-};
-
 class EngineCore {
  public:
   static Result<std::unique_ptr<EngineCore>> create(
@@ -81,8 +75,7 @@ class EngineCore {
   // Ends within one round: whole, or aborted.
   void end(RequestId id, FinishReason reason);
   // What a swap replaces goes to `retired`: its destruction is not the engine thread's.
-  void set_learned(LearnedChoice choice,
-                   std::vector<std::shared_ptr<const LearnedWeights>>& retired);
+  void set_learned(SpeculatorChoice choice, std::vector<LearnedPointer>& retired);
   std::vector<SavedTraffic> save_traffic() const;
   std::vector<Error> restore_traffic(const std::vector<SavedTraffic>& saved);
   void forget_traffic(const std::string& key_id);
@@ -114,7 +107,6 @@ class EngineCore {
   void remove_finished();
   DraftContext context_of(const Sequence& sequence) const;
   void swap_for_test();
-  const LearnedWeights* learned_of(const Sequence& sequence) const;
   void capture(const RoundEntry& entry);  // taps.cpp
   void settle_features();
   void restore_features(const Sequence& sequence);
@@ -136,7 +128,7 @@ class EngineCore {
   std::unique_ptr<ForwardWorkspace> workspace_;
   std::unique_ptr<Sampler> sampler_;  // of --spec-sampling rejection
   std::unique_ptr<Portfolio> portfolio_;
-  LearnedChoice learned_;
+  SpeculatorChoice learned_;
   SteadyTime version_since_, started_;
 
   std::deque<std::unique_ptr<Sequence>>

@@ -122,17 +122,13 @@ class ThreadedEngine final : public Engine {
     return idle_ && inbox_.empty();
   }
 
-  void set_learned(std::shared_ptr<const LearnedWeights> served,
-                   std::shared_ptr<const LearnedWeights> canary, double canary_fraction) override {
+  void set_learned(SpeculatorChoice choice) override {
     // Destroyed when this returns, on the caller's thread: unmapping megabytes takes a while.
-    std::vector<std::shared_ptr<const LearnedWeights>> retired;
+    std::vector<LearnedPointer> retired;
     {
       std::lock_guard lock(mutex_);
       retired.swap(retired_);
-      // Chosen and never served: replaced before a round began.
-      if (swap_.served) retired.push_back(std::move(swap_.served));
-      if (swap_.canary) retired.push_back(std::move(swap_.canary));
-      swap_ = {std::move(served), std::move(canary), canary_fraction};
+      std::swap(choice, swap_);  // what was chosen and never served leaves with the argument
     }
     wake_.notify_one();
   }
@@ -216,9 +212,9 @@ class ThreadedEngine final : public Engine {
   void run() {
     std::vector<std::unique_ptr<Sequence>> arrived;
     std::vector<std::pair<RequestId, FinishReason>> ends;
-    std::vector<std::shared_ptr<const LearnedWeights>> retired;
+    std::vector<LearnedPointer> retired;
     for (;;) {
-      LearnedChoice swap;
+      SpeculatorChoice swap;
       {
         std::unique_lock lock(mutex_);
         if (!core_->has_work() && inbox_.empty() && ends_.empty() && !swap_.served && !task_ &&
@@ -293,8 +289,8 @@ class ThreadedEngine final : public Engine {
   std::condition_variable wake_;
   std::vector<std::unique_ptr<Sequence>> inbox_;
   std::vector<std::pair<RequestId, FinishReason>> ends_;
-  LearnedChoice swap_;                                          // served null: none waits
-  std::vector<std::shared_ptr<const LearnedWeights>> retired_;  // for a caller to destroy
+  SpeculatorChoice swap_;                // served null: none waits
+  std::vector<LearnedPointer> retired_;  // for a caller to destroy
   const std::function<void(EngineCore&)>* task_ = nullptr;
   std::condition_variable task_done_;
   std::mutex task_mutex_;

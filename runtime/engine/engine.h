@@ -23,6 +23,7 @@ namespace foretoken {
 class Model;
 struct DraftJob;
 struct LearnedWeights;
+struct SpeculatorChoice;  // learned.h
 
 enum class SpecType { kNone, kNgram, kModel, kHead, kAuto };
 enum class SpecSampling { kInvariant, kRejection };
@@ -47,9 +48,9 @@ struct EngineOptions {
   SpecSampling spec_sampling = SpecSampling::kInvariant;
   int spec_draft_n_max = 8;
   int spec_draft_n_fixed = -1;  // tests: this draft length always, -1: by measured cost
-  // Tokens a draft model chooses among (draft_vocabulary.h); 0: its whole vocabulary. Of a mixed log,
-  // 0.4 % of the tokens are outside of 24,576 when they come, of other text up to 3 %; Qwen2.5 has
-  // 151,936, whose rows are a third of a 0.5B draft step.
+  // Tokens a draft model chooses among (draft_vocabulary.h); 0: its whole vocabulary. Of a mixed
+  // log, 0.4 % of the tokens are outside of 24,576 when they come, of other text up to 3 %; Qwen2.5
+  // has 151,936, whose rows are a third of a 0.5B draft step.
   std::int64_t spec_draft_vocab = 24576;
   double control_fraction =
       0.03;                   // rounds without speculation, by a coin tossed before the controller
@@ -96,18 +97,15 @@ class Engine {
   // event then.
   virtual Status submit(EngineRequest request) = 0;
   virtual void cancel(RequestId id) = 0;  // its pages are free within one round; idempotent
-  // As cancel(), but its client has all it wanted (a stop string): a whole request, kept and traced.
+  // As cancel(), but its client has all it wanted (a stop string): a whole request, kept and
+  // traced.
   virtual void stop(RequestId id) { cancel(id); }
-  virtual void drain() = 0;               // refuse new requests; open ones finish
-  virtual bool idle() const = 0;          // nothing running, nothing waiting
+  virtual void drain() = 0;       // refuse new requests; open ones finish
+  virtual bool idle() const = 0;  // nothing running, nothing waiting
 
   // Hot swap: takes effect between two rounds, for open requests too. The weights were checked by
-  // the caller. canary (may be null) drafts for canary_fraction of the requests, the same ones as
-  // long as it is the canary (is_canary(), learned.h). The weights that leave are destroyed on a
-  // caller's thread, never between two rounds.
-  virtual void set_learned(std::shared_ptr<const LearnedWeights> served,
-                           std::shared_ptr<const LearnedWeights> canary,
-                           double canary_fraction) = 0;
+  // the caller. Those that leave are destroyed on a caller's thread, never between two rounds.
+  virtual void set_learned(SpeculatorChoice choice) = 0;
 
   // The traffic stores, as they are between two rounds: save_traffic and restore_traffic wait for
   // the engine's thread, which a store keeps for tens of ms: before the first request, after the

@@ -7,14 +7,14 @@
 
 namespace foretoken {
 
-std::shared_ptr<const LearnedWeights> initial_weights() {
+LearnedPointer initial_weights() {
   auto weights = std::make_shared<LearnedWeights>();
   weights->initial = true;
   return weights;
 }
 
-Result<std::shared_ptr<const LearnedWeights>> learned_from_bundle(
-    const Bundle& bundle, const std::shared_ptr<const VocabularyRows>& rows) {
+Result<LearnedPointer> learned_from_bundle(const Bundle& bundle,
+                                           const std::shared_ptr<const VocabularyRows>& rows) {
   auto table = fusion_table_of(bundle);
   if (!table) return table.error();
   auto weights = std::make_shared<LearnedWeights>();
@@ -33,7 +33,7 @@ Result<std::shared_ptr<const LearnedWeights>> learned_from_bundle(
     if (!head) return head.error();
     weights->head = std::move(*head);
   }
-  return std::shared_ptr<const LearnedWeights>(std::move(weights));
+  return LearnedPointer(std::move(weights));
 }
 
 bool is_canary(RequestId request, SpeculatorVersion canary, double fraction) {

@@ -23,16 +23,29 @@ struct LearnedWeights {
   std::shared_ptr<const DraftHead> head;  // may be null
 };
 
+using LearnedPointer = std::shared_ptr<const LearnedWeights>;
+
 // Version 0: the initial table, marked as such, no head.
-std::shared_ptr<const LearnedWeights> initial_weights();
+LearnedPointer initial_weights();
 
 // Kind "fusion", "head" or "eagle3". Errors begin with the reason: "kind: ", "shape: ", "taps: ",
 // "non-finite: " and those of eagle3_checkpoint.h. rows may be null for kind "fusion". Packs the
 // head's weights: not for the engine thread.
-Result<std::shared_ptr<const LearnedWeights>> learned_from_bundle(
-    const Bundle& bundle, const std::shared_ptr<const VocabularyRows>& rows);
+Result<LearnedPointer> learned_from_bundle(const Bundle& bundle,
+                                           const std::shared_ptr<const VocabularyRows>& rows);
 
 // Whether a request is the canary's: sticky, a hash of the request id alone for one canary version.
 bool is_canary(RequestId request, SpeculatorVersion canary, double fraction);
+
+// Which weights draft: those that serve, and a canary (may be null) for a share of the requests,
+// the same ones as long as it is the canary, whatever else is swapped.
+struct SpeculatorChoice {
+  LearnedPointer served, canary;
+  double canary_fraction = 0;
+
+  const LearnedPointer& of(RequestId request) const {
+    return canary && is_canary(request, canary->version, canary_fraction) ? canary : served;
+  }
+};
 
 }  // namespace foretoken

@@ -112,9 +112,9 @@ void ServerLink::restore(OnWeights on_weights) {
                         const LearnedPointer& served) {
     return shadow_.replay(trace, candidate, served);
   };
-  hooks.publish = [this](LearnedPointer served, LearnedPointer canary, double fraction) {
+  hooks.publish = [this](SpeculatorChoice choice) {
     const std::lock_guard lock(decided_mutex_);
-    decided_ = Decided{std::move(served), std::move(canary), fraction};
+    decided_ = std::move(choice);
   };
   on_weights_ = std::move(on_weights);
   keeper_->restore(std::move(hooks));
@@ -164,13 +164,12 @@ void ServerLink::judge_in_idle_time() {
 // Handing over takes the engine's lock for a moment: not on the judge's thread, which may be kept
 // off its core while it holds it.
 void ServerLink::hand_over() {
-  std::optional<Decided> decided;
+  std::optional<SpeculatorChoice> decided;
   {
     const std::lock_guard lock(decided_mutex_);
     decided.swap(decided_);
   }
-  if (decided && on_weights_)
-    on_weights_(std::move(decided->served), std::move(decided->canary), decided->fraction);
+  if (decided && on_weights_) on_weights_(std::move(*decided));
 }
 
 void ServerLink::pump() {

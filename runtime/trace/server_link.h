@@ -34,10 +34,9 @@ struct ServerActivity {
   bool pause_trainer = false;                 // a window of plain serving is being measured
 };
 
-// What serves from now on, for how much of the traffic a canary (may be null) drafts. Called on the
-// link's thread (at start, on the caller's of start()); must not block.
-using OnWeights =
-    std::function<void(LearnedPointer served, LearnedPointer canary, double fraction)>;
+// What drafts from now on. Called on the link's thread (at start, on the caller's of start()); must
+// not block.
+using OnWeights = std::function<void(SpeculatorChoice)>;
 
 struct ServerLinkOptions {
   // Both empty: no trainer is expected; the state folder's version is served, traces go to
@@ -118,12 +117,8 @@ class ServerLink {
   std::optional<std::chrono::nanoseconds> last_hello_, last_housekeeping_;
   // What the judge and operators decided, until the link's thread hands it to the engine; and what
   // the link's thread last measured, for the judge. No other lock is taken under this one.
-  struct Decided {
-    LearnedPointer served, canary;
-    double fraction = 0;
-  };
   std::mutex decided_mutex_;
-  std::optional<Decided> decided_;
+  std::optional<SpeculatorChoice> decided_;
   RoundCosts costs_ = RoundCosts::typical();
   OnWeights on_weights_;
   std::thread thread_, judge_;

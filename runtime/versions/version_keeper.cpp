@@ -209,8 +209,8 @@ void VersionKeeper::log(std::string event, const Held& held, std::string reason,
 
 void VersionKeeper::publish() {
   if (hooks_.publish)
-    hooks_.publish(served_.weights, trial_ ? trial_->held.weights : nullptr,
-                   trial_ ? options_.canary_fraction : 0.0);
+    hooks_.publish({served_.weights, trial_ ? trial_->held.weights : nullptr,
+                    trial_ ? options_.canary_fraction : 0.0});
 }
 
 Status VersionKeeper::offer(const Bundle& bundle, std::span<const std::byte> bytes) {

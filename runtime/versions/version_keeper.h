@@ -36,13 +36,11 @@
 #include "foretoken/protocol/transport.h"
 #include "runtime/evaluate/sequential_test.h"
 #include "runtime/observe/speculator_state.h"
+#include "runtime/speculate/learned.h"
 #include "runtime/versions/lineage.h"
 #include "runtime/versions/state_dir.h"
 
 namespace foretoken {
-
-struct LearnedWeights;
-using LearnedPointer = std::shared_ptr<const LearnedWeights>;
 
 // Weights that the operator named on the command line (--spec-head), trusted as the model file is:
 // served from the first round, under a number of their own, in the lineage as "given". They stay
@@ -89,8 +87,7 @@ struct VersionKeeperHooks {
   std::function<std::optional<PairedCosts>(const RequestTrace&, const LearnedPointer& candidate,
                                            const LearnedPointer& served)>
       replay;
-  // To the engine. canary null: none.
-  std::function<void(LearnedPointer served, LearnedPointer canary, double fraction)> publish;
+  std::function<void(SpeculatorChoice)> publish;  // to the engine
 };
 
 class VersionKeeper {

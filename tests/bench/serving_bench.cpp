@@ -253,9 +253,7 @@ int run(const Options& options) {
                              nullptr, engine_options, (*link)->sink());
   if (!made) return fail(made.error().message);
   engine = std::move(*made);
-  (*link)->start([&engine](LearnedPointer served, LearnedPointer canary, double fraction) {
-    engine->set_learned(std::move(served), std::move(canary), fraction);
-  });
+  (*link)->start([&engine](SpeculatorChoice choice) { engine->set_learned(std::move(choice)); });
 
   json::object out{{"schema", "foretoken.serving_bench/1"},
                    {"mode", options.mode},
@@ -300,7 +298,7 @@ int run(const Options& options) {
         auto weights = std::make_shared<LearnedWeights>();
         weights->version = {v};
         for (float& bias : weights->fusion.bias) bias *= 1 - .5f * static_cast<float>(v % 5);
-        engine->set_learned(std::move(weights), nullptr, 0);
+        engine->set_learned({std::move(weights)});
         std::this_thread::sleep_for(std::chrono::milliseconds(40));
       }
     });

@@ -233,7 +233,7 @@ Forced force(const Pair& pair, const Corpus& corpus, std::int64_t limit) {
     hooks.prepare = [&](const Bundle&) -> Result<LearnedPointer> {
       return LearnedPointer(candidate);
     };
-    hooks.publish = [](LearnedPointer, LearnedPointer, double) {};
+    hooks.publish = [](SpeculatorChoice) {};
     std::size_t i = 0;  // the request that is being played
     hooks.replay = [&](const RequestTrace&, const LearnedPointer& a, const LearnedPointer& b) {
       const auto ms = [&](const LearnedPointer& weights) {

@@ -171,11 +171,10 @@ class World {
     }
     process->link = std::move(link).value();
     server_ = std::move(process);
-    server_->link->restore(
-        [this](const LearnedPointer& served, const LearnedPointer& canary, double) {
-          if (canary) check_content(canary->version, canary->fusion);
-          on_served(served->version, served->fusion);
-        });
+    server_->link->restore([this](const SpeculatorChoice& choice) {
+      if (choice.canary) check_content(choice.canary->version, choice.canary->fusion);
+      on_served(choice.served->version, choice.served->fusion);
+    });
     check_restored();
   }
 

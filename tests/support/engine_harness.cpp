@@ -32,7 +32,8 @@ HarnessResult run_engine(const HarnessModels& models, const EngineOptions& optio
     ADD_FAILURE() << engine.error().message;
     return result;
   }
-  if (models.learned) (*engine)->set_learned(models.learned, models.canary, models.canary_fraction);
+  if (models.learned)
+    (*engine)->set_learned({models.learned, models.canary, models.canary_fraction});
   for (std::size_t i = 0; i < requests.size(); ++i) {
     if (in_flight > 0) {
       std::unique_lock lock(mutex);

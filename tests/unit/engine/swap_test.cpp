@@ -93,7 +93,7 @@ TEST_F(EngineSwap, AHundredSwapsUnderLoadChangeNoToken) {
       served->version = {2 * v};
       canary->version = {2 * v + 1};
       for (float& bias : served->fusion.bias) bias = -bias * static_cast<float>(v % 3);
-      engine_->set_learned(served, v % 2 ? canary : nullptr, v % 2 ? .5 : 0);
+      engine_->set_learned({served, v % 2 ? canary : nullptr, v % 2 ? .5 : 0});
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
   });

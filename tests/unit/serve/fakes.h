@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "runtime/engine/engine.h"
+#include "runtime/speculate/learned.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
 
@@ -101,8 +102,7 @@ class FakeEngine final : public Engine {
     std::lock_guard lock(mutex_);
     return open_.empty();
   }
-  void set_learned(std::shared_ptr<const LearnedWeights>, std::shared_ptr<const LearnedWeights>,
-                   double) override {}
+  void set_learned(SpeculatorChoice) override {}
   EngineStats stats() const override {
     std::lock_guard lock(mutex_);
     return stats_;

@@ -36,11 +36,7 @@ class Canary : public testing::Test {
   void start() {
     network_.crash_server();
     server_ = *ServerLink::create(options_, network_.open_server(), clock_);
-    server_->restore([this](LearnedPointer served, LearnedPointer canary, double fraction) {
-      served_ = std::move(served);
-      canary_ = std::move(canary);
-      fraction_ = fraction;
-    });
+    server_->restore([this](SpeculatorChoice choice) { choice_ = std::move(choice); });
   }
   void publish(std::uint64_t version, const FusionTable& table) {
     Bundle bundle = bundle_of(table);
@@ -54,9 +50,8 @@ class Canary : public testing::Test {
   // One request, drafted for as the engine would have.
   void request() {
     auto trace = std::make_unique<RequestTrace>(traffic_.next(0.0f, 80));
-    const LearnedPointer& drafter =
-        canary_ && is_canary(trace->request, canary_->version, fraction_) ? canary_ : served_;
-    canary_requests_ += drafter == canary_;
+    const LearnedPointer& drafter = choice_.of(trace->request);
+    canary_requests_ += drafter == choice_.canary;
     PortfolioReplay replay({false, true, false}, drafter.get());
     const PortfolioWalk walk = replay.walk_fixed(*trace, 4);
     for (std::size_t r = 0; r < walk.starts.size(); ++r) {
@@ -71,7 +66,7 @@ class Canary : public testing::Test {
   }
   int requests_until_decided(int most) {
     int n = 0;
-    while (canary_ && n < most) {
+    while (choice_.canary && n < most) {
       request();
       ++n;
     }
@@ -98,27 +93,26 @@ class Canary : public testing::Test {
   Link peer_;
   std::unique_ptr<ServerLink> server_;
   SyntheticTraffic traffic_{1};
-  LearnedPointer served_, canary_;
-  double fraction_ = 0;
+  SpeculatorChoice choice_;
   int canary_requests_ = 0;
 };
 
 TEST_F(Canary, GoodWeightsArePromotedBadOnesRolledBackAndNamed) {
   publish(1, trainer::true_table());
-  ASSERT_TRUE(canary_);
-  EXPECT_EQ(served_->version.value, 0u);
+  ASSERT_TRUE(choice_.canary);
+  EXPECT_EQ(choice_.served->version.value, 0u);
   EXPECT_EQ(hello().canary.value, 1u);
   requests_until_decided(400);
-  ASSERT_EQ(served_->version.value, 1u);
+  ASSERT_EQ(choice_.served->version.value, 1u);
   EXPECT_EQ(hello().served.value, 1u);
 
   // A valid signature over bad weights.
   canary_requests_ = 0;
   publish(2, reversed());
-  ASSERT_TRUE(canary_);
+  ASSERT_TRUE(choice_.canary);
   EXPECT_LE(requests_until_decided(400), 60);
   EXPECT_LE(canary_requests_, 25);  // the cost: what these few lost
-  EXPECT_EQ(served_->version.value, 1u);
+  EXPECT_EQ(choice_.served->version.value, 1u);
   const ServerHello told = hello();
   EXPECT_EQ(told.served.value, 1u);
   EXPECT_EQ(told.refused.value, 2u);
@@ -131,26 +125,26 @@ TEST_F(Canary, GoodWeightsArePromotedBadOnesRolledBackAndNamed) {
 
   // Once more, and after a restart: not even a canary.
   publish(2, reversed());
-  EXPECT_FALSE(canary_);
+  EXPECT_FALSE(choice_.canary);
   EXPECT_EQ(server_->stats().bundles_rejected.at("version"), 1);
   start();
-  EXPECT_EQ(served_->version.value, 1u);
+  EXPECT_EQ(choice_.served->version.value, 1u);
   publish(2, trainer::true_table());
-  EXPECT_FALSE(canary_);
-  EXPECT_EQ(served_->version.value, 1u);
+  EXPECT_FALSE(choice_.canary);
+  EXPECT_EQ(choice_.served->version.value, 1u);
 }
 
 // The traffic changes so that what was proven is no longer true: the predecessor takes over.
 TEST_F(Canary, AVersionThatWasGoodOnceIsWatched) {
   publish(1, trainer::true_table());
   requests_until_decided(400);
-  ASSERT_EQ(served_->version.value, 1u);
+  ASSERT_EQ(choice_.served->version.value, 1u);
   traffic_ = SyntheticTraffic(2, FusionTable::initial());
   for (int i = 0; i < 1200; ++i) request();
-  const bool same = served_->version.value == 1;
+  const bool same = choice_.served->version.value == 1;
   traffic_ = SyntheticTraffic(3, reversed());
-  for (int i = 0; i < 3000 && served_->version.value == 1; ++i) request();
-  EXPECT_EQ(served_->version.value, 0u) << "same until then: " << same;
+  for (int i = 0; i < 3000 && choice_.served->version.value == 1; ++i) request();
+  EXPECT_EQ(choice_.served->version.value, 0u) << "same until then: " << same;
   EXPECT_EQ(hello().refused.value, 1u);
 }
 

@@ -58,7 +58,8 @@ class ServerLinkTest : public testing::Test {
     auto link = ServerLink::create(options_, network_.open_server(5), clock_);
     ASSERT_TRUE(link) << link.error().message;
     server_ = std::move(link).value();
-    server_->restore([this](const LearnedPointer& weights, const LearnedPointer&, double) {
+    server_->restore([this](const SpeculatorChoice& choice) {
+      const LearnedPointer& weights = choice.served;
       ASSERT_TRUE(weights && weights->fusion.finite());
       if (weights->version.value > 0) swaps_.push_back(weights->version.value);
     });

@@ -83,8 +83,9 @@ class Processes : public ::testing::Test {
     ASSERT_TRUE(link) << link.error().message;
     server_ = std::move(link).value();
     sink_ = server_->sink();
-    server_->start([this](const LearnedPointer& weights, const LearnedPointer&, double) {
+    server_->start([this](const SpeculatorChoice& choice) {
       const std::lock_guard lock(mutex_);
+      const LearnedPointer& weights = choice.served;
       const SpeculatorVersion version = weights->version;
       if (version.value == served_) return;
       EXPECT_GT(version.value, served_);

@@ -45,18 +45,18 @@ class World {
     options.versions.canary_fraction = 0;  // what is received serves: the link is what is on trial
     server_ = *ServerLink::create(options, network_.open_server(50), clock_);
     std::uint64_t last = 0;
-    server_->restore(
-        [this, last](const LearnedPointer& weights, const LearnedPointer&, double) mutable {
-          const SpeculatorVersion version = weights->version;
-          if (version.value == last) return;
-          // Law: within a run versions rise, across restarts they never fall, and a number is one
-          // table for ever.
-          EXPECT_GT(version.value, last);
-          EXPECT_GE(version.value, served_);
-          const auto known = tables_.emplace(version.value, weights->fusion.bias).first;
-          EXPECT_EQ(known->second, weights->fusion.bias) << "version " << version.value << " twice";
-          last = served_ = version.value;
-        });
+    server_->restore([this, last](const SpeculatorChoice& choice) mutable {
+      const LearnedPointer& weights = choice.served;
+      const SpeculatorVersion version = weights->version;
+      if (version.value == last) return;
+      // Law: within a run versions rise, across restarts they never fall, and a number is one
+      // table for ever.
+      EXPECT_GT(version.value, last);
+      EXPECT_GE(version.value, served_);
+      const auto known = tables_.emplace(version.value, weights->fusion.bias).first;
+      EXPECT_EQ(known->second, weights->fusion.bias) << "version " << version.value << " twice";
+      last = served_ = version.value;
+    });
   }
   void crash_server() {
     network_.crash_server();
@@ -155,8 +155,8 @@ TEST(Simulation, ATrainerThatStartsOverNeverReusesANumber) {
   server_options.versions.canary_fraction = 0;
   auto server = *ServerLink::create(server_options, network.open_server(), clock);
   std::vector<std::uint64_t> versions;
-  server->restore([&](const LearnedPointer& weights, const LearnedPointer&, double) {
-    if (weights->version.value > 0) versions.push_back(weights->version.value);
+  server->restore([&](const SpeculatorChoice& choice) {
+    if (choice.served->version.value > 0) versions.push_back(choice.served->version.value);
   });
   for (int life = 0; life < 2; ++life) {
     TrainerOptions options;

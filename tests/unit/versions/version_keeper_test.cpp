@@ -55,10 +55,10 @@ class KeeperTest : public testing::Test {
       return PairedCosts{request * rounds_of_.at(candidate->version.value) * noise(random_),
                          request * rounds_of_.at(served->version.value) * noise(random_)};
     };
-    hooks.publish = [this](LearnedPointer served, LearnedPointer canary, double fraction) {
-      const std::uint64_t c = canary ? canary->version.value : 0;
-      EXPECT_EQ(canary != nullptr, fraction > 0);
-      published_.emplace_back(served->version.value, c);
+    hooks.publish = [this](const SpeculatorChoice& choice) {
+      const std::uint64_t c = choice.canary ? choice.canary->version.value : 0;
+      EXPECT_EQ(choice.canary != nullptr, choice.canary_fraction > 0);
+      published_.emplace_back(choice.served->version.value, c);
     };
     keeper_->restore(std::move(hooks));
   }
