@@ -7,8 +7,8 @@
 
 #include "runtime/cli/command.h"
 #include "runtime/cli/flags.h"
-#include "runtime/cli/kv_calibration.h"
 #include "runtime/cli/progress.h"
+#include "runtime/server/kv_calibration.h"
 
 namespace foretoken {
 namespace {
@@ -27,18 +27,17 @@ Status calibrate(const Options& options) {
     return Error{ErrorCode::kIo,
                  fmt::format("--output: {} is not a folder that can be written", folder.string())};
   }
-  Progress loading("loading");
+  ProgressBars bars;
   auto model =
-      Model::load(options.model, {.threads = options.threads, .progress = std::ref(loading)});
+      Model::load(options.model, {.threads = options.threads,
+                                  .progress = [&](double fraction) { bars("loading", fraction); }});
   if (!model) return model.error();
   auto tokenizer = Tokenizer::from_gguf((*model)->file());
   if (!tokenizer) return tokenizer.error();
-  auto made =
-      make_kv_calibration(**model, **tokenizer, options.texts, options.calibrate, options.threads);
+  auto made = make_kv_calibration(**model, **tokenizer, options.texts, options.calibrate,
+                                  options.threads, std::ref(bars));
   if (!made) return made.error();
-  if (const Status saved =
-          (*made)->save(options.output, (*model)->fingerprint());
-      !saved)
+  if (const Status saved = (*made)->save(options.output, (*model)->fingerprint()); !saved)
     return saved.error();
   std::error_code error;
   fmt::print("{}: {:.1f} MB, for {} alone: foretoken serve --kv-calibration {}\n", options.output,

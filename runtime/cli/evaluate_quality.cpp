@@ -13,10 +13,10 @@
 #include "foretoken/protocol/signing.h"
 #include "foretoken/protocol/state_folder.h"
 #include "runtime/cli/flags.h"
-#include "runtime/cli/kv_calibration.h"
 #include "runtime/cli/progress.h"
 #include "runtime/evaluate/needles.h"
 #include "runtime/evaluate/quality_report.h"
+#include "runtime/server/kv_calibration.h"
 
 namespace foretoken {
 namespace {
@@ -57,7 +57,8 @@ Result<std::vector<KvQualityCase>> cases_of(const Options& options, const Model&
                         kv_mode_names()));
       }
       c.mode = *mode;
-      auto calibration = obtain_kv_calibration(model, tokenizer, c.mode, options.calibration);
+      auto calibration =
+          obtain_kv_calibration(model, tokenizer, c.mode, options.calibration, ProgressBars());
       if (!calibration) return calibration.error();
       c.calibration = std::move(*calibration);
     }

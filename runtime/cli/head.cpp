@@ -10,7 +10,7 @@
 #include "foretoken/protocol/transport.h"
 #include "runtime/cli/command.h"
 #include "runtime/cli/flags.h"
-#include "runtime/cli/spec_head.h"
+#include "runtime/server/spec_head.h"
 #include "runtime/speculate/fusion_bundle.h"
 #include "runtime/model/arch/architecture.h"
 #include "runtime/model/config.h"

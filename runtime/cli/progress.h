@@ -4,7 +4,9 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <memory>
 #include <string>
+#include <string_view>
 
 namespace foretoken {
 
@@ -31,6 +33,19 @@ class Progress {
   std::string what_;
   bool terminal_;
   int shown_ = -1;
+};
+
+// Several tasks, one after another: a bar each.
+class ProgressBars {
+ public:
+  void operator()(std::string_view task, double fraction) {
+    if (!bar_ || task_ != task) bar_ = std::make_shared<Progress>(task_ = task);
+    (*bar_)(fraction);
+  }
+
+ private:
+  std::string task_;
+  std::shared_ptr<Progress> bar_;
 };
 
 }  // namespace foretoken

@@ -2,7 +2,7 @@
 #include <fmt/format.h>
 
 #include "runtime/cli/command.h"
-#include "runtime/cli/server.h"
+#include "runtime/cli/run_server.h"
 
 namespace foretoken {
 namespace {

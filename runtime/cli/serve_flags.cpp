@@ -7,14 +7,16 @@
 namespace foretoken {
 
 void ServeFlags::add_to(Flags& flags) {
-  engine.plain_fraction = 0.05;
-  state_dir = default_state_root().string();
-  flags.option("model", model, "the target model, a GGUF file");
-  flags.option("served-model-name", served_model_names,
+  EngineOptions& engine = server.engine;
+  HttpServerOptions& http = server.http;
+  server.state_dir = default_state_root().string();
+  flags.option("model", server.model, "the target model, a GGUF file");
+  flags.option("served-model-name", server.served_model_names,
                "names clients may ask for; default: the file's name");
   flags.option("host", http.host, "address to listen on");
   flags.option("port", http.port, "port to listen on, 0: any")->check(CLI::Range(0, 65535));
-  flags.option("api-key-file", api_key_file, "keys clients must send, one a line, # comments");
+  flags.option("api-key-file", server.api_key_file,
+               "keys clients must send, one a line, # comments");
   flags
       .option("max-model-len", engine.max_model_len,
               "tokens of prompt and answer together, 0: the model's, at most 8192")
@@ -41,9 +43,9 @@ void ServeFlags::add_to(Flags& flags) {
   flags.option("kv-window", engine.kv_window,
                "last tokens kept in 16 bits, a multiple of 64, at least 64");
   flags.option("spec-type", spec_type_, "auto, head, ngram, model or none");
-  flags.option("spec-draft-model", spec_draft_model,
+  flags.option("spec-draft-model", server.spec_draft_model,
                "a GGUF file with the same tokenizer, for model and auto");
-  flags.option("spec-head", spec_head,
+  flags.option("spec-head", server.spec_head,
                "a trained head to draft with from the first request: a folder with a published "
                "EAGLE-3 head (config.json, model.safetensors), or a weight bundle");
   flags.option("spec-draft-n-max", engine.spec_draft_n_max, "longest draft")
@@ -68,7 +70,7 @@ void ServeFlags::add_to(Flags& flags) {
               "speedup")
       ->check(CLI::Range(0.0, 0.5));
   flags
-      .option("canary-fraction", canary_fraction,
+      .option("canary-fraction", server.canary_fraction,
               "share of requests that a new speculator version drafts for until it is proven")
       ->check(CLI::Range(0.01, 1.0));
   flags.toggle("share-across-keys", engine.share_across_keys,
@@ -76,26 +78,26 @@ void ServeFlags::add_to(Flags& flags) {
   flags.option("threads", engine.threads, "kernel threads, 0: all cores")
       ->check(CLI::Range(0, 1024));
   flags.option("device", device, "cpu");
-  flags.option("state-dir", state_dir,
+  flags.option("state-dir", server.state_dir,
                "where calibration and speculator versions are kept, by model");
-  flags.toggle("calibration", calibration,
+  flags.toggle("calibration", server.calibration,
                "calibrate the INT2 cache for this model at first start");
-  flags.option("calibration-text", calibration_text,
+  flags.option("calibration-text", server.calibration_text,
                "a text file to calibrate on instead of the bundled one");
-  flags.option("kv-calibration", kv_calibration,
+  flags.option("kv-calibration", server.kv_calibration,
                "a file that foretoken calibrate made for this model, instead of the one kept");
-  flags.option("draft-kv-calibration", draft_kv_calibration, "likewise, of the draft model");
-  flags.option("traces-endpoint", traces_endpoint,
+  flags.option("draft-kv-calibration", server.draft_kv_calibration, "likewise, of the draft model");
+  flags.option("traces-endpoint", server.traces_endpoint,
                "where traces go to a trainer: tcp://127.0.0.1:5555 or ipc:///path");
-  flags.option("weights-endpoint", weights_endpoint,
+  flags.option("weights-endpoint", server.weights_endpoint,
                "where a trainer's weights come from, likewise");
-  flags.option("keys", keys,
+  flags.option("keys", server.keys,
                "folder of keys (see foretoken keys): whose weights are served, and which trainer "
                "may connect; default: keys in the state directory, made when needed");
-  flags.option("trace-dir", trace_dir, "also write traces to segments here");
+  flags.option("trace-dir", server.trace_dir, "also write traces to segments here");
   flags.option("trace-dir-max-bytes", trace_dir_max_bytes_, "of which the oldest are deleted");
   flags
-      .option("retention-hours", retention_hours,
+      .option("retention-hours", server.retention_hours,
               "stored traces (of a trainer that `up` starts, too) and traffic stores that were not "
               "written to for so long are deleted; 0: kept until there is no room")
       ->check(CLI::Range(0.0, 1e6));
@@ -104,7 +106,7 @@ void ServeFlags::add_to(Flags& flags) {
               "seconds SIGTERM waits for requests in flight")
       ->check(CLI::Range(0.0, 86400.0));
   flags
-      .option("health-stall-timeout", health_stall_timeout_s,
+      .option("health-stall-timeout", server.health_stall_timeout_s,
               "seconds without an engine round until /health says 503")
       ->check(CLI::Range(1.0, 3600.0));
   flags.option("http-threads", http.io_threads, "I/O threads")->check(CLI::Range(1, 64));
@@ -134,7 +136,7 @@ Status ServeFlags::finish() {
     return Error{ErrorCode::kInvalidInput,
                  fmt::format("--{}: found \"{}\", wanted {}", flag, found, wanted)};
   };
-  if (model.empty()) return Error{ErrorCode::kInvalidInput, "--model: missing, wanted a GGUF file"};
+  EngineOptions& engine = server.engine;
   if (device != "cpu") return wrong("device", device, "cpu (this build has no other)");
   for (auto [flag, text, mode] :
        {std::tuple{"kv-cache-dtype", &kv_cache_dtype_, &engine.kv_cache_dtype},
@@ -155,11 +157,6 @@ Status ServeFlags::finish() {
     engine.spec_type = SpecType::kAuto;
   else
     return wrong("spec-type", spec_type_, "auto, head, ngram, model or none");
-  if (engine.spec_type == SpecType::kModel && spec_draft_model.empty())
-    return Error{ErrorCode::kInvalidInput, "--spec-type model: wanted --spec-draft-model too"};
-  if (!spec_head.empty() && engine.spec_type != SpecType::kHead &&
-      engine.spec_type != SpecType::kAuto)
-    return wrong("spec-head", spec_head, "--spec-type head or auto with it");
   if (spec_sampling_ == "invariant")
     engine.spec_sampling = SpecSampling::kInvariant;
   else if (spec_sampling_ == "rejection")
@@ -179,31 +176,12 @@ Status ServeFlags::finish() {
   auto traces = parse_bytes(trace_dir_max_bytes_);
   if (!traces || *traces < (std::size_t{1} << 20))
     return wrong("trace-dir-max-bytes", trace_dir_max_bytes_, "a size from 1M on");
-  trace_dir_max_bytes = *traces;
+  server.trace_dir_max_bytes = *traces;
   auto body = parse_bytes(max_body_);
   if (!body || *body < 1024 || *body > (std::size_t{1} << 30))
     return wrong("max-body-bytes", max_body_, "a size from 1K to 1G");
-  http.max_body_bytes = *body;
-  if (traces_endpoint.empty() != weights_endpoint.empty())
-    return Error{ErrorCode::kInvalidInput,
-                 "--traces-endpoint and --weights-endpoint: wanted both or neither"};
-  if (served_model_names.empty()) {
-    std::string name = model.substr(model.find_last_of('/') + 1);
-    if (name.ends_with(".gguf")) name.resize(name.size() - 5);
-    served_model_names.push_back(name);
-  }
-  return Ok{};
-}
-
-Result<ServerKeys> ServeFlags::load_keys() const {
-  const KeyFolder folder(keys_folder());
-  const bool trainer_expected = !traces_endpoint.empty();
-  if (keys.empty() && trainer_expected) {
-    if (auto s = folder.make(true, true); !s) return s.error();
-  }
-  auto loaded = folder.server();
-  if (!loaded && loaded.error().code == ErrorCode::kNotFound && keys.empty()) return ServerKeys{};
-  return loaded;
+  server.http.max_body_bytes = *body;
+  return server.complete();
 }
 
 }  // namespace foretoken

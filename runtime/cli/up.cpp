@@ -10,7 +10,7 @@
 #include <filesystem>
 
 #include "runtime/cli/command.h"
-#include "runtime/cli/server.h"
+#include "runtime/cli/run_server.h"
 #include "runtime/cli/trainer_process.h"
 
 namespace foretoken {
@@ -62,33 +62,35 @@ int up_main(int argc, char** argv) {
   if (options.check) return run_server(options, {});
   auto trainer = find_trainer();
   if (!trainer) return complain(trainer.error());
-  if (options.keys.empty()) {
-    if (auto s = KeyFolder(options.keys_folder()).make(true, true); !s) return complain(s.error());
+  if (options.server.keys.empty()) {
+    if (auto s = KeyFolder(options.server.keys_folder()).make(true, true); !s)
+      return complain(s.error());
   }
-  SocketFolder sockets(options.state_dir);
-  if (options.traces_endpoint.empty()) {
+  SocketFolder sockets(options.server.state_dir);
+  if (options.server.traces_endpoint.empty()) {
     if (sockets.path().empty())
       return complain(
           {ErrorCode::kIo,
            fmt::format("--state-dir {}: no folder for sockets could be made there or in /tmp",
-                       options.state_dir)});
-    options.traces_endpoint = fmt::format("ipc://{}/traces", sockets.path());
-    options.weights_endpoint = fmt::format("ipc://{}/weights", sockets.path());
+                       options.server.state_dir)});
+    options.server.traces_endpoint = fmt::format("ipc://{}/traces", sockets.path());
+    options.server.weights_endpoint = fmt::format("ipc://{}/weights", sockets.path());
   }
   std::vector<std::string> command = {*trainer,
                                       "--traces-endpoint",
-                                      options.traces_endpoint,
+                                      options.server.traces_endpoint,
                                       "--weights-endpoint",
-                                      options.weights_endpoint,
+                                      options.server.weights_endpoint,
                                       "--state-dir",
-                                      options.state_dir,
+                                      options.server.state_dir,
                                       "--keys",
-                                      options.keys_folder()};
-  if (options.retention_hours > 0) {
+                                      options.server.keys_folder()};
+  if (options.server.retention_hours > 0) {
     command.push_back("--retention-hours");
-    command.push_back(fmt::format("{}", options.retention_hours));
+    command.push_back(fmt::format("{}", options.server.retention_hours));
   }
-  if (!options.model.empty()) command.insert(command.end(), {"--model", options.model});
+  if (!options.server.model.empty())
+    command.insert(command.end(), {"--model", options.server.model});
   command.insert(command.end(), trainer_flags.begin(), trainer_flags.end());
   block_stop_signals();  // before any thread
   TrainerProcess process(std::move(command));

@@ -84,22 +84,22 @@ std::span<const Service::Route> Service::routes() {
             [](Service&, HttpRequest&&, Reply to) { to->respond(dashboard()); }},
       Route{"/v1/speculator", "GET", kOperators, kWorker, false,
             [](Service& s, HttpRequest&&, Reply to) {
-              to->respond(s.speculator([](const SpeculatorControl&) -> Status { return Ok{}; }));
+              to->respond(s.speculator([](LearnedControl&) -> Status { return Ok{}; }));
             }},
       Route{"/v1/speculator/rollback", "POST", kOperators, kWorker, false,
             [](Service& s, HttpRequest&&, Reply to) {
-              to->respond(s.speculator([](const SpeculatorControl& c) { return c.rollback(); }));
+              to->respond(s.speculator([](LearnedControl& c) { return c.rollback(); }));
             }},
       Route{"/v1/speculator/freeze", "POST", kOperators, kWorker, false,
             [](Service& s, HttpRequest&&, Reply to) {
-              to->respond(s.speculator([](const SpeculatorControl& c) -> Status {
+              to->respond(s.speculator([](LearnedControl& c) -> Status {
                 c.freeze();
                 return Ok{};
               }));
             }},
       Route{"/v1/speculator/unfreeze", "POST", kOperators, kWorker, false,
             [](Service& s, HttpRequest&&, Reply to) {
-              to->respond(s.speculator([](const SpeculatorControl& c) -> Status {
+              to->respond(s.speculator([](LearnedControl& c) -> Status {
                 c.unfreeze();
                 return Ok{};
               }));
@@ -233,10 +233,10 @@ void Service::complete(const HttpRequest& http, std::shared_ptr<Exchange> exchan
   admitted.domain = bounded_domain(domain);
   admitted.arrived = http.arrived;
   admitted.request.trace &= options_.api_keys.traced(admitted.key_id);
-  if (!admitted.request.trace && options_.trace_opted_out)
+  if (!admitted.request.trace && served->learned)
     for (std::size_t i = 0;
          i < admitted.prompts.size() * static_cast<std::size_t>(admitted.request.n); ++i)
-      options_.trace_opted_out();
+      served->learned->count_opted_out();
   auto job = std::make_shared<CompletionJob>(served, metrics_, exchange, std::move(admitted));
   exchange->post([job] { job->start(); });
 }
@@ -335,7 +335,7 @@ HttpReply Service::version() const {
 HttpReply Service::stats(const std::string& query) const {
   auto served = backend();
   if (!served) return *not_ready();
-  LinkStats link = options_.link_stats ? options_.link_stats() : LinkStats{};
+  const LinkStats link = served->learned ? served->learned->link_stats() : LinkStats{};
   StatsContext context{served->names.front(), served->fingerprint_hex, served->kv_mode,
                        served->isa,           served->n_ctx,           draining_.load()};
   const EngineStats engine = served->engine->stats();
@@ -353,12 +353,11 @@ HttpReply Service::stats(const std::string& query) const {
 }
 
 // Lineage is synced to disk before it takes effect: for the worker, not a connection's thread.
-HttpReply Service::speculator(Status (*action)(const SpeculatorControl&)) const {
+HttpReply Service::speculator(Status (*action)(LearnedControl&)) const {
   auto served = backend();
-  const SpeculatorControl control =
-      options_.speculator ? options_.speculator() : SpeculatorControl{};
-  if (!served || !control.state)
+  if (!served || !served->learned)
     return error_response(ApiError::unavailable("the model is loading", 5));
+  LearnedControl& control = *served->learned;
   if (Status status = action(control); !status) {
     ApiError error = ApiError::invalid("", status.error().message);
     error.status = 409;
@@ -387,7 +386,7 @@ HttpReply Service::metrics_text() {
   auto served = backend();
   std::optional<EngineStats> engine;
   if (served) engine = served->engine->stats();
-  LinkStats link = options_.link_stats ? options_.link_stats() : LinkStats{};
+  const LinkStats link = served && served->learned ? served->learned->link_stats() : LinkStats{};
   MetricsContext context{options_.model_name, served ? served->isa : "", served ? served->n_ctx : 0,
                          served ? served->kv_mode : "",
                          served ? served->engine->heartbeat_age_s() : 0};

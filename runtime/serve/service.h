@@ -22,22 +22,11 @@
 
 namespace foretoken {
 
-// What an operator may ask of the learned speculator. All empty while the model loads. Any thread;
-// the actions may wait for the disk.
-struct SpeculatorControl {
-  std::function<SpeculatorState()> state;
-  std::function<Status()> rollback;
-  std::function<void()> freeze, unfreeze;
-};
-
 struct ServiceOptions {
   std::string model_name = "model";  // label of the metrics
   ApiKeys api_keys;
   double stall_after_s = 30;  // engine heartbeat older than this: not ready
   std::size_t max_admission_queue = 256;
-  std::function<LinkStats()> link_stats;  // may be empty
-  std::function<void()> trace_opted_out;  // once a choice that asked not to be traced; may be empty
-  std::function<SpeculatorControl()> speculator;  // may be empty: no such routes' answers
 };
 
 class Service final : public HttpHandler {
@@ -70,7 +59,7 @@ class Service final : public HttpHandler {
   HttpReply version() const;
   HttpReply stats(const std::string& query) const;
   HttpReply metrics_text();
-  HttpReply speculator(Status (*action)(const SpeculatorControl&)) const;
+  HttpReply speculator(Status (*action)(LearnedControl&)) const;
   static HttpReply dashboard();
   HttpReply tokenize(const HttpRequest& request) const;
   HttpReply detokenize(const HttpRequest& request) const;

@@ -95,7 +95,7 @@ std::function<void(std::unique_ptr<RequestTrace>)> ServerLink::sink() {
   return [this](std::unique_ptr<RequestTrace> trace) { publisher_.push(std::move(trace)); };
 }
 
-void ServerLink::restore(OnWeights on_weights) {
+void ServerLink::restore(LinkedEngine& engine) {
   VersionKeeperHooks hooks;
   hooks.parse = [this](std::span<const std::byte> bytes) { return receiver_.parse(bytes); };
   hooks.prepare = [this](const Bundle& bundle) -> Result<LearnedPointer> {
@@ -116,14 +116,14 @@ void ServerLink::restore(OnWeights on_weights) {
     const std::lock_guard lock(decided_mutex_);
     decided_ = std::move(choice);
   };
-  on_weights_ = std::move(on_weights);
+  engine_ = &engine;
   keeper_->restore(std::move(hooks));
   hand_over();
   publish_stats();
 }
 
-void ServerLink::start(OnWeights on_weights) {
-  restore(std::move(on_weights));
+void ServerLink::start(LinkedEngine& engine) {
+  restore(engine);
   judge_ = std::thread([this] { judge_in_idle_time(); });
   pthread_setname_np(judge_.native_handle(), "judge");
   thread_ = std::thread([this] {
@@ -155,7 +155,7 @@ void ServerLink::judge_in_idle_time() {
   (void)pthread_setschedparam(pthread_self(), SCHED_IDLE, &none);
   while (!stopping_.load(std::memory_order_relaxed)) {
     const auto waiting = keeper_->waiting();
-    const bool gap = !options_.idle || options_.idle();
+    const bool gap = engine_->idle();
     if (!waiting || (!gap && *waiting < kPatience) || !keeper_->judge())
       std::this_thread::sleep_for(kTurnInterval);
   }
@@ -169,7 +169,7 @@ void ServerLink::hand_over() {
     const std::lock_guard lock(decided_mutex_);
     decided.swap(decided_);
   }
-  if (decided && on_weights_) on_weights_(std::move(*decided));
+  if (decided) engine_->draft_with(std::move(*decided));
 }
 
 void ServerLink::pump() {
@@ -183,7 +183,10 @@ void ServerLink::keep_house() {
   if (last_housekeeping_ && now - *last_housekeeping_ < kHousekeepingInterval) return;
   last_housekeeping_ = now;
   publisher_.expire();
-  if (state_ && options_.forget) read_forget_notes(state_->folder(), options_.forget);
+  if (state_) {
+    read_forget_notes(state_->folder(),
+                      [this](const std::string& key_id) { engine_->forget(key_id); });
+  }
 }
 
 void ServerLink::turn() {
@@ -200,7 +203,7 @@ void ServerLink::turn() {
     const auto now = clock_.monotonic();
     const bool of_versions = keeper_->take_news();
     const bool news = receiver_.take_news() || of_versions;
-    const bool pause = options_.pause_trainer && options_.pause_trainer();
+    const bool pause = engine_->pause_trainer();
     if (pause != paused_ || news || !last_hello_ || now - *last_hello_ >= kHelloInterval) {
       paused_ = pause;
       last_hello_ = now;
@@ -224,13 +227,13 @@ void ServerLink::say_hello() {
   hello.highest = keeper_->highest();
   hello.refused = receiver_.refused();
   hello.refused_reason = receiver_.refused_reason();
-  if (options_.activity) {
-    ServerActivity activity = options_.activity();
-    hello.requests_running = activity.requests_running;
-    hello.busy = std::clamp(activity.busy, 0.0f, 1.0f);
-    hello.round_ms = std::move(activity.round_ms);
-    hello.head_start_ms = activity.head_start_ms;
-    hello.head_step_ms = activity.head_step_ms;
+  ServerActivity activity = engine_->activity();
+  hello.requests_running = activity.requests_running;
+  hello.busy = std::clamp(activity.busy, 0.0f, 1.0f);
+  hello.round_ms = std::move(activity.round_ms);
+  hello.head_start_ms = activity.head_start_ms;
+  hello.head_step_ms = activity.head_step_ms;
+  {
     const std::lock_guard lock(decided_mutex_);
     costs_ = RoundCosts::measured(hello.round_ms, hello.head_start_ms, hello.head_step_ms);
   }

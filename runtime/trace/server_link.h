@@ -1,7 +1,7 @@
 // The server's end of the link to the trainer: one thread that sends traces and hellos and receives
 // and prepares weights, and another, of the lowest priority, that judges them (version_keeper.h).
 // The engine meets them in the ring of TracePublisher alone, so nothing here can hold up a round.
-// Lifetime: create -> sink() into Engine::create -> start(on_weights) -> ... -> stop() -> ~Engine
+// Lifetime: create -> sink() into Engine::create -> start(engine) -> ... -> stop() -> ~Engine
 // -> ~ServerLink.
 #pragma once
 
@@ -34,9 +34,19 @@ struct ServerActivity {
   bool pause_trainer = false;                 // a window of plain serving is being measured
 };
 
-// What drafts from now on. Called on the link's thread (at start, on the caller's of start()); must
-// not block.
-using OnWeights = std::function<void(SpeculatorChoice)>;
+// The engine as the link sees it. Called on the link's threads (draft_with() for the first time on
+// the caller's of start()); must not block.
+class LinkedEngine {
+ public:
+  virtual ~LinkedEngine() = default;
+  virtual void draft_with(SpeculatorChoice choice) = 0;  // from now on
+  virtual ServerActivity activity() { return {}; }       // for the hello, once a second
+  virtual bool idle() const { return true; }             // it runs nothing now
+  // A window of plain serving is being measured: the trainer is told at once.
+  virtual bool pause_trainer() const { return false; }
+  // Empties a key's traffic store, for the notes of `foretoken forget`.
+  virtual void forget(const std::string&) {}
+};
 
 struct ServerLinkOptions {
   // Both empty: no trainer is expected; the state folder's version is served, traces go to
@@ -48,15 +58,9 @@ struct ServerLinkOptions {
   std::filesystem::path state_root;  // empty: nothing is kept
   std::filesystem::path trace_dir;   // empty: no segments on disk
   std::size_t trace_dir_max_bytes = std::size_t{1} << 30;
-  double trace_dir_max_age_s = 0;  // 0: no limit
-  // Empties a key's traffic store; called on the link thread for the notes of `foretoken forget`.
-  std::function<void(const std::string& key_id)> forget;
+  double trace_dir_max_age_s = 0;   // 0: no limit
   std::size_t ring_capacity = 256;  // requests finished within one turn of the thread (50 ms)
   std::size_t ring_bytes = std::size_t{256} << 20;
-  std::function<ServerActivity()> activity;  // for the hello, once a second; may be empty
-  std::function<bool()> idle;                // the engine runs nothing now; empty: always
-  // A window of plain serving is being measured: the trainer is told at once. May be empty.
-  std::function<bool()> pause_trainer;
   // The target's rows, for bundles with a head; null: only fusion tables are taken.
   std::shared_ptr<const VocabularyRows> vocabulary;
   // The layers that the engine taps; none: the default ones. Heads of others are refused.
@@ -80,9 +84,10 @@ class ServerLink {
   std::function<void(std::unique_ptr<RequestTrace>)> sink();
   void count_opted_out() noexcept { publisher_.count_opted_out(); }
 
-  // Calls on_weights with what the state folder says was proven, then starts the threads.
-  void start(OnWeights on_weights);
-  void stop();  // idempotent; no on_weights from the link after it returned
+  // Tells the engine what the state folder says was proven, then starts the threads. The engine is
+  // not called any more once stop() returned; idempotent.
+  void start(LinkedEngine& engine);
+  void stop();
 
   LinkStats stats() const;  // any thread
   const LinkEndpoints& endpoints() const { return link_.endpoints; }
@@ -91,7 +96,7 @@ class ServerLink {
 
   // For simulation: restore() once, then one turn of the loop at a time, on the caller's thread.
   // What the judge's thread does in start() is done at the end of a turn.
-  void restore(OnWeights on_weights);
+  void restore(LinkedEngine& engine);
   void turn();
 
  private:
@@ -120,7 +125,7 @@ class ServerLink {
   std::mutex decided_mutex_;
   std::optional<SpeculatorChoice> decided_;
   RoundCosts costs_ = RoundCosts::typical();
-  OnWeights on_weights_;
+  LinkedEngine* engine_ = nullptr;  // from restore() on
   std::thread thread_, judge_;
   std::atomic<bool> stopping_{false};
   bool paused_ = false;             // as the last hello said

@@ -29,11 +29,8 @@
 #include <random>
 #include <thread>
 
-#include "foretoken/protocol/keys.h"
-#include "runtime/engine/engine.h"
-#include "runtime/model/model.h"
+#include "runtime/server/server.h"
 #include "runtime/speculate/learned.h"
-#include "runtime/trace/server_link.h"
 
 extern char** environ;
 
@@ -194,9 +191,6 @@ pid_t spawn(const std::vector<std::string>& command) {
 }
 
 int run(const Options& options) {
-  auto model = Model::load(options.model, {});
-  if (!model) return fail(model.error().message);
-  const std::int64_t n_vocab = (*model)->config().n_vocab;
   const fs::path folder =
       fs::temp_directory_path() / fmt::format("foretoken-serving-bench-{}", ::getpid());
   fs::create_directories(folder);
@@ -208,56 +202,37 @@ int run(const Options& options) {
     }
   } cleanup{folder};
 
-  ServerLinkOptions link_options;
-  link_options.model_fingerprint = (*model)->fingerprint();
-  link_options.state_root = folder / "state";
-  std::unique_ptr<Engine> engine;
+  Server::Options server_options;
+  server_options.model = options.model;
+  server_options.state_dir = (folder / "state").string();
+  server_options.calibration = false;
+  server_options.http.port = 0;
+  server_options.engine.spec_type = options.spec;
+  server_options.engine.max_num_seqs = 4;
+  server_options.engine.max_model_len = 1024;
+  server_options.engine.plain_fraction = 0;
   std::vector<std::string> command;
   if (options.mode == "trainer") {
-    const KeyFolder keys(folder / "state" / "keys");
-    if (auto s = keys.make(true, true); !s) return fail(s.error().message);
-    auto server = keys.server();
-    if (!server) return fail(server.error().message);
-    link_options.trusted_signers = server->signers;
-    link_options.endpoints.traces = fmt::format("ipc://{}/t", folder.string());
-    link_options.endpoints.weights = fmt::format("ipc://{}/w", folder.string());
-    link_options.endpoints.keys = server->link;
-    link_options.activity = [&engine] {
-      ServerActivity a;
-      if (!engine) return a;
-      const EngineStats stats = engine->stats();
-      a.requests_running = static_cast<std::uint32_t>(stats.requests_running);
-      a.busy = a.requests_running ? 1.0f : 0.0f;
-      a.round_ms.assign(stats.round_ms_by_rows.begin(), stats.round_ms_by_rows.end());
-      return a;
-    };
-    link_options.idle = [&engine] { return !engine || !engine->serving(); };
+    server_options.traces_endpoint = fmt::format("ipc://{}/t", folder.string());
+    server_options.weights_endpoint = fmt::format("ipc://{}/w", folder.string());
     command = {options.trainer,
                "--traces-endpoint",
-               link_options.endpoints.traces,
+               server_options.traces_endpoint,
                "--weights-endpoint",
-               link_options.endpoints.weights,
+               server_options.weights_endpoint,
                "--state-dir",
-               (folder / "state").string(),
+               server_options.state_dir,
                "--log-level",
                "warn"};
-    if (auto rows = VocabularyRows::of(*model)) link_options.vocabulary = *rows;
   }
-  auto link = ServerLink::create(link_options);
-  if (!link) return fail(link.error().message);
-  EngineOptions engine_options;
-  engine_options.spec_type = options.spec;
-  engine_options.max_num_seqs = 4;
-  engine_options.max_model_len = 1024;
-  auto made = Engine::create(*model, KvCalibration::data_free((*model)->kv_geometry()), nullptr,
-                             nullptr, engine_options, (*link)->sink());
-  if (!made) return fail(made.error().message);
-  engine = std::move(*made);
-  (*link)->start([&engine](SpeculatorChoice choice) { engine->set_learned(std::move(choice)); });
+  Server server(server_options);
+  if (Status started = server.start(); !started) return fail(started.error().message);
+  Engine* const engine = &server.engine();
+  const std::int64_t n_vocab = server.model().config().n_vocab;
 
   json::object out{{"schema", "foretoken.serving_bench/1"},
                    {"mode", options.mode},
-                   {"model", (*model)->config().name},
+                   {"model", server.model().config().name},
                    {"threads", engine->options().threads},
                    {"requests_in_flight", options.in_flight}};
   if (options.mode == "capture") {
@@ -285,7 +260,7 @@ int run(const Options& options) {
     ::kill(child, SIGCONT);
     ::kill(child, SIGTERM);
     ::waitpid(child, nullptr, 0);
-    const LinkStats stats = (*link)->stats();
+    const LinkStats stats = server.backend().learned->link_stats();
     out["trainer_step"] = stats.trainer_step ? json::value(*stats.trainer_step) : nullptr;
     out["traces_sent"] = stats.traces_sent;
     out["wanted"] = "median at most 1.10 on shared cores";
@@ -326,8 +301,6 @@ int run(const Options& options) {
     out["wanted"] = "p99 at most 2 ms or 10 % of a round; 0 tokens changed";
     out["holds"] = stats.swap_pause_p99_ms <= std::max(2.0, .1 * round_ms) && changed == 0;
   }
-  (*link)->stop();
-  engine.reset();
   fmt::print("{}\n", json::serialize(out));
   return 0;
 }

@@ -13,6 +13,7 @@
 #include "tests/simulation/disk_faults.h"
 #include "tests/simulation/sim_learner.h"
 #include "tests/simulation/sim_traffic.h"
+#include "tests/support/linked_engine.h"
 #include "tests/support/test_keys.h"
 #include "trainer/ingest/trainer.h"
 
@@ -171,10 +172,7 @@ class World {
     }
     process->link = std::move(link).value();
     server_ = std::move(process);
-    server_->link->restore([this](const SpeculatorChoice& choice) {
-      if (choice.canary) check_content(choice.canary->version, choice.canary->fusion);
-      on_served(choice.served->version, choice.served->fusion);
-    });
+    server_->link->restore(engine_);
     check_restored();
   }
 
@@ -539,6 +537,10 @@ class World {
   MemoryNetwork network_;
   SimTraffic traffic_;
   Disk server_disk_, trainer_disk_;
+  ToldEngine engine_{[this](const SpeculatorChoice& choice) {
+    if (choice.canary) check_content(choice.canary->version, choice.canary->fusion);
+    on_served(choice.served->version, choice.served->fusion);
+  }};
   std::unique_ptr<ServerProcess> server_;
   std::unique_ptr<trainer::Trainer> trainer_;
   std::map<std::uint64_t, std::uint64_t> wire_;       // version -> hash of its bytes

@@ -12,18 +12,23 @@ namespace {
 
 namespace json = boost::json;
 
+struct FakeControl final : LearnedControl {
+  LinkStats link_stats() const override { return {}; }
+  void count_opted_out() override {}
+  SpeculatorState state() const override { return now; }
+  Status rollback() override {
+    if (now.served.value == 0) return Error{ErrorCode::kNotFound, "nothing to do"};
+    now.served = {now.served.value - 1};
+    return Ok{};
+  }
+  void freeze() override { now.frozen = true; }
+  void unfreeze() override { now.frozen = false; }
+  SpeculatorState now;
+};
+
 class SpeculatorRoutes : public ::testing::Test {
  protected:
   void serve(ServiceOptions options = {}) {
-    options.speculator = [this]() -> SpeculatorControl {
-      return {[this] { return state_; },
-              [this]() -> Status {
-                if (state_.served.value == 0) return Error{ErrorCode::kNotFound, "nothing to do"};
-                state_.served = {state_.served.value - 1};
-                return Ok{};
-              },
-              [this] { state_.frozen = true; }, [this] { state_.frozen = false; }};
-    };
     service_ = std::make_unique<Service>(std::move(options));
     HttpServerOptions http;
     http.port = 0;
@@ -32,6 +37,7 @@ class SpeculatorRoutes : public ::testing::Test {
     server_ = std::move(*started);
     auto backend = std::make_shared<Backend>();
     backend->engine = &engine_;
+    backend->learned = &control_;
     backend->tokenizer = &tokenizer_;
     backend->names = {"fake"};
     backend->fingerprint_hex = std::string(64, 'a');
@@ -49,7 +55,8 @@ class SpeculatorRoutes : public ::testing::Test {
 
   FakeEngine engine_;
   ByteTokenizer tokenizer_;
-  SpeculatorState state_;
+  FakeControl control_;
+  SpeculatorState& state_ = control_.now;
   std::unique_ptr<Service> service_;
   std::unique_ptr<HttpServer> server_;
 };

@@ -10,6 +10,7 @@
 #include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"
+#include "tests/support/linked_engine.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
 
@@ -36,7 +37,7 @@ class Canary : public testing::Test {
   void start() {
     network_.crash_server();
     server_ = *ServerLink::create(options_, network_.open_server(), clock_);
-    server_->restore([this](SpeculatorChoice choice) { choice_ = std::move(choice); });
+    server_->restore(engine_);
   }
   void publish(std::uint64_t version, const FusionTable& table) {
     Bundle bundle = bundle_of(table);
@@ -91,6 +92,7 @@ class Canary : public testing::Test {
   fs::path folder_;
   ServerLinkOptions options_;
   Link peer_;
+  ToldEngine engine_{[this](const SpeculatorChoice& choice) { choice_ = choice; }};
   std::unique_ptr<ServerLink> server_;
   SyntheticTraffic traffic_{1};
   SpeculatorChoice choice_;

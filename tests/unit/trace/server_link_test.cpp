@@ -12,6 +12,7 @@
 #include "foretoken/protocol/transport_memory.h"
 #include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/learned.h"
+#include "tests/support/linked_engine.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/protocol/sample_trace.h"
 
@@ -58,11 +59,12 @@ class ServerLinkTest : public testing::Test {
     auto link = ServerLink::create(options_, network_.open_server(5), clock_);
     ASSERT_TRUE(link) << link.error().message;
     server_ = std::move(link).value();
-    server_->restore([this](const SpeculatorChoice& choice) {
-      const LearnedPointer& weights = choice.served;
-      ASSERT_TRUE(weights && weights->fusion.finite());
-      if (weights->version.value > 0) swaps_.push_back(weights->version.value);
-    });
+    server_->restore(engine_);
+  }
+  void told(const SpeculatorChoice& choice) {
+    const LearnedPointer& weights = choice.served;
+    ASSERT_TRUE(weights && weights->fusion.finite());
+    if (weights->version.value > 0) swaps_.push_back(weights->version.value);
   }
   void deliver(const Message& message) {
     ASSERT_TRUE(trainer_.sender->try_send(message));
@@ -92,6 +94,7 @@ class ServerLinkTest : public testing::Test {
   fs::path root_;
   ServerLinkOptions options_;
   Link trainer_;
+  ToldEngine engine_{[this](const SpeculatorChoice& choice) { told(choice); }};
   std::unique_ptr<ServerLink> server_;
   std::vector<std::uint64_t> swaps_;
 };

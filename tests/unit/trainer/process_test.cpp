@@ -17,6 +17,7 @@
 #include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"
 #include "tests/support/gguf_writer.h"
+#include "tests/support/linked_engine.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
 
 namespace foretoken::trainer {
@@ -83,16 +84,16 @@ class Processes : public ::testing::Test {
     ASSERT_TRUE(link) << link.error().message;
     server_ = std::move(link).value();
     sink_ = server_->sink();
-    server_->start([this](const SpeculatorChoice& choice) {
-      const std::lock_guard lock(mutex_);
-      const LearnedPointer& weights = choice.served;
-      const SpeculatorVersion version = weights->version;
-      if (version.value == served_) return;
-      EXPECT_GT(version.value, served_);
-      EXPECT_TRUE(tables_.emplace(version.value, weights->fusion.bias).second)
-          << version.value << " twice";
-      served_ = version.value;
-    });
+    server_->start(engine_);
+  }
+  void told(const LearnedWeights& weights) {
+    const std::lock_guard lock(mutex_);
+    const SpeculatorVersion version = weights.version;
+    if (version.value == served_) return;
+    EXPECT_GT(version.value, served_);
+    EXPECT_TRUE(tables_.emplace(version.value, weights.fusion.bias).second)
+        << version.value << " twice";
+    served_ = version.value;
   }
   void TearDown() override {
     server_->stop();
@@ -130,6 +131,7 @@ class Processes : public ::testing::Test {
   }
 
   fs::path folder_;
+  ToldEngine engine_{[this](const SpeculatorChoice& choice) { told(*choice.served); }};
   std::unique_ptr<ServerLink> server_;
   std::function<void(std::unique_ptr<RequestTrace>)> sink_;
   SyntheticTraffic traffic_{1};

@@ -10,6 +10,7 @@
 #include "foretoken/protocol/transport_memory.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"
+#include "tests/support/linked_engine.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
 #include "trainer/head/speculator_learner.h"
@@ -44,19 +45,19 @@ class World {
     options.state_root = folder_ / "server";
     options.versions.canary_fraction = 0;  // what is received serves: the link is what is on trial
     server_ = *ServerLink::create(options, network_.open_server(50), clock_);
-    std::uint64_t last = 0;
-    server_->restore([this, last](const SpeculatorChoice& choice) mutable {
-      const LearnedPointer& weights = choice.served;
-      const SpeculatorVersion version = weights->version;
-      if (version.value == last) return;
-      // Law: within a run versions rise, across restarts they never fall, and a number is one
-      // table for ever.
-      EXPECT_GT(version.value, last);
-      EXPECT_GE(version.value, served_);
-      const auto known = tables_.emplace(version.value, weights->fusion.bias).first;
-      EXPECT_EQ(known->second, weights->fusion.bias) << "version " << version.value << " twice";
-      last = served_ = version.value;
-    });
+    last_ = 0;
+    server_->restore(engine_);
+  }
+  void told(const LearnedWeights& weights) {
+    const SpeculatorVersion version = weights.version;
+    if (version.value == last_) return;
+    // Law: within a run versions rise, across restarts they never fall, and a number is one
+    // table for ever.
+    EXPECT_GT(version.value, last_);
+    EXPECT_GE(version.value, served_);
+    const auto known = tables_.emplace(version.value, weights.fusion.bias).first;
+    EXPECT_EQ(known->second, weights.fusion.bias) << "version " << version.value << " twice";
+    last_ = served_ = version.value;
   }
   void crash_server() {
     network_.crash_server();
@@ -120,9 +121,10 @@ class World {
   MemoryNetwork network_;
   SyntheticTraffic traffic_;
   fs::path folder_;
+  ToldEngine engine_{[this](const SpeculatorChoice& choice) { told(*choice.served); }};
   std::unique_ptr<ServerLink> server_;
   std::unique_ptr<Trainer> trainer_;
-  std::uint64_t served_ = 0;
+  std::uint64_t served_ = 0, last_ = 0;  // last_: of this run
   std::int64_t requests_ = 0;
   std::map<std::uint64_t, std::array<float, kFusionClasses>> tables_;
 };
@@ -153,11 +155,12 @@ TEST(Simulation, ATrainerThatStartsOverNeverReusesANumber) {
   server_options.model_fingerprint = test_fingerprint();
   server_options.trusted_signers = test_signers();
   server_options.versions.canary_fraction = 0;
-  auto server = *ServerLink::create(server_options, network.open_server(), clock);
   std::vector<std::uint64_t> versions;
-  server->restore([&](const SpeculatorChoice& choice) {
+  ToldEngine engine([&](const SpeculatorChoice& choice) {
     if (choice.served->version.value > 0) versions.push_back(choice.served->version.value);
   });
+  auto server = *ServerLink::create(server_options, network.open_server(), clock);
+  server->restore(engine);
   for (int life = 0; life < 2; ++life) {
     TrainerOptions options;
     options.state_root = folder / std::to_string(life);

@@ -1,4 +1,4 @@
-#include "runtime/cli/kv_calibration.h"
+#include "runtime/server/kv_calibration.h"
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
@@ -10,7 +10,6 @@
 
 #include "foretoken/protocol/atomic_file.h"
 #include "foretoken/protocol/state_folder.h"
-#include "runtime/cli/progress.h"
 
 namespace foretoken {
 
@@ -29,7 +28,7 @@ int threads_or_all(int threads) {
 
 Result<std::shared_ptr<const KvCalibration>> make_kv_calibration(
     const Model& model, const Tokenizer& tokenizer, const std::vector<std::string>& text_files,
-    const KvCalibrateOptions& options, int threads) {
+    const KvCalibrateOptions& options, int threads, const TaskProgress& progress) {
   std::vector<TokenId> tokens;
   std::string from;
   const auto add = [&](const std::string& name, std::string_view text) -> Status {
@@ -49,8 +48,9 @@ Result<std::shared_ptr<const KvCalibration>> make_kv_calibration(
   }
   const auto begin = std::chrono::steady_clock::now();
   kernels::ThreadPool pool(threads_or_all(threads));
-  Progress progress("KV calibration");
-  auto made = calibrate_kv(model, tokens, options, pool, std::ref(progress));
+  auto made = calibrate_kv(model, tokens, options, pool, [&](double fraction) {
+    if (progress) progress("KV calibration", fraction);
+  });
   if (!made) return made.error();
   spdlog::info("KV calibration of {} made from {} of {} tokens of {} in {:.1f} s",
                model.config().name, std::min<std::size_t>(tokens.size(), options.max_tokens),
@@ -60,8 +60,8 @@ Result<std::shared_ptr<const KvCalibration>> make_kv_calibration(
 }
 
 Result<std::shared_ptr<const KvCalibration>> obtain_kv_calibration(
-    const Model& model, const Tokenizer& tokenizer, KvMode mode,
-    const KvCalibrationChoice& choice) {
+    const Model& model, const Tokenizer& tokenizer, KvMode mode, const KvCalibrationChoice& choice,
+    const TaskProgress& progress) {
   if (!kv_mode_needs_calibration(mode)) return std::shared_ptr<const KvCalibration>();
   if (!choice.file.empty()) {
     auto named = KvCalibration::load(choice.file, model.kv_geometry(), model.fingerprint(), mode);
@@ -81,7 +81,7 @@ Result<std::shared_ptr<const KvCalibration>> obtain_kv_calibration(
   }
   std::vector<std::string> texts;
   if (!choice.text_file.empty()) texts.push_back(choice.text_file);
-  auto made = make_kv_calibration(model, tokenizer, texts, {}, choice.threads);
+  auto made = make_kv_calibration(model, tokenizer, texts, {}, choice.threads, progress);
   if (!made) return made.error();
   std::error_code error;
   std::filesystem::create_directories(path.parent_path(), error);

@@ -10,6 +10,7 @@
 #include "runtime/kv/calibration.h"
 #include "runtime/kv/kv_cache.h"
 #include "runtime/model/model.h"
+#include "runtime/server/server_options.h"
 #include "runtime/text/tokenizer.h"
 
 namespace foretoken {
@@ -24,12 +25,13 @@ struct KvCalibrationChoice {
 
 // Null in modes that need none. A named file that does not fit the model is an error.
 Result<std::shared_ptr<const KvCalibration>> obtain_kv_calibration(
-    const Model& model, const Tokenizer& tokenizer, KvMode mode, const KvCalibrationChoice& choice);
+    const Model& model, const Tokenizer& tokenizer, KvMode mode, const KvCalibrationChoice& choice,
+    const TaskProgress& progress);
 
-// Makes it, with a progress bar. text_files: none: the bundled text. threads 0: all cores.
+// text_files: none: the bundled text. threads 0: all cores.
 Result<std::shared_ptr<const KvCalibration>> make_kv_calibration(
     const Model& model, const Tokenizer& tokenizer, const std::vector<std::string>& text_files,
-    const KvCalibrateOptions& options, int threads);
+    const KvCalibrateOptions& options, int threads, const TaskProgress& progress);
 
 // A regular file of at most 64 MiB.
 Result<std::string> read_text(const std::string& path);

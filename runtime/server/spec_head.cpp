@@ -1,4 +1,4 @@
-#include "runtime/cli/spec_head.h"
+#include "runtime/server/spec_head.h"
 
 #include <fmt/format.h>
 #include <sodium.h>
