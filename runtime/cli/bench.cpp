@@ -6,7 +6,7 @@
 #include <fstream>
 
 #include "runtime/cli/command.h"
-#include "runtime/cli/flags.h"
+#include "runtime/flags/flags.h"
 #include "runtime/evaluate/benchmark.h"
 
 namespace foretoken {

@@ -6,7 +6,7 @@
 #include <filesystem>
 
 #include "runtime/cli/command.h"
-#include "runtime/cli/flags.h"
+#include "runtime/flags/flags.h"
 #include "runtime/cli/progress.h"
 #include "runtime/server/kv_calibration.h"
 

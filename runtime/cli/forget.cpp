@@ -13,7 +13,7 @@
 #include "foretoken/protocol/trace.h"
 #include "foretoken/protocol/trace_segment.h"
 #include "runtime/cli/command.h"
-#include "runtime/cli/flags.h"
+#include "runtime/flags/flags.h"
 #include "runtime/serve/api_keys.h"
 #include "runtime/trace/traffic_files.h"
 

@@ -9,7 +9,7 @@
 #include "foretoken/protocol/state_folder.h"
 #include "foretoken/protocol/transport.h"
 #include "runtime/cli/command.h"
-#include "runtime/cli/flags.h"
+#include "runtime/flags/flags.h"
 #include "runtime/server/spec_head.h"
 #include "runtime/speculate/fusion_bundle.h"
 #include "runtime/model/arch/architecture.h"

@@ -7,7 +7,7 @@
 #include "foretoken/protocol/keys.h"
 #include "foretoken/protocol/state_folder.h"
 #include "runtime/cli/command.h"
-#include "runtime/cli/flags.h"
+#include "runtime/flags/flags.h"
 
 namespace foretoken {
 namespace {

@@ -11,7 +11,7 @@
 #include <fstream>
 
 #include "runtime/cli/command.h"
-#include "runtime/cli/flags.h"
+#include "runtime/flags/flags.h"
 #include "runtime/replay/player.h"
 #include "runtime/replay/summary.h"
 

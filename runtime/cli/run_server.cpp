@@ -54,19 +54,9 @@ int fail(const Error& error) {
              : 1;
 }
 
-std::string_view spec_name(SpecType type) {
-  switch (type) {
-    case SpecType::kNone:
-      return "none";
-    case SpecType::kNgram:
-      return "ngram";
-    case SpecType::kModel:
-      return "model";
-    case SpecType::kHead:
-      return "head";
-    case SpecType::kAuto:
-      return "auto";
-  }
+std::string spec_name(SpecType type) {
+  for (const auto& [name, of] : spec_types())
+    if (of == type) return name;
   return "?";
 }
 

@@ -12,7 +12,7 @@ int serve_main(int argc, char** argv) {
   ServeFlags options;
   options.add_to(flags);
   if (auto status = flags.parse(argc, argv)) return *status;
-  if (Status status = options.finish(); !status) {
+  if (Status status = options.server.complete(); !status) {
     fmt::print(stderr, "foretoken serve: {}\n", status.error().message);
     return 2;
   }

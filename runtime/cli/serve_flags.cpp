@@ -6,6 +6,14 @@
 
 namespace foretoken {
 
+Flags::Choices<SpecType> spec_types() {
+  return {{"auto", SpecType::kAuto},
+          {"head", SpecType::kHead},
+          {"ngram", SpecType::kNgram},
+          {"model", SpecType::kModel},
+          {"none", SpecType::kNone}};
+}
+
 void ServeFlags::add_to(Flags& flags) {
   EngineOptions& engine = server.engine;
   HttpServerOptions& http = server.http;
@@ -29,20 +37,21 @@ void ServeFlags::add_to(Flags& flags) {
       ->check(CLI::Range(16, 8192));
   flags.option("max-queue", engine.max_queue, "requests waiting; more are refused with 429")
       ->check(CLI::Range(1, 1 << 20));
-  flags.option("kv-cache-dtype", kv_cache_dtype_, kv_mode_names());
-  flags.option("draft-kv-cache-dtype", draft_kv_cache_dtype_,
-               "of the draft model: " + kv_mode_names());
-  flags.option("kv-cache-memory", kv_cache_memory_,
-               "bytes of the KV pool (64M, 2G), 0: enough for max-num-seqs");
+  Flags::Choices<KvMode> kv_dtypes;
+  for (const KvMode mode : kv_modes()) kv_dtypes.emplace_back(kv_mode_name(mode), mode);
+  flags.choice("kv-cache-dtype", engine.kv_cache_dtype, kv_dtypes, "");
+  flags.choice("draft-kv-cache-dtype", engine.draft_kv_cache_dtype, kv_dtypes,
+               "of the draft model");
+  flags.bytes("kv-cache-memory", engine.kv_cache_memory,
+              "bytes of the KV pool (64M, 2G), 0: enough for max-num-seqs");
   flags.toggle("prefix-cache", engine.prefix_cache,
                "keep the KV pages of finished requests for those that begin alike");
-  flags.option(
-      "prefix-tail-memory", prefix_tail_memory_,
-      "of the KV pool, at most so many bytes of 16-bit pages kept to resume from, 0: half");
+  flags.bytes("prefix-tail-memory", engine.prefix_tail_memory,
+              "of the KV pool, at most so many bytes of 16-bit pages kept to resume from, 0: half");
   flags.option("kv-sink", engine.kv_sink, "first tokens kept in 16 bits, a multiple of 64");
   flags.option("kv-window", engine.kv_window,
                "last tokens kept in 16 bits, a multiple of 64, at least 64");
-  flags.option("spec-type", spec_type_, "auto, head, ngram, model or none");
+  flags.choice("spec-type", engine.spec_type, spec_types(), "");
   flags.option("spec-draft-model", server.spec_draft_model,
                "a GGUF file with the same tokenizer, for model and auto");
   flags.option("spec-head", server.spec_head,
@@ -58,8 +67,10 @@ void ServeFlags::add_to(Flags& flags) {
       .option("spec-draft-vocab", engine.spec_draft_vocab,
               "tokens a draft model chooses among, the most frequent and those seen lately; 0: all")
       ->check(CLI::Range(0, 1 << 20));
-  flags.option("spec-sampling", spec_sampling_,
-               "invariant (same tokens as without speculation) or rejection (same distribution)");
+  flags.choice<SpecSampling>(
+      "spec-sampling", engine.spec_sampling,
+      {{"invariant", SpecSampling::kInvariant}, {"rejection", SpecSampling::kRejection}},
+      "the same tokens as without speculation, or the same distribution");
   flags
       .option("control-fraction", engine.control_fraction,
               "share of rounds run without speculation, to measure the speedup")
@@ -77,7 +88,7 @@ void ServeFlags::add_to(Flags& flags) {
                "API keys share one traffic store and one prefix cache");
   flags.option("threads", engine.threads, "kernel threads, 0: all cores")
       ->check(CLI::Range(0, 1024));
-  flags.option("device", device, "cpu");
+  flags.choice("device", device, {"cpu"}, "");
   flags.option("state-dir", server.state_dir,
                "where calibration and speculator versions are kept, by model");
   flags.toggle("calibration", server.calibration,
@@ -95,7 +106,8 @@ void ServeFlags::add_to(Flags& flags) {
                "folder of keys (see foretoken keys): whose weights are served, and which trainer "
                "may connect; default: keys in the state directory, made when needed");
   flags.option("trace-dir", server.trace_dir, "also write traces to segments here");
-  flags.option("trace-dir-max-bytes", trace_dir_max_bytes_, "of which the oldest are deleted");
+  flags.bytes("trace-dir-max-bytes", server.trace_dir_max_bytes, "of which the oldest are deleted",
+              std::size_t{1} << 20);
   flags
       .option("retention-hours", server.retention_hours,
               "stored traces (of a trainer that `up` starts, too) and traffic stores that were not "
@@ -112,7 +124,7 @@ void ServeFlags::add_to(Flags& flags) {
   flags.option("http-threads", http.io_threads, "I/O threads")->check(CLI::Range(1, 64));
   flags.option("max-connections", http.max_connections, "open connections")
       ->check(CLI::Range(1, 1 << 20));
-  flags.option("max-body-bytes", max_body_, "largest request body");
+  flags.bytes("max-body-bytes", http.max_body_bytes, "largest request body", 1 << 10, 1 << 30);
   flags.option("header-timeout", http.header_timeout_s, "seconds for a request's headers")
       ->check(CLI::Range(0.1, 3600.0));
   flags.option("body-timeout", http.body_timeout_s, "seconds for a request's body")
@@ -125,63 +137,10 @@ void ServeFlags::add_to(Flags& flags) {
       ->check(CLI::Range(0.1, 3600.0));
   flags.option("cors-origins", http.cors_origins,
                "origins browsers may call from; none: no CORS headers");
-  flags.option("log-level", log_level, "trace, debug, info, warn, error");
+  flags.choice("log-level", log_level, {"trace", "debug", "info", "warn", "error"}, "");
   flags.app()
       .add_flag("--check", check, "read the model's metadata, say what would run, and exit")
       ->configurable(false);
-}
-
-Status ServeFlags::finish() {
-  auto wrong = [](std::string_view flag, std::string_view found, std::string_view wanted) {
-    return Error{ErrorCode::kInvalidInput,
-                 fmt::format("--{}: found \"{}\", wanted {}", flag, found, wanted)};
-  };
-  EngineOptions& engine = server.engine;
-  if (device != "cpu") return wrong("device", device, "cpu (this build has no other)");
-  for (auto [flag, text, mode] :
-       {std::tuple{"kv-cache-dtype", &kv_cache_dtype_, &engine.kv_cache_dtype},
-        std::tuple{"draft-kv-cache-dtype", &draft_kv_cache_dtype_, &engine.draft_kv_cache_dtype}}) {
-    auto parsed = parse_kv_mode(*text);
-    if (!parsed) return wrong(flag, *text, kv_mode_names());
-    *mode = *parsed;
-  }
-  if (spec_type_ == "none")
-    engine.spec_type = SpecType::kNone;
-  else if (spec_type_ == "ngram")
-    engine.spec_type = SpecType::kNgram;
-  else if (spec_type_ == "model")
-    engine.spec_type = SpecType::kModel;
-  else if (spec_type_ == "head")
-    engine.spec_type = SpecType::kHead;
-  else if (spec_type_ == "auto")
-    engine.spec_type = SpecType::kAuto;
-  else
-    return wrong("spec-type", spec_type_, "auto, head, ngram, model or none");
-  if (spec_sampling_ == "invariant")
-    engine.spec_sampling = SpecSampling::kInvariant;
-  else if (spec_sampling_ == "rejection")
-    engine.spec_sampling = SpecSampling::kRejection;
-  else
-    return wrong("spec-sampling", spec_sampling_, "invariant or rejection");
-  if (engine.kv_sink < 0 || engine.kv_sink % 64 != 0)
-    return wrong("kv-sink", std::to_string(engine.kv_sink), "a multiple of 64");
-  if (engine.kv_window < 64 || engine.kv_window % 64 != 0)
-    return wrong("kv-window", std::to_string(engine.kv_window), "a multiple of 64, at least 64");
-  auto memory = parse_bytes(kv_cache_memory_);
-  if (!memory) return wrong("kv-cache-memory", kv_cache_memory_, "a size like 512M");
-  engine.kv_cache_memory = *memory;
-  auto tails = parse_bytes(prefix_tail_memory_);
-  if (!tails) return wrong("prefix-tail-memory", prefix_tail_memory_, "a size like 512M");
-  engine.prefix_tail_memory = *tails;
-  auto traces = parse_bytes(trace_dir_max_bytes_);
-  if (!traces || *traces < (std::size_t{1} << 20))
-    return wrong("trace-dir-max-bytes", trace_dir_max_bytes_, "a size from 1M on");
-  server.trace_dir_max_bytes = *traces;
-  auto body = parse_bytes(max_body_);
-  if (!body || *body < 1024 || *body > (std::size_t{1} << 30))
-    return wrong("max-body-bytes", max_body_, "a size from 1K to 1G");
-  server.http.max_body_bytes = *body;
-  return server.complete();
 }
 
 }  // namespace foretoken

@@ -4,10 +4,12 @@
 #include <string>
 #include <vector>
 
-#include "runtime/cli/flags.h"
+#include "runtime/flags/flags.h"
 #include "runtime/server/server_options.h"
 
 namespace foretoken {
+
+Flags::Choices<SpecType> spec_types();  // by name
 
 struct ServeFlags {
   ServerOptions server;
@@ -16,15 +18,6 @@ struct ServeFlags {
   double shutdown_timeout_s = 30;
 
   void add_to(Flags& flags);
-  // After parsing: enumerations, sizes and combinations. Errors name the flag, what was found and
-  // wanted.
-  Status finish();
-
- private:
-  std::string kv_cache_dtype_ = "int2", draft_kv_cache_dtype_ = "int2", spec_type_ = "auto",
-              spec_sampling_ = "invariant";
-  std::string kv_cache_memory_ = "0", prefix_tail_memory_ = "0", max_body_ = "8M",
-              trace_dir_max_bytes_ = "1G";
 };
 
 }  // namespace foretoken

@@ -11,7 +11,7 @@
 #include <thread>
 
 #include "runtime/cli/command.h"
-#include "runtime/cli/flags.h"
+#include "runtime/flags/flags.h"
 #include "runtime/replay/http_client.h"
 
 namespace foretoken {

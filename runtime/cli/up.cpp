@@ -58,7 +58,7 @@ int up_main(int argc, char** argv) {
     fmt::print(stderr, "foretoken up: {}\n", error.message);
     return 2;
   };
-  if (Status status = options.finish(); !status) return complain(status.error());
+  if (Status status = options.server.complete(); !status) return complain(status.error());
   if (options.check) return run_server(options, {});
   auto trainer = find_trainer();
   if (!trainer) return complain(trainer.error());

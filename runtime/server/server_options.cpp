@@ -19,6 +19,11 @@ Status ServerOptions::complete() {
                              spec_head));
   if (traces_endpoint.empty() != weights_endpoint.empty())
     return wrong("--traces-endpoint and --weights-endpoint: wanted both or neither");
+  if (engine.kv_sink < 0 || engine.kv_sink % 64 != 0)
+    return wrong(fmt::format("--kv-sink: found {}, wanted a multiple of 64", engine.kv_sink));
+  if (engine.kv_window < 64 || engine.kv_window % 64 != 0)
+    return wrong(fmt::format("--kv-window: found {}, wanted a multiple of 64, at least 64",
+                             engine.kv_window));
   if (state_dir.empty()) state_dir = default_state_root().string();
   if (served_model_names.empty()) {
     std::string name = model.substr(model.find_last_of('/') + 1);

@@ -19,17 +19,6 @@ constexpr std::array kObjectives = {
 
 std::span<const Objective> objectives() { return kObjectives; }
 
-const Objective* find_objective(std::string_view name) {
-  const auto found = std::ranges::find(kObjectives, name, &Objective::name);
-  return found == kObjectives.end() ? nullptr : &*found;
-}
-
-std::vector<std::string> objective_names() {
-  std::vector<std::string> names;
-  for (const Objective& row : kObjectives) names.emplace_back(row.name);
-  return names;
-}
-
 std::string objective_help() {
   std::string help;
   for (const Objective& row : kObjectives)

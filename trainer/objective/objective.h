@@ -8,7 +8,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <vector>
 
 namespace foretoken::trainer {
 
@@ -24,8 +23,6 @@ struct Objective {
 inline constexpr float kMinQ = 1e-20f;  // below, logarithms are held
 
 std::span<const Objective> objectives();                 // the first is the default
-const Objective* find_objective(std::string_view name);  // null: there is none of that name
-std::vector<std::string> objective_names();
 std::string objective_help();  // "overlap (...); forward-kl (...); ..."
 
 // Of one row; gradient need not be cleared.
