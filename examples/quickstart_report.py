@@ -61,7 +61,7 @@ def candidates_of(stats, speculator):
         fate = fates.get(verdict["version"])
         candidates.append({**{k: verdict[k] for k in ("candidate", "version", "verdict", "requests", "step", "figures")},
                            "server": fate and {"fate": fate["event"], "reason": fate.get("reason"), "requests": fate.get("judged_requests"),
-                                               "gain": fate.get("tokens_per_round_difference"), "ci": fate.get("ci")}})
+                                               "gain": fate.get("predicted_speed_gain"), "ci": fate.get("ci")}})
     return candidates
 
 

@@ -153,7 +153,7 @@ std::string render(const json::value& s) {
                    at(s, "speculator.frozen") == json::value(true) ? ", frozen" : "",
                    shown(number(s, "speculator.age_s"), "{:.0f}")));
   if (const json::value& canary = at(s, "speculator.canary"); canary.is_object())
-    line("  canary", fmt::format("version {}, {} requests judged, {} % tokens a round",
+    line("  canary", fmt::format("version {}, {} requests judged, {} % predicted speed",
                                  json::serialize(at(canary, "version")),
                                  shown(number(canary, "requests_judged"), "{:.0f}"),
                                  shown(100 * number(canary, "replay.gain"), "{:+.1f}")));

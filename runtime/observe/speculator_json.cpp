@@ -47,7 +47,7 @@ json::object speculator_json(const SpeculatorState& s, const EngineStats& stats)
   for (const double ms : stats.round_ms_by_rows) round_ms.push_back(finite(ms));
   // A tier that has not drafted is there all the same: the controller found it not worth its cost.
   for (const char* tier : {"fusion", "head"}) {
-    if (std::string_view(tier) == "head" && s.kind != "head") continue;
+    if (std::string_view(tier) == "head" && !s.has_head) continue;
     AcceptanceStats a;
     if (const auto found = stats.by_kind.find(tier); found != stats.by_kind.end())
       a = found->second;
@@ -86,9 +86,9 @@ json::object speculator_json(const SpeculatorState& s, const EngineStats& stats)
                                  {"head_step_ms", stats.head_step_ms}}},
           {"lineage", s.lineage},
           {"definition",
-           "gain: tokens a round of the whole portfolio against the version it is compared to, "
-           "relative, both replayed on the same finished requests; intervals are valid at any "
-           "time"}};
+           "gain: relative, of the whole portfolio over the version it is compared to: replay and "
+           "watch of predicted speed, both replayed on the same finished requests; live of tokens "
+           "a round, as its requests and the others' ran; intervals are valid at any time"}};
 }
 
 }  // namespace foretoken

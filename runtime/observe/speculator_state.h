@@ -13,7 +13,8 @@
 
 namespace foretoken {
 
-// Gains in tokens a round of the whole portfolio, relative: 0.03 is 3 % more. 95 %, any-time valid.
+// What the whole portfolio gains with one version over another, relative: 0.03 is 3 % faster. 95 %,
+// any-time valid.
 struct GainFigures {
   std::int64_t requests = 0;
   double gain = 0, low = 0, high = 0;
@@ -23,20 +24,23 @@ struct CanaryState {
   SpeculatorVersion version;
   double since_s = 0;
   double fraction = 0;  // of requests drafted for with it
-  GainFigures replay;   // it against the served version, both replayed on the same requests
-  GainFigures live;     // its requests against the others', as they ran
+  // It against the served version, both replayed on the same requests: in predicted time.
+  GainFigures replay;
+  // Its requests against the others', as they ran: in rounds for the same tokens.
+  GainFigures live;
 };
 
 struct SpeculatorState {
   SpeculatorVersion served, parent;
-  std::string kind;  // "none" (as shipped), "fusion", "head"
+  std::string kind;       // of its bundle, for people; "none": as shipped
+  bool has_head = false;  // it or the canary drafts with a learned head, of any architecture
   double age_s = 0;
   std::string verdict;  // of the trainer's gate on it
   bool frozen = false;
   std::optional<CanaryState> canary;
   std::optional<SpeculatorVersion> waiting;   // received, its canary begins after the present one
   std::optional<SpeculatorVersion> previous;  // what a rollback would serve; 0 is as shipped
-  GainFigures watch;                          // served against previous, since it was promoted
+  GainFigures watch;  // served against previous, by replay, since it was promoted
   std::vector<std::uint64_t> proven, banned;
   std::int64_t promoted = 0, rolled_back = 0, refused = 0;  // since the server started
   std::int64_t judged = 0,

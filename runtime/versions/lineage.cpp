@@ -64,7 +64,7 @@ json::object to_json(const LineageEvent& e) {
   if (!e.reason.empty()) out["reason"] = e.reason;
   if (e.judged_requests > 0) {
     out["judged_requests"] = e.judged_requests;
-    out["tokens_per_round_difference"] = finite(e.difference);
+    out["predicted_speed_gain"] = finite(e.gain);
     out["ci"] = json::array{finite(e.low), finite(e.high)};
   }
   return out;
@@ -88,7 +88,9 @@ Result<LineageEvent> lineage_event_from_json(const json::value& value) {
   e.verdict = text(*o, "verdict");
   e.reason = text(*o, "reason");
   e.judged_requests = integer(*o, "judged_requests");
-  e.difference = number(*o, "tokens_per_round_difference");
+  // Its name until it was called what it is.
+  constexpr const char *kGain = "predicted_speed_gain", *kOld = "tokens_per_round_difference";
+  e.gain = number(*o, o->contains(kGain) ? kGain : kOld);
   if (const json::value* ci = o->if_contains("ci"); ci && ci->is_array()) {
     const json::array& a = ci->get_array();
     if (a.size() == 2 && a[0].is_number() && a[1].is_number()) {

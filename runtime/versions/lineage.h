@@ -31,8 +31,8 @@ struct LineageEvent {
   std::string verdict;  // the trainer's gate, as the bundle names it; of a given one: its digest
   std::string reason;   // of this event: the canary's verdict, the refusal, the operator
   std::int64_t judged_requests = 0;  // promoted and rolled_back: what the verdict stands on
-  double difference = 0, low = 0,
-         high = 0;  // tokens a round against the version it was compared to
+  // Of predicted speed, over the version it was compared to: 0.03 is 3 % faster.
+  double gain = 0, low = 0, high = 0;
 };
 boost::json::object to_json(const LineageEvent& event);
 Result<LineageEvent> lineage_event_from_json(const boost::json::value& value);

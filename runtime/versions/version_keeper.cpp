@@ -8,6 +8,7 @@
 
 #include "foretoken/kernels/splitmix64.h"
 #include "foretoken/protocol/trace_size.h"
+#include "runtime/speculate/learned.h"
 
 namespace foretoken {
 namespace {
@@ -197,7 +198,7 @@ void VersionKeeper::log(std::string event, const Held& held, std::string reason,
   e.reason = std::move(reason);
   if (judged && judged->requests > 0) {
     e.judged_requests = judged->requests;
-    e.difference = judged->gain();
+    e.gain = judged->gain();
     e.low = lower_bound(*judged, alpha / 2);
     e.high = upper_bound(*judged, alpha / 2);
   }
@@ -387,7 +388,7 @@ void VersionKeeper::decide() {
                                  100 * live.gain(), live.requests));
   if (replay.requests < kLeastRequests) return;
   const auto said = [&] {
-    return fmt::format("{:+.1f} % tokens a round on {} requests replayed", 100 * replay.gain(),
+    return fmt::format("{:+.1f} % predicted speed on {} requests replayed", 100 * replay.gain(),
                        replay.requests);
   };
   if (upper_bound(replay, options_.alpha) < 0) return end_trial("slower: " + said());
@@ -563,6 +564,8 @@ SpeculatorState VersionKeeper::state() const {
   s.served = served_.version;
   s.parent = served_.parent;
   s.kind = served_.kind;
+  const auto has_head = [](const Held& held) { return held.weights && held.weights->head; };
+  s.has_head = has_head(served_) || (trial_ && has_head(trial_->held));
   s.age_s = seconds(served_since_);
   s.verdict = served_.verdict;
   s.frozen = lineage_.state().frozen;

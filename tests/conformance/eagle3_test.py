@@ -180,6 +180,7 @@ class Eagle3(unittest.TestCase):
                 speculator = json.loads(server.get("/v1/speculator")[1])
                 self.assertEqual(speculator["version"], 1)
                 self.assertEqual([(e["event"], e["kind"], e["reason"]) for e in speculator["lineage"]], [("given", "eagle3", head)])
+                self.assertEqual([t["tier"] for t in speculator["tiers"]], ["fusion", "head"])
                 server.eventually(lambda s: s["acceptance"]["by_version"].get("1", {}).get("drafted", 0) > 100, "its drafts")
                 self.assertIn("tokens of the probe right", server.output())
         seen = json.loads(self.foretoken("inspect", self.path("traces"), "--json"))

@@ -200,7 +200,7 @@ TEST_F(KeeperTest, AGoodVersionIsACanaryFirstAndThenServes) {
   EXPECT_THAT(published_, ElementsAre(std::pair(0, 0), std::pair(0, 1), std::pair(1, 0)));
   EXPECT_THAT(events(), ElementsAre("1 received", "1 canary", "1 promoted"));
   const auto promoted = keeper_->state().lineage.back();
-  EXPECT_GT(promoted.at("tokens_per_round_difference").to_number<double>(), .1);
+  EXPECT_GT(promoted.at("predicted_speed_gain").to_number<double>(), .1);
   EXPECT_EQ(promoted.at("verdict").as_string(), "promoted: test");
 }
 
@@ -379,6 +379,23 @@ TEST_F(KeeperTest, ATornLineIsCutOffAndADamagedOneSkipped) {
   promote(2, .7);
   start();
   EXPECT_EQ(keeper_->served().value, 2u);
+}
+
+// A line of a server that called the gain by another unit's name.
+TEST_F(KeeperTest, AnOldLineOfTheLineageIsRead) {
+  promote(1);
+  std::ofstream(folder_ / "lineage.jsonl", std::ios::app)
+      << R"({"time": "2026-11-01T10:00:00Z", "unix_ms": 1793527200000, "event": "rolled_back", )"
+      << R"("version": 1, "parent": 0, "served": 0, "frozen": false, "judged_requests": 90, )"
+      << R"("tokens_per_round_difference": -0.0625, "ci": [-0.09, -0.03]})"
+      << "\n";
+  start();
+  EXPECT_EQ(keeper_->served().value, 0u);
+  const auto line = keeper_->state().lineage.back().get_object();
+  EXPECT_EQ(line.at("event"), "rolled_back");
+  EXPECT_EQ(line.at("judged_requests"), 90);
+  EXPECT_EQ(line.at("predicted_speed_gain"), -0.0625);
+  EXPECT_EQ(line.at("ci").at(1), -0.03);
 }
 
 // Killed between two lines of the lineage: whatever the last one was, no version is lost.
