@@ -1,8 +1,7 @@
 // The server's part of a model's state folder: the bundles of versions that may serve again, and
 // the lineage that says which (lineage.h), so that a restarted server serves its last proven
-// speculator at once, trainer or not. Files are written atomically; what does not parse is set
-// aside by name, never served and never fatal. Link thread (and start-up before it runs), under
-// VersionKeeper's lock.
+// speculator at once, trainer or not. What does not parse is set aside by name, never served and
+// never fatal. Link thread (and start-up before it runs), under VersionKeeper's lock.
 #pragma once
 
 #include <filesystem>
@@ -10,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "foretoken/protocol/bundle.h"
+#include "foretoken/protocol/bundle_files.h"
 #include "foretoken/protocol/control.h"
 
 namespace foretoken {
@@ -24,18 +23,18 @@ class StateDir {
   const std::filesystem::path& folder() const { return folder_; }
   std::filesystem::path lineage_path() const { return folder_ / "lineage.jsonl"; }
   std::filesystem::path traffic_folder() const { return folder_ / "traffic"; }
-  std::filesystem::path bundle_path(SpeculatorVersion version) const;
 
-  Status store_bundle(SpeculatorVersion version, std::span<const std::byte> bytes) const;
-  // nullopt: there is no such file. One that cannot be read is renamed to NAME.damaged and logged.
+  const BundleFiles& bundles() const { return bundles_; }
+  // nullopt: there is no such file. One that cannot be read is set aside.
   std::optional<std::vector<std::byte>> load_bundle(SpeculatorVersion version) const;
-  void set_aside(SpeculatorVersion version, const std::string& problem) const;
   // Deletes the bundles of all versions but these.
   void keep_only(std::span<const SpeculatorVersion> versions) const;
 
  private:
-  explicit StateDir(std::filesystem::path folder) : folder_(std::move(folder)) {}
+  StateDir(std::filesystem::path folder, BundleFiles bundles)
+      : folder_(std::move(folder)), bundles_(std::move(bundles)) {}
   std::filesystem::path folder_;
+  BundleFiles bundles_;
 };
 
 }  // namespace foretoken

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "foretoken/protocol/bundle.h"
+#include "foretoken/protocol/bundle_files.h"
 
 namespace foretoken::trainer {
 
@@ -28,11 +29,8 @@ class VersionStore {
   std::optional<std::vector<std::byte>> load(SpeculatorVersion version) const;
 
  private:
-  VersionStore(std::filesystem::path folder, const SigningKey& key)
-      : folder_(std::move(folder)), key_(key) {}
-  std::filesystem::path path_of(SpeculatorVersion version) const;
-  void delete_old() const;
-  std::filesystem::path folder_;
+  VersionStore(BundleFiles files, const SigningKey& key) : files_(std::move(files)), key_(key) {}
+  BundleFiles files_;
   SigningKey key_;
   SpeculatorVersion highest_;
 };
