@@ -36,9 +36,9 @@ zmq::const_buffer buffer_of(const CurveKey& key) { return zmq::buffer(key.data()
 // (ZAP, https://rfc.zeromq.org/spec/27), and counts the handshakes that failed, whatever the
 // reason. One thread, asleep until somebody knocks. Lives as long as the last of the link's
 // sockets.
-class Doorkeeper {
+class CurveAuthenticator {
  public:
-  Doorkeeper(std::shared_ptr<zmq::context_t> context, std::vector<CurveKey> admitted, bool server)
+  CurveAuthenticator(std::shared_ptr<zmq::context_t> context, std::vector<CurveKey> admitted, bool server)
       : context_(std::move(context)),
         admitted_(std::move(admitted)),
         server_(server),
@@ -47,17 +47,17 @@ class Doorkeeper {
         stop_out_(*context_, zmq::socket_type::pair) {
     door_.set(zmq::sockopt::linger, 0);
     if (server) door_.bind("inproc://zeromq.zap.01");
-    stop_in_.bind("inproc://doorkeeper.stop");
-    stop_out_.connect("inproc://doorkeeper.stop");
+    stop_in_.bind("inproc://curve_authenticator.stop");
+    stop_out_.connect("inproc://curve_authenticator.stop");
   }
-  ~Doorkeeper() {
+  ~CurveAuthenticator() {
     if (!thread_.joinable()) return;
     stop_out_.send(zmq::message_t(), zmq::send_flags::dontwait);
     thread_.join();
   }
   // Before start(). The flag is set when a handshake of this socket failed.
   std::shared_ptr<std::atomic<bool>> watch(zmq::socket_t& socket) {
-    const std::string at = fmt::format("inproc://doorkeeper.{}", monitors_.size());
+    const std::string at = fmt::format("inproc://curve_authenticator.{}", monitors_.size());
     if (zmq_socket_monitor(socket.handle(), at.c_str(),
                            ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
                                ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
@@ -182,7 +182,7 @@ class ZmqSender final : public Sender {
     configure(socket_, high_water_mark);
   }
   zmq::socket_t& socket() { return socket_; }
-  void keep(std::shared_ptr<Doorkeeper> doorkeeper) { doorkeeper_ = std::move(doorkeeper); }
+  void keep(std::shared_ptr<CurveAuthenticator> curve_authenticator) { curve_authenticator_ = std::move(curve_authenticator); }
   void retry(Retry retry) { retry_ = std::move(retry); }
 
   bool try_send(Message message) override {
@@ -214,7 +214,7 @@ class ZmqSender final : public Sender {
 
  private:
   std::shared_ptr<zmq::context_t> context_;  // outlives the socket
-  std::shared_ptr<Doorkeeper> doorkeeper_;
+  std::shared_ptr<CurveAuthenticator> curve_authenticator_;
   Retry retry_;
   zmq::socket_t socket_;
 };
@@ -226,7 +226,7 @@ class ZmqReceiver final : public Receiver {
     configure(socket_, high_water_mark);
   }
   zmq::socket_t& socket() { return socket_; }
-  void keep(std::shared_ptr<Doorkeeper> doorkeeper) { doorkeeper_ = std::move(doorkeeper); }
+  void keep(std::shared_ptr<CurveAuthenticator> curve_authenticator) { curve_authenticator_ = std::move(curve_authenticator); }
   void retry(Retry retry) { retry_ = std::move(retry); }
 
   std::optional<Message> try_receive() override {
@@ -267,7 +267,7 @@ class ZmqReceiver final : public Receiver {
 
  private:
   std::shared_ptr<zmq::context_t> context_;
-  std::shared_ptr<Doorkeeper> doorkeeper_;
+  std::shared_ptr<CurveAuthenticator> curve_authenticator_;
   Retry retry_;
   zmq::socket_t socket_;
 };
@@ -277,7 +277,7 @@ enum class Role { kServer, kTrainer };
 void secure(zmq::socket_t& socket, const LinkKeys& keys, Role role) {
   if (role == Role::kServer) {
     socket.set(zmq::sockopt::curve_server, true);
-    // The doorkeeper's door is bound before these sockets are and outlives them: libzmq would let
+    // The curve_authenticator's door is bound before these sockets are and outlives them: libzmq would let
     // everybody in who knows the server's key if there were none.
     socket.set(zmq::sockopt::zap_domain, "foretoken");
   } else {
@@ -310,20 +310,20 @@ Result<Link> open_link(const LinkEndpoints& endpoints, Role role) {
       if (role == Role::kTrainer && endpoints.keys->peers.size() != 1) {
         return Error{ErrorCode::kInvalidInput, "link: a trainer's keys name exactly one server"};
       }
-      const auto doorkeeper =
-          std::make_shared<Doorkeeper>(context, endpoints.keys->peers, role == Role::kServer);
+      const auto curve_authenticator =
+          std::make_shared<CurveAuthenticator>(context, endpoints.keys->peers, role == Role::kServer);
       secure(sender->socket(), *endpoints.keys, role);
       secure(receiver->socket(), *endpoints.keys, role);
-      auto sender_failed = doorkeeper->watch(sender->socket());
-      auto receiver_failed = doorkeeper->watch(receiver->socket());
+      auto sender_failed = curve_authenticator->watch(sender->socket());
+      auto receiver_failed = curve_authenticator->watch(receiver->socket());
       if (role == Role::kTrainer) {
         sender->retry({out, std::move(sender_failed)});
         receiver->retry({in, std::move(receiver_failed)});
       }
-      doorkeeper->start();
-      sender->keep(doorkeeper);
-      receiver->keep(doorkeeper);
-      link.peers_refused = doorkeeper->refused();
+      curve_authenticator->start();
+      sender->keep(curve_authenticator);
+      receiver->keep(curve_authenticator);
+      link.peers_refused = curve_authenticator->refused();
     }
     attach(sender->socket(), out, role);
     attaching = &in;

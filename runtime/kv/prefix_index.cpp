@@ -124,7 +124,7 @@ void PrefixIndex::add(std::span<const PageHash> pages, std::span<const Page> seq
     NodeId id = find(pages[p]);
     const bool covered = std::ranges::any_of(
         tails, [&](const Tail& t) { return t.first <= depth && depth < t.border; });
-    if (!content && !covered && (id < 0 || hollow(at(id)))) break;
+    if (!content && !covered && (id < 0 || holds_nothing(at(id)))) break;
     if (id < 0) id = make(pages[p], parent, depth, owner);
     Page& page = at(id).page;
     if (content && content_is_hot(depth) && page.hot == kNoSlab) {
@@ -209,7 +209,7 @@ void PrefixIndex::remove(NodeId leaf) {
 }
 
 void PrefixIndex::remove_hollow(NodeId leaf) {
-  if (leaf >= 0 && at(leaf).children == 0 && hollow(at(leaf))) remove(leaf);
+  if (leaf >= 0 && at(leaf).children == 0 && holds_nothing(at(leaf))) remove(leaf);
 }
 
 // By somebody besides the index itself.
@@ -296,7 +296,7 @@ std::string PrefixIndex::validate(std::array<std::vector<int>, 2>& holders) cons
     if (!node.alive) continue;
     if (children[i] != node.children) return fmt::format("node {}: children miscounted", i);
     if (covering[i] != node.covering) return fmt::format("node {}: tails miscounted", i);
-    if (node.children == 0 && hollow(node)) return fmt::format("node {} is an empty leaf", i);
+    if (node.children == 0 && holds_nothing(node)) return fmt::format("node {} is an empty leaf", i);
     const bool parent_sealed = node.parent < 0 || content_is_hot(at(node.parent).depth) ||
                                at(node.parent).page.sealed != kNoSlab;
     if (node.page.sealed != kNoSlab && !parent_sealed)

@@ -95,7 +95,7 @@ class PrefixIndex {
   NodeId& bucket_of(const PageHash& hash);
   NodeId find(const PageHash& hash) const;
   bool content_is_hot(int depth) const { return !options_.seals || depth < options_.sink_pages; }
-  bool hollow(const Node& node) const {
+  bool holds_nothing(const Node& node) const {
     return node.page.hot == kNoSlab && node.page.sealed == kNoSlab;
   }
   bool in_use(const Node& node) const;
@@ -104,7 +104,7 @@ class PrefixIndex {
   void evict_tail();
   void remove(NodeId leaf);         // and its tail
   void remove_hollow(NodeId leaf);  // upwards, as long as nothing is left of them
-  void drop_tail(NodeId id);        // its cover; hollow nodes may remain
+  void drop_tail(NodeId id);        // its cover; nodes that hold nothing may remain
   void keep_tail(std::span<const NodeId> path, std::span<const Page> sequence, Tail tail);
   NodeId make(const PageHash& hash, NodeId parent, int depth, std::uint64_t owner);
 

@@ -28,8 +28,8 @@ std::string random_id(const char* prefix) {
 
 }  // namespace
 
-std::variant<AdmittedRequest, ApiError> admit(const Backend& backend, CompletionRequest request) {
-  AdmittedRequest admitted;
+std::variant<PreparedRequest, ApiError> prepare(const Backend& backend, CompletionRequest request) {
+  PreparedRequest prepared;
   for (PromptInput& input : request.prompts) {
     std::vector<TokenId> tokens;
     if (auto* given = std::get_if<std::vector<TokenId>>(&input)) {
@@ -64,28 +64,28 @@ std::variant<AdmittedRequest, ApiError> admit(const Backend& backend, Completion
     std::int64_t n_prompt = static_cast<std::int64_t>(tokens.size());
     auto limit = token_limit(n_prompt, request.max_tokens, backend.n_ctx);
     if (!limit) return ApiError::context_length(limit.error().message, n_prompt, backend.n_ctx);
-    admitted.max_tokens.push_back(*limit);
-    admitted.prompts.push_back(std::move(tokens));
+    prepared.max_tokens.push_back(*limit);
+    prepared.prompts.push_back(std::move(tokens));
   }
   if (request.seed) {
-    admitted.seed = *request.seed;
+    prepared.seed = *request.seed;
   } else {
-    randombytes_buf(&admitted.seed, sizeof admitted.seed);
-    admitted.seed >>= 11;
-    spdlog::debug("a request without a seed: drew {}", admitted.seed);
+    randombytes_buf(&prepared.seed, sizeof prepared.seed);
+    prepared.seed >>= 11;
+    spdlog::debug("a request without a seed: drew {}", prepared.seed);
   }
   request.prompts.clear();
-  admitted.request = std::move(request);
-  return admitted;
+  prepared.request = std::move(request);
+  return prepared;
 }
 
 CompletionJob::CompletionJob(std::shared_ptr<const Backend> backend, RequestMetrics& metrics,
-                             std::shared_ptr<Exchange> exchange, AdmittedRequest admitted)
+                             std::shared_ptr<Exchange> exchange, PreparedRequest prepared)
     : backend_(std::move(backend)),
       metrics_(metrics),
       exchange_(std::move(exchange)),
-      admitted_(std::move(admitted)) {
-  const CompletionRequest& request = admitted_.request;
+      prepared_(std::move(prepared)) {
+  const CompletionRequest& request = prepared_.request;
   identity_.chat = request.chat;
   identity_.id = random_id(request.chat ? "chatcmpl-" : "cmpl-");
   identity_.model = request.model.empty() ? backend_->names.front() : request.model;
@@ -93,7 +93,7 @@ CompletionJob::CompletionJob(std::shared_ptr<const Backend> backend, RequestMetr
   identity_.created_unix_s = std::chrono::duration_cast<std::chrono::seconds>(
                                  std::chrono::system_clock::now().time_since_epoch())
                                  .count();
-  for (int p = 0; p < static_cast<int>(admitted_.prompts.size()); ++p)
+  for (int p = 0; p < static_cast<int>(prepared_.prompts.size()); ++p)
     for (int i = 0; i < request.n; ++i)
       choices_.push_back(Choice{{}, p, ChoiceText(*backend_->tokenizer, request.stop)});
   open_choices_ = choices_.size();
@@ -106,17 +106,17 @@ void CompletionJob::start() {
 }
 
 void CompletionJob::submit_all() {
-  const CompletionRequest& request = admitted_.request;
+  const CompletionRequest& request = prepared_.request;
   for (std::size_t index = 0; index < choices_.size(); ++index) {
     Choice& choice = choices_[index];
     EngineRequest engine_request;
     choice.id = engine_request.id = backend_->engine->next_request_id();
     engine_request.choice = static_cast<int>(index) % request.n;
-    engine_request.prompt = admitted_.prompts[static_cast<std::size_t>(choice.prompt)];
+    engine_request.prompt = prepared_.prompts[static_cast<std::size_t>(choice.prompt)];
     engine_request.sampling = request.sampling;
-    engine_request.sampling.seed = choice_seed(admitted_.seed, engine_request.choice);
+    engine_request.sampling.seed = choice_seed(prepared_.seed, engine_request.choice);
     engine_request.max_tokens =
-        static_cast<int>(admitted_.max_tokens[static_cast<std::size_t>(choice.prompt)]);
+        static_cast<int>(prepared_.max_tokens[static_cast<std::size_t>(choice.prompt)]);
     engine_request.stop_tokens = request.stop_tokens;
     if (!request.ignore_eos) {
       const auto& ends = backend_->tokenizer->end_of_generation();
@@ -125,8 +125,8 @@ void CompletionJob::submit_all() {
     engine_request.top_logprobs = request.top_logprobs;
     engine_request.speculation = request.speculation;
     engine_request.trace = request.trace;
-    engine_request.domain = admitted_.domain;
-    engine_request.key_id = admitted_.key_id;
+    engine_request.domain = prepared_.domain;
+    engine_request.key_id = prepared_.key_id;
     engine_request.sink = [self = shared_from_this(), index](EngineEvent&& event) {
       auto held = std::make_shared<EngineEvent>(std::move(event));
       self->exchange_->post([self, index, held] { self->on_event(index, std::move(*held)); });
@@ -164,7 +164,7 @@ void CompletionJob::on_event(std::size_t index, EngineEvent event) {
     if (choice.counted_first)
       metrics_.token_gap(std::chrono::duration<double>(now - choice.last_output).count());
     else
-      metrics_.first_token(seconds_since(admitted_.arrived));
+      metrics_.first_token(seconds_since(prepared_.arrived));
     choice.counted_first = true;
     choice.last_output = now;
   }
@@ -185,7 +185,7 @@ void CompletionJob::on_event(std::size_t index, EngineEvent event) {
     end_choice(index, "stop", json::value(*choice.text.matched_stop()));
   } else if (event.finish == FinishReason::kStop) {
     // As vLLM: null for the model's own end of generation, the id for one of stop_token_ids.
-    const auto& asked = admitted_.request.stop_tokens;
+    const auto& asked = prepared_.request.stop_tokens;
     json::value reason = nullptr;
     if (event.stop_token && std::find(asked.begin(), asked.end(), *event.stop_token) != asked.end())
       reason = *event.stop_token;
@@ -197,7 +197,7 @@ void CompletionJob::on_event(std::size_t index, EngineEvent event) {
 
 void CompletionJob::emit(std::size_t index, ChoiceText::Output output) {
   Choice& choice = choices_[index];
-  const CompletionRequest& request = admitted_.request;
+  const CompletionRequest& request = prepared_.request;
   if (!request.stream) {
     choice.shown += output.text;
     std::move(output.logprobs.begin(), output.logprobs.end(), std::back_inserter(choice.logprobs));
@@ -238,7 +238,7 @@ json::object CompletionJob::chunk_choice(const Choice& choice, std::size_t index
 void CompletionJob::send_chunk(json::object choice, bool with_totals) {
   json::object chunk = envelope(identity_, true);
   chunk["choices"] = json::array{std::move(choice)};
-  if (admitted_.request.include_usage) chunk["usage"] = nullptr;
+  if (prepared_.request.include_usage) chunk["usage"] = nullptr;
   if (with_totals) {
     AnswerTotals sums = totals();
     chunk["timings"] = timings_json(sums);
@@ -253,7 +253,7 @@ void CompletionJob::end_choice(std::size_t index, const char* reason, json::valu
   choice.finish_reason = reason;
   choice.stop_reason = std::move(stop_reason);
   --open_choices_;
-  if (admitted_.request.stream) {
+  if (prepared_.request.stream) {
     json::object empty = identity_.chat ? json::object{} : json::object{{"text", ""}};
     send_chunk(chunk_choice(choice, index, std::move(empty), nullptr), open_choices_ == 0);
   }
@@ -261,7 +261,7 @@ void CompletionJob::end_choice(std::size_t index, const char* reason, json::valu
 }
 
 void CompletionJob::complete() {
-  const CompletionRequest& request = admitted_.request;
+  const CompletionRequest& request = prepared_.request;
   done_ = true;
   AnswerTotals sums = totals();
   record(choices_.front().finish_reason);
@@ -331,11 +331,11 @@ void CompletionJob::cancel_all() {
 
 AnswerTotals CompletionJob::totals() const {
   AnswerTotals sums;
-  sums.seed = admitted_.seed;
-  for (const auto& prompt : admitted_.prompts)
+  sums.seed = prepared_.seed;
+  for (const auto& prompt : prepared_.prompts)
     sums.prompt_tokens += static_cast<std::int64_t>(prompt.size());
   RequestTimings& t = sums.timings;
-  std::vector<std::int64_t> cached_of(admitted_.prompts.size(), 0);
+  std::vector<std::int64_t> cached_of(prepared_.prompts.size(), 0);
   for (const Choice& choice : choices_) {
     sums.completion_tokens += choice.text.n_tokens();
     // A prompt is counted once, however many choices it has.
@@ -361,14 +361,14 @@ void CompletionJob::record(const std::string& reason) {
   AnswerTotals sums = totals();
   FinishedRequest finished;
   finished.finished_reason = reason;
-  finished.e2e_s = seconds_since(admitted_.arrived);
+  finished.e2e_s = seconds_since(prepared_.arrived);
   finished.queue_s = sums.timings.queue_ms / 1000;
   finished.prefill_s = sums.timings.prompt_ms / 1000;
   finished.decode_s = sums.timings.predicted_ms / 1000;
   finished.prompt_tokens = sums.prompt_tokens;
   finished.generated_tokens = sums.completion_tokens;
-  finished.max_tokens = *std::max_element(admitted_.max_tokens.begin(), admitted_.max_tokens.end());
-  finished.n = admitted_.request.n;
+  finished.max_tokens = *std::max_element(prepared_.max_tokens.begin(), prepared_.max_tokens.end());
+  finished.n = prepared_.request.n;
   metrics_.finished(finished);
 }
 

@@ -1,7 +1,7 @@
-// One completion request from admission to its last byte: submits its choices to the engine, turns
-// events into chunks or one response, cancels on stop strings and when the client leaves. Lives on
-// its exchange's executor (one thread at a time) and is kept alive by the engine's sinks and the
-// exchange.
+// One completion request from its checked body to its last byte: submits its choices to the engine,
+// turns events into chunks or one response, cancels on stop strings and when the client leaves.
+// Lives on its exchange's executor (one thread at a time) and is kept alive by the engine's sinks
+// and the exchange.
 #pragma once
 
 #include <chrono>
@@ -17,7 +17,7 @@
 namespace foretoken {
 
 // A checked request whose prompts are tokens and whose seed is drawn.
-struct AdmittedRequest {
+struct PreparedRequest {
   CompletionRequest request;
   std::vector<std::vector<TokenId>> prompts;
   std::vector<std::int64_t> max_tokens;  // one a prompt
@@ -28,12 +28,12 @@ struct AdmittedRequest {
 
 // Tokenises, bounds max_tokens, draws a missing seed (below 2^53, so that every client can send it
 // back).
-std::variant<AdmittedRequest, ApiError> admit(const Backend& backend, CompletionRequest request);
+std::variant<PreparedRequest, ApiError> prepare(const Backend& backend, CompletionRequest request);
 
 class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
  public:
   CompletionJob(std::shared_ptr<const Backend> backend, RequestMetrics& metrics,
-                std::shared_ptr<Exchange> exchange, AdmittedRequest admitted);
+                std::shared_ptr<Exchange> exchange, PreparedRequest prepared);
   void start();  // on the exchange's executor
 
  private:
@@ -67,7 +67,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   const std::shared_ptr<const Backend> backend_;
   RequestMetrics& metrics_;
   std::shared_ptr<Exchange> exchange_;
-  AdmittedRequest admitted_;
+  PreparedRequest prepared_;
   AnswerIdentity identity_;
   std::vector<Choice> choices_;
   std::size_t open_choices_ = 0;

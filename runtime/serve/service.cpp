@@ -223,21 +223,21 @@ void Service::complete(const HttpRequest& http, std::shared_ptr<Exchange> exchan
         "model_not_found")));
   warn_ignored(request.ignored);
   std::string domain = request.domain;
-  auto admission = admit(*served, std::move(request));
-  if (auto* error = std::get_if<ApiError>(&admission))
+  auto preparation = prepare(*served, std::move(request));
+  if (auto* error = std::get_if<ApiError>(&preparation))
     return exchange->respond(error_response(*error));
-  AdmittedRequest& admitted = std::get<AdmittedRequest>(admission);
+  PreparedRequest& prepared = std::get<PreparedRequest>(preparation);
   if (options_.api_keys.required())
-    admitted.key_id = options_.api_keys.check(http.authorization).value_or("");
-  if (domain.empty()) domain = admitted.key_id.empty() ? "default" : admitted.key_id;
-  admitted.domain = bounded_domain(domain);
-  admitted.arrived = http.arrived;
-  admitted.request.trace &= options_.api_keys.traced(admitted.key_id);
-  if (!admitted.request.trace && served->learned)
+    prepared.key_id = options_.api_keys.check(http.authorization).value_or("");
+  if (domain.empty()) domain = prepared.key_id.empty() ? "default" : prepared.key_id;
+  prepared.domain = bounded_domain(domain);
+  prepared.arrived = http.arrived;
+  prepared.request.trace &= options_.api_keys.traced(prepared.key_id);
+  if (!prepared.request.trace && served->learned)
     for (std::size_t i = 0;
-         i < admitted.prompts.size() * static_cast<std::size_t>(admitted.request.n); ++i)
+         i < prepared.prompts.size() * static_cast<std::size_t>(prepared.request.n); ++i)
       served->learned->count_opted_out();
-  auto job = std::make_shared<CompletionJob>(served, metrics_, exchange, std::move(admitted));
+  auto job = std::make_shared<CompletionJob>(served, metrics_, exchange, std::move(prepared));
   exchange->post([job] { job->start(); });
 }
 

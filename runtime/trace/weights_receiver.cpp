@@ -69,7 +69,7 @@ std::string WeightsReceiver::refused_reason() const {
 void WeightsReceiver::refuse(const Error& error, SpeculatorVersion version) {
   const std::string reason = error.message.substr(0, error.message.find(':'));
   const std::int64_t count = ++rejected_[reason];
-  // Frost passes: the keeper says while it lasts.
+  // A freeze passes: the keeper says while it lasts.
   if (reason != "frozen" && version.value != 0) {
     refused_ = std::max(refused_, version);
     refused_reason_ = error.message;
