@@ -1,4 +1,4 @@
-// admit and plan: which sequences run, and which rows this round computes.
+// admit and plan: which sequences run, and what this round decodes of them.
 #include <algorithm>
 
 #include "runtime/engine/core.h"
@@ -56,8 +56,7 @@ void EngineCore::admit() {
     // which the head drafts.
     s.computed = 0;
     if (!s.chain.empty()) s.computed = kv_->resume(*kv, s.chain, s.n_prompt, s.prefill_end() - 1);
-    const std::int64_t first = std::min<std::int64_t>(std::int64_t(s.tokens.size()) + 1,
-                                                      s.computed + options_.max_batch_rows);
+    const std::int64_t first = first_length(std::int64_t(s.tokens.size()), s.computed, limits_);
     if (!kv_->reserve(*kv, first) && !running_.empty()) {
       kv_->close(*kv);
       return;
@@ -98,52 +97,39 @@ void EngineCore::preempt(Sequence& s) {
   running_.erase(it);
 }
 
-// Makes room by preempting younger sequences. False: nothing younger is left, and `sequence` itself
-// has been preempted (only possible while an older one runs: no request is longer than what the
-// whole pool holds).
-bool EngineCore::make_room(Sequence& sequence, std::int64_t length) {
-  while (!kv_->reserve(sequence.kv, length)) {
-    Sequence& youngest = *running_.back();
-    const bool self = &youngest == &sequence;
-    preempt(youngest);
-    if (self) return false;
-  }
-  return true;
+bool EngineCore::Pages::reserve(std::size_t sequence, std::int64_t length) {
+  return core.kv_->reserve(core.running_[sequence]->kv, length);
 }
 
+void EngineCore::Pages::preempt(std::size_t youngest) { core.preempt(*core.running_[youngest]); }
+
 void EngineCore::plan() {
+  states_.clear();
+  for (const auto& s : running_) {
+    SequenceState& state = states_.emplace_back();
+    state.tokens = std::int64_t(s->tokens.size());
+    state.computed = s->computed;
+    state.prefill_end = s->prefill_end();
+    state.may_come = std::min(std::int64_t(s->request.max_tokens) - s->n_generated(),
+                              options_.max_model_len - state.tokens);
+    state.decodes = s->decoding();
+    state.drafts = s->request.speculation;
+  }
+  Pages pages(*this);
+  plan_decode(states_, limits_, pages, plan_);
   Round& r = round_;
   r.n_entries = r.n_jobs = 0;
-  r.has_prefill = false;
-  std::int64_t prefill_left = 0;
-  // Decoding sequences first; room for their longest draft, so that drafting cannot fail later.
-  for (std::size_t i = 0; i < running_.size(); ++i) {
-    Sequence& s = *running_[i];
-    if (!s.decoding()) {
-      r.has_prefill = true;
-      prefill_left += std::int64_t(s.tokens.size()) - s.computed;
-      continue;
-    }
-    const std::int64_t left = std::min(std::int64_t(s.request.max_tokens) - s.n_generated(),
-                                       options_.max_model_len - std::int64_t(s.tokens.size()));
-    const bool drafts = s.request.speculation && options_.spec_draft_n_max > 0;
-    const int n_max =
-        drafts ? int(std::clamp<std::int64_t>(left - 1, 0, options_.spec_draft_n_max)) : 0;
-    if (!make_room(s, std::int64_t(s.tokens.size()) + n_max))
-      continue;  // may shorten running_, never before i
+  for (const RoundPlan::Decode& planned : plan_.decode) {
     RoundEntry& e = r.entries[std::size_t(r.n_entries++)];
-    e.sequence = &s;
+    e.sequence = running_[planned.sequence].get();
     e.decode = e.samples = true;
     e.accepted = 0;
     e.job = r.n_jobs++;
     DraftJob& job = r.jobs[std::size_t(e.job)];
-    job.context = context_of(s);
-    job.max_tokens = n_max;
+    job.context = context_of(*e.sequence);
+    job.max_tokens = planned.max_draft;
     job.draft.clear();
   }
-  const std::int64_t free_rows =
-      options_.max_batch_rows - std::int64_t(r.n_jobs) * (1 + options_.spec_draft_n_max);
-  r.prefill_rows = int(std::min(prefill_left, free_rows));
 }
 
 }  // namespace foretoken

@@ -19,7 +19,7 @@ void EngineCore::commit() {
   int decode_rows = 0;
   double work = 0;
   std::int64_t context = 0, emitted = 0;
-  bool comparable = !r.has_prefill;
+  bool comparable = !plan_.has_prefill;
   const std::string* domain = nullptr;
   for (int i = 0; i < r.n_entries; ++i) {
     RoundEntry& e = r.entries[std::size_t(i)];

@@ -1,6 +1,7 @@
 #include "runtime/engine/core.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 
@@ -166,6 +167,10 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   self->logits_ = model->make_logit_rows(self->max_logit_rows_);
   self->reports_.reserve(std::size_t(self->max_logit_rows_));
   self->slot_used_.assign(std::size_t(o.max_num_seqs), false);
+  self->limits_ = {o.max_batch_rows, o.spec_draft_n_max};
+  self->states_.reserve(std::size_t(o.max_num_seqs));
+  self->plan_.decode.reserve(std::size_t(o.max_num_seqs));
+  self->plan_.prefill.reserve(std::size_t(o.max_num_seqs));
   self->round_.entries.resize(std::size_t(o.max_num_seqs));
   for (RoundEntry& e : self->round_.entries) e.path.reserve(kMaxDraft + 1);
   self->round_.jobs.resize(std::size_t(o.max_num_seqs));
@@ -259,11 +264,19 @@ void EngineCore::round() {
   settle_features();
   admit();
   plan();
-  if (round_.n_entries == 0 && !round_.has_prefill) return;  // prefill gets its entries in verify()
+  if (round_.n_entries == 0 && !plan_.has_prefill) return;  // prefill gets its entries in verify()
   draft();
   verify();
   accept();
   commit();
+  if constexpr (kChecksSequences) {
+    for (const auto& s : running_) {
+      if (const char* broken = s->broken()) {
+        fmt::print(stderr, "engine: request {} breaks: {}\n", s->request.id.value, broken);
+        std::abort();
+      }
+    }
+  }
 }
 
 void EngineCore::fill(EngineStats& stats) const {

@@ -16,6 +16,7 @@
 #include "runtime/model/model.h"
 #include "runtime/observe/net_speedup.h"
 #include "runtime/observe/speedup.h"
+#include "runtime/schedule/round_plan.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/speculate/portfolio.h"
 
@@ -47,8 +48,6 @@ struct Round {
   bool control = false;   // speculation off, by the coin
   bool plain = false;     // speculation and capture off: a window of plain serving
   bool has_taps = false;  // the features are of this round
-  bool has_prefill = false;
-  int prefill_rows = 0;           // at least that many beside the decoding rows
   int n_entries = 0, n_jobs = 0;  // used prefixes: buffers are kept from round to round
   double draft_ms = 0, verify_ms = 0;
   SteadyTime started;
@@ -96,12 +95,11 @@ class EngineCore {
  private:
   EngineCore() = default;
   void admit();   // admit.cpp: waiting -> running, cancellations, preemption
-  void plan();    // admit.cpp: which rows this round runs
+  void plan();    // admit.cpp: what this round decodes (schedule/round_plan.h)
   void draft();   // draft.cpp
   void verify();  // verify.cpp: the forward pass
   void accept();  // accept.cpp
   void commit();  // commit.cpp
-  bool make_room(Sequence& sequence, std::int64_t length);
   void preempt(Sequence& sequence);
   void finish(Sequence& sequence, FinishReason reason, EngineEvent&& last);
   void remove_finished();
@@ -135,6 +133,16 @@ class EngineCore {
       waiting_;  // front is next; preempted ones return to the front
   std::vector<std::unique_ptr<Sequence>> running_;  // admission order
   std::vector<bool> slot_used_;
+  // The KV cache and the running sequences as planning sees them.
+  struct Pages final : PageBudget {
+    explicit Pages(EngineCore& core) : core(core) {}
+    bool reserve(std::size_t sequence, std::int64_t length) override;
+    void preempt(std::size_t youngest) override;
+    EngineCore& core;
+  };
+  RoundLimits limits_;
+  std::vector<SequenceState> states_;  // of running_, as this round was planned
+  RoundPlan plan_;
   Round round_;
   HeadTaps taps_{};
   std::unique_ptr<FeatureRows> features_;  // null: nobody reads hidden states

@@ -12,8 +12,9 @@ void EngineCore::draft() {
   r.control = !r.plain && r.n_jobs > 0 && options_.control_fraction > 0 &&
               options_.spec_draft_n_max > 0 && coin_.toss();
   if (r.n_jobs > 0) {
+    const int prefill_rows = int(plan_.prefill_rows);
     portfolio_->draft(std::span(r.jobs.data(), std::size_t(r.n_jobs)), r.control || r.plain,
-                      r.prefill_rows, options_.max_batch_rows - r.n_jobs - r.prefill_rows);
+                      prefill_rows, options_.max_batch_rows - r.n_jobs - prefill_rows);
     if (options_.on_drafted) options_.on_drafted(std::span(r.jobs.data(), std::size_t(r.n_jobs)));
   }
   r.draft_ms =

@@ -4,6 +4,7 @@
 // token has no KV yet).
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -18,6 +19,13 @@
 namespace foretoken {
 
 using SteadyTime = std::chrono::steady_clock::time_point;
+
+// Whether this build checks the invariants of its sequences after every round.
+#if !defined(NDEBUG) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kChecksSequences = true;
+#else
+inline constexpr bool kChecksSequences = false;
+#endif
 
 struct Sequence {
   EngineRequest request;
@@ -36,7 +44,7 @@ struct Sequence {
   SteadyTime submitted, admitted, decode_started;
   bool preempted = false;  // recomputing what it had: its tokens are "prompt" for prefill only
   std::optional<FinishReason> ends;  // asked for from outside: at the next round
-  bool finished = false;  // dropped at the end of the round
+  bool finished = false;             // dropped at the end of the round
 
   std::int64_t n_generated() const { return std::int64_t(tokens.size()) - n_prompt; }
   // Prefill ends here: at the prompt's end, or, where some of the answer is known already, at the
@@ -45,6 +53,21 @@ struct Sequence {
     return n_generated() > 0 ? std::int64_t(tokens.size()) - 1 : n_prompt;
   }
   bool decoding() const { return computed + 1 == std::int64_t(tokens.size()) && n_generated() > 0; }
+  // Between two rounds: which of the invariants does not hold; null: all do.
+  const char* broken() const {
+    const auto n = std::int64_t(tokens.size());
+    if (n_prompt < 1 || n_prompt > n ||
+        !std::equal(tokens.begin(), tokens.begin() + n_prompt, request.prompt.begin(),
+                    request.prompt.end()))
+      return "tokens = prompt then output";
+    if (computed < 0 || computed > n) return "computed <= tokens.size()";
+    if ((slot < 0) != (kv < 0)) return "a slot goes with a KV sequence";
+    if (slot < 0 && computed > 0) return "what is computed is in the KV";
+    if (!decoding() && computed >= prefill_end() && n_generated() > 0)
+      return "it decodes once its prefill has ended";
+    if (n_generated() > request.max_tokens) return "no more output than was asked for";
+    return nullptr;
+  }
 };
 
 }  // namespace foretoken

@@ -24,20 +24,13 @@ void EngineCore::verify() {
     r.groups.push_back({e.sequence->kv, e.sequence->computed, e.n_rows, e.first_row,
                         draft.is_chain() ? nullptr : draft.parents.data()});
   }
-  // Prefill chunks share what is left, first come first served. A sequence that was preempted
-  // recomputes everything but its last token, which then decodes as if nothing had happened.
-  for (std::size_t i = 0; i < running_.size(); ++i) {
-    Sequence& s = *running_[i];
-    if (s.decoding()) continue;
-    const std::int64_t room = options_.max_batch_rows - std::int64_t(r.tokens.size());
-    const std::int64_t n = std::min(room, s.prefill_end() - s.computed);
-    if (n <= 0) break;
-    // Only sequences younger than this one may lose their pages, and none of those has rows yet...
-    // unless it decodes: then this one waits for the next round instead.
-    if (!kv_->reserve(s.kv, s.computed + n)) {
-      if (r.n_entries > 0) continue;
-      if (!make_room(s, s.computed + n)) break;
-    }
+  // Prefill chunks take what rows are left. A sequence that was preempted recomputes everything but
+  // its last token, which then decodes as if nothing had happened.
+  Pages pages(*this);
+  plan_prefill(states_, limits_, std::int64_t(r.tokens.size()), pages, plan_);
+  for (const RoundPlan::Chunk& chunk : plan_.prefill) {
+    Sequence& s = *running_[chunk.sequence];
+    const std::int64_t n = chunk.rows;
     RoundEntry& e = r.entries[std::size_t(r.n_entries++)];
     e.sequence = &s;
     e.decode = false;
@@ -45,7 +38,7 @@ void EngineCore::verify() {
     e.job = -1;
     e.accepted = 0;
     e.first_row = int(r.tokens.size());
-    e.n_rows = int(n);
+    e.n_rows = chunk.rows;
     e.first_logit = int(r.logit_rows.size());
     r.tokens.insert(r.tokens.end(), s.tokens.begin() + s.computed,
                     s.tokens.begin() + s.computed + n);
