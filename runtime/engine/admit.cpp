@@ -69,7 +69,7 @@ void EngineCore::admit() {
       s.timings.cached_n = s.computed;
       stats_.prefix_cache_queries += s.n_prompt;
       stats_.prefix_cache_hits += s.computed;
-      s.admitted = std::chrono::steady_clock::now();
+      s.admitted = now();
       s.timings.queue_ms =
           std::chrono::duration<double, std::milli>(s.admitted - s.submitted).count();
     }

@@ -39,7 +39,7 @@ void EngineCore::commit() {
   for (int i = 0; i < r.n_entries; ++i) commit_one(r.entries[std::size_t(i)]);
   remove_finished();
 
-  const double round_ms = ms_since(r.started, std::chrono::steady_clock::now());
+  const double round_ms = ms_since(r.started, now());
   if (decoding > 0) {
     RoundMeasurement m;
     m.sequences = decoding;
@@ -64,7 +64,7 @@ void EngineCore::commit() {
 void EngineCore::commit_one(RoundEntry& e) {
   Sequence& s = *e.sequence;
   Round& r = round_;
-  const auto now = std::chrono::steady_clock::now();
+  const SteadyTime now = this->now();
   if (!e.samples) {  // a prefill chunk that ends inside what is already known
     s.computed += e.n_rows;
     kv_->commit(s.kv, s.computed);

@@ -42,8 +42,9 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
     std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
     std::shared_ptr<const Model> draft_model,
     std::shared_ptr<const KvCalibration> draft_calibration, const EngineOptions& wanted,
-    TraceSink trace_sink) {
+    TraceSink trace_sink, const Clock& clock) {
   std::unique_ptr<EngineCore> self(new EngineCore);
+  self->clock_ = &clock;
   EngineOptions& o = self->options_;
   o = wanted;
   if (o.threads <= 0) o.threads = std::max(1, int(std::thread::hardware_concurrency()));
@@ -137,6 +138,7 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   portfolio.n_fixed = o.spec_draft_n_fixed;
   portfolio.max_sequences = o.max_num_seqs;
   portfolio.max_model_len = o.max_model_len;
+  portfolio.clock = &clock;
   self->taps_ = o.head_taps.value_or(head_taps(config.n_layers));
   for (const int tap : self->taps_) {
     if (tap < 0 || tap > config.n_layers) {
@@ -177,7 +179,7 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   self->round_.tokens.reserve(std::size_t(o.max_batch_rows));
   self->round_.groups.reserve(std::size_t(o.max_num_seqs));
   self->round_.logit_rows.reserve(std::size_t(self->max_logit_rows_));
-  self->started_ = self->version_since_ = std::chrono::steady_clock::now();
+  self->started_ = self->version_since_ = self->now();
   return self;
 }
 
@@ -219,7 +221,7 @@ void EngineCore::forget_traffic(const std::string& key_id) {
 }
 
 void EngineCore::set_learned(SpeculatorChoice choice, std::vector<LearnedPointer>& retired) {
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = now();
   const auto version_of = [](const LearnedPointer& weights) {
     return weights ? weights->version.value : 0;
   };
@@ -250,15 +252,15 @@ void EngineCore::swap_for_test() {
     perturbed->initial = false;
     next = std::move(perturbed);
   }
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = now();
   std::vector<std::shared_ptr<const LearnedWeights>> retired;
   set_learned({std::move(next), learned_.canary, learned_.canary_fraction}, retired);
   swap_took(
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
+      std::chrono::duration<double, std::milli>(now() - begin).count());
 }
 
 void EngineCore::round() {
-  round_.started = std::chrono::steady_clock::now();
+  round_.started = now();
   if (options_.swap_every_rounds > 0 && stats_.engine_rounds % options_.swap_every_rounds == 0)
     swap_for_test();
   settle_features();
@@ -281,7 +283,7 @@ void EngineCore::round() {
 
 void EngineCore::fill(EngineStats& stats) const {
   stats = stats_;
-  const auto now = std::chrono::steady_clock::now();
+  const SteadyTime now = this->now();
   auto seconds = [](auto d) { return std::chrono::duration<double>(d).count(); };
   stats.uptime_s = seconds(now - started_);
   stats.requests_running = std::int64_t(running_.size());

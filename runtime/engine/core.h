@@ -66,10 +66,13 @@ class EngineCore {
       std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
       std::shared_ptr<const Model> draft_model,
       std::shared_ptr<const KvCalibration> draft_calibration, const EngineOptions& options,
-      TraceSink trace_sink);
+      TraceSink trace_sink, const Clock& clock);
   ~EngineCore();
 
   const EngineOptions& options() const { return options_; }
+  SteadyTime now() const {  // any thread
+    return SteadyTime(std::chrono::duration_cast<SteadyTime::duration>(clock_->monotonic()));
+  }
   void enqueue(std::unique_ptr<Sequence> sequence);
   // Ends within one round: whole, or aborted.
   void end(RequestId id, FinishReason reason);
@@ -117,6 +120,7 @@ class EngineCore {
   void hand_in_trace(Sequence& sequence);
   void measure(const SpeedupRound& round, bool comparable, const std::string& domain);
 
+  const Clock* clock_ = nullptr;
   std::shared_ptr<const Model> model_;
   EngineOptions options_;
   TraceSink trace_sink_;

@@ -5,7 +5,7 @@ namespace foretoken {
 
 void EngineCore::draft() {
   Round& r = round_;
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = now();
   // Tossed for the whole round before the controller chooses, whatever it would choose (law 6).
   r.plain = windows_->plain(std::chrono::duration<double>(begin.time_since_epoch()).count());
   if (r.plain) end_captures();
@@ -18,7 +18,7 @@ void EngineCore::draft() {
     if (options_.on_drafted) options_.on_drafted(std::span(r.jobs.data(), std::size_t(r.n_jobs)));
   }
   r.draft_ms =
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+      std::chrono::duration<double, std::milli>(now() - begin).count();
 }
 
 }  // namespace foretoken

@@ -57,7 +57,7 @@ class ThreadedEngine final : public Engine {
     sequence->n_prompt = n;
     sequence->tokens.reserve(std::size_t(n + request.max_tokens) + 1);
     sequence->tokens = request.prompt;
-    sequence->submitted = std::chrono::steady_clock::now();
+    sequence->submitted = core_->now();
     if (wants_penalties(request.sampling)) {
       sequence->counts = std::make_unique<TokenCounts>(model_->config().n_vocab);
       for (const TokenId token : request.prompt) sequence->counts->add_prompt(token);
@@ -165,7 +165,7 @@ class ThreadedEngine final : public Engine {
   }
 
   double heartbeat_age_s() const override {
-    const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
+    const auto now = core_->now().time_since_epoch().count();
     return std::chrono::duration<double>(
                std::chrono::steady_clock::duration(now - beat_.load(std::memory_order_relaxed)))
         .count();
@@ -175,7 +175,7 @@ class ThreadedEngine final : public Engine {
 
  private:
   void beat() {
-    beat_.store(std::chrono::steady_clock::now().time_since_epoch().count(),
+    beat_.store(core_->now().time_since_epoch().count(),
                 std::memory_order_relaxed);
   }
 
@@ -200,7 +200,7 @@ class ThreadedEngine final : public Engine {
   void publish(bool now) {
     // Statistics are assembled at most ten times a second: the figures are for people, the round is
     // not.
-    const auto time = std::chrono::steady_clock::now();
+    const auto time = core_->now();
     if (!now && time - published_ < std::chrono::milliseconds(100)) return;
     published_ = time;
     EngineStats stats;
@@ -248,7 +248,7 @@ class ThreadedEngine final : public Engine {
       arrived.clear();
       ends.clear();
       if (swap.served) {
-        const auto begin = std::chrono::steady_clock::now();
+        const auto begin = core_->now();
         core_->set_learned(std::move(swap), retired);
         {
           std::lock_guard lock(mutex_);
@@ -256,14 +256,14 @@ class ThreadedEngine final : public Engine {
         }
         retired.clear();
         core_->swap_took(
-            std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
+            std::chrono::duration<double, std::milli>(core_->now() - begin)
                 .count());
       }
       serving_.store(core_->has_work(), std::memory_order_relaxed);
       if (core_->has_work()) {
-        const auto begin = std::chrono::steady_clock::now();
+        const auto begin = core_->now();
         core_->round();
-        busy_ns_.fetch_add((std::chrono::steady_clock::now() - begin).count(),
+        busy_ns_.fetch_add((core_->now() - begin).count(),
                            std::memory_order_relaxed);
       }
       serving_.store(core_->has_work(), std::memory_order_relaxed);
@@ -333,9 +333,10 @@ Result<std::unique_ptr<Engine>> Engine::create(
     std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
     std::shared_ptr<const Model> draft_model,
     std::shared_ptr<const KvCalibration> draft_calibration, const EngineOptions& options,
-    TraceSink trace_sink) {
-  auto core = EngineCore::create(model, std::move(calibration), std::move(draft_model),
-                                 std::move(draft_calibration), options, std::move(trace_sink));
+    TraceSink trace_sink, const Clock& clock) {
+  auto core =
+      EngineCore::create(model, std::move(calibration), std::move(draft_model),
+                         std::move(draft_calibration), options, std::move(trace_sink), clock);
   if (!core) return core.error();
   return std::unique_ptr<Engine>(
       std::make_unique<ThreadedEngine>(std::move(*core), std::move(model)));

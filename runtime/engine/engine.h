@@ -14,6 +14,7 @@
 
 #include "foretoken/protocol/result.h"
 #include "foretoken/protocol/trace_record.h"
+#include "foretoken/protocol/transport.h"
 #include "runtime/engine/request.h"
 #include "runtime/kv/kv_cache.h"
 #include "runtime/observe/stats.h"
@@ -83,12 +84,13 @@ using TraceSink = std::function<void(std::unique_ptr<RequestTrace>)>;
 
 class Engine {
  public:
-  // draft_model may be null. calibrations may be null in bf16 mode.
+  // draft_model may be null. calibrations may be null in bf16 mode. The clock says what rounds cost,
+  // and so what is drafted; it must outlive the engine.
   static Result<std::unique_ptr<Engine>> create(
       std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
       std::shared_ptr<const Model> draft_model,
       std::shared_ptr<const KvCalibration> draft_calibration, const EngineOptions& options,
-      TraceSink trace_sink);
+      TraceSink trace_sink, const Clock& clock = system_clock());
   virtual ~Engine() = default;  // stops the thread; open requests end with kAborted
 
   virtual RequestId next_request_id() = 0;

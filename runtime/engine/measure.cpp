@@ -22,16 +22,13 @@ void EngineCore::end_captures() {
 
 void EngineCore::hand_in_trace(Sequence& s) {
   s.trace->tokens = s.tokens;
-  s.trace->unix_ms = std::chrono::duration_cast<std::chrono::milliseconds>(
-                         std::chrono::system_clock::now().time_since_epoch())
-                         .count();
+  s.trace->unix_ms = clock_->unix_ms();
   trace_sink_(std::move(s.trace));
 }
 
 void EngineCore::measure(const SpeedupRound& round, bool comparable, const std::string& domain) {
   if (!comparable || options_.spec_draft_n_max == 0) return;
-  const double now_s =
-      std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  const double now_s = std::chrono::duration<double>(now().time_since_epoch()).count();
   windows_->record(now_s, round.sequences, round.tokens, round.ms);
   if (round_.plain || options_.control_fraction <= 0) return;
   const int label = domain.empty() ? -1 : speedup_.label(domain);

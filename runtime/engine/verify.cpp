@@ -8,7 +8,7 @@ namespace foretoken {
 
 void EngineCore::verify() {
   Round& r = round_;
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = now();
   r.tokens.clear();
   r.groups.clear();
   r.logit_rows.clear();
@@ -81,7 +81,7 @@ void EngineCore::verify() {
     logits_->choose();
   }
   r.verify_ms =
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+      std::chrono::duration<double, std::milli>(now() - begin).count();
 }
 
 }  // namespace foretoken

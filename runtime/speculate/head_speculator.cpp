@@ -5,20 +5,13 @@
 #include <chrono>
 
 namespace foretoken {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-double ms_since(Clock::time_point begin) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
-}
-
-}  // namespace
 
 HeadSpeculator::HeadSpeculator(int max_sequences, const Model* target, const FeatureRows& features,
-                               kernels::ThreadPool& pool)
+                               kernels::ThreadPool& pool, const Clock& clock)
     : target_(target),
       features_(features),
       pool_(pool),
+      clock_(clock),
       slots_(std::size_t(max_sequences)),
       places_(std::size_t(max_sequences)),
       tokens_(std::size_t(max_sequences)) {
@@ -58,7 +51,7 @@ bool HeadSpeculator::ready(const DraftContext& context) const {
 }
 
 void HeadSpeculator::begin(std::span<const DraftJob> jobs, std::span<const std::uint8_t> active) {
-  const auto started = Clock::now();
+  const auto started = clock_.monotonic();
   steps_ = 0;
   steps_ms_ = 0;
   for (Lane& lane : lanes_) lane.jobs.clear();
@@ -88,7 +81,7 @@ void HeadSpeculator::begin(std::span<const DraftJob> jobs, std::span<const std::
 }
 
 void HeadSpeculator::step(std::span<const TokenId> tokens) {
-  const auto started = Clock::now();
+  const auto started = clock_.monotonic();
   ++steps_;
   for (Lane& lane : lanes_) {
     if (lane.jobs.empty()) continue;
@@ -101,7 +94,7 @@ void HeadSpeculator::step(std::span<const TokenId> tokens) {
 
 Proposal HeadSpeculator::choose(int job, const DraftContext& context,
                                 const CandidateList& candidates, std::int64_t position) {
-  const auto started = Clock::now();
+  const auto started = clock_.monotonic();
   const Place place = places_[std::size_t(job)];
   const Proposal proposal = lanes_[std::size_t(place.lane)].workspace->choose(
       place.row, candidates, *context.sampling, position, !context.rejection);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "foretoken/kernels/thread_pool.h"
+#include "foretoken/protocol/transport.h"
 #include "runtime/model/model.h"
 #include "runtime/speculate/head/draft_head.h"
 #include "runtime/speculate/learned.h"
@@ -24,7 +25,7 @@ class HeadSpeculator {
  public:
   // target: on whose device heads run (null: on the host). It and the features outlive this.
   HeadSpeculator(int max_sequences, const Model* target, const FeatureRows& features,
-                 kernels::ThreadPool& pool);
+                 kernels::ThreadPool& pool, const Clock& clock);
 
   // The heads that may draft from now on, at most two; null: none. Before begin() sees them.
   void prepare(const DraftHead* served, const DraftHead* canary);
@@ -59,9 +60,13 @@ class HeadSpeculator {
   struct Place {
     int lane = -1, row = -1;
   };
+  double ms_since(std::chrono::nanoseconds begin) const {
+    return std::chrono::duration<double, std::milli>(clock_.monotonic() - begin).count();
+  }
   const Model* target_;
   const FeatureRows& features_;
   kernels::ThreadPool& pool_;
+  const Clock& clock_;
   std::vector<Slot> slots_;
   std::array<Lane, 2> lanes_;  // at most a served and a canary's head
   std::vector<Place> places_;  // of each job

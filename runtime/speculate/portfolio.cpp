@@ -45,7 +45,7 @@ Portfolio::Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpecu
   model_jobs_.resize(n);
   if (!options.head || options.n_max == 0) return;
   head_ = std::make_unique<HeadSpeculator>(options.max_sequences, options.target, *options.features,
-                                           pool);
+                                           pool, *options.clock);
   step_tokens_.resize(n);
 }
 
@@ -132,11 +132,11 @@ void Portfolio::draft_model(std::span<const int> lengths) {
     model_jobs_[i].context = jobs_[i].context;
     model_jobs_[i].max_tokens = lengths[i];
   }
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = options_.clock->monotonic();
   model_->propose(std::span(model_jobs_).first(lengths.size()));
   draft_steps_ = model_->last_steps();
   draft_model_ms_ =
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+      std::chrono::duration<double, std::milli>(options_.clock->monotonic() - begin).count();
 }
 
 DraftTree* Portfolio::model_draft(int job) {

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "foretoken/protocol/trace_record.h"
+#include "foretoken/protocol/transport.h"
 #include "runtime/observe/stats.h"
 #include "runtime/speculate/candidates.h"
 #include "runtime/speculate/cheap_offers.h"
@@ -36,6 +37,7 @@ struct PortfolioOptions {
   int max_sequences = 8;
   std::int64_t max_model_len = 0;
   std::size_t store_bytes = std::size_t(32) << 20;
+  const Clock* clock = &system_clock();  // of what draft steps cost
 };
 
 class Portfolio : private CheapOffers {

@@ -19,15 +19,17 @@ HarnessResult run_engine(const HarnessModels& models, const EngineOptions& optio
   result.outputs.resize(requests.size());
   result.finish.resize(requests.size(), FinishReason::kError);
   result.cached.resize(requests.size(), 0);
+  result.predicted_ms.resize(requests.size(), 0);
   std::mutex mutex;
   std::condition_variable changed;
   std::size_t done = 0;
-  auto engine =
-      Engine::create(models.model, models.calibration, models.draft, models.draft_calibration,
-                     options, [&](std::unique_ptr<RequestTrace> trace) {
-                       std::lock_guard lock(mutex);
-                       result.traces.push_back(std::move(trace));
-                     });
+  auto engine = Engine::create(
+      models.model, models.calibration, models.draft, models.draft_calibration, options,
+      [&](std::unique_ptr<RequestTrace> trace) {
+        std::lock_guard lock(mutex);
+        result.traces.push_back(std::move(trace));
+      },
+      *models.clock);
   if (!engine) {
     ADD_FAILURE() << engine.error().message;
     return result;
@@ -52,6 +54,7 @@ HarnessResult run_engine(const HarnessModels& models, const EngineOptions& optio
       std::lock_guard lock(mutex);
       result.outputs[i].insert(result.outputs[i].end(), event.tokens.begin(), event.tokens.end());
       result.cached[i] = event.timings.cached_n;
+      result.predicted_ms[i] = event.timings.predicted_ms;
       if (event.finish) {
         result.finish[i] = *event.finish;
         ++done;

@@ -27,6 +27,7 @@ struct HarnessResult {
   std::vector<std::vector<TokenId>> outputs;  // as emitted, one a request
   std::vector<FinishReason> finish;
   std::vector<std::int64_t> cached;  // prompt tokens found in the prefix cache, one a request
+  std::vector<double> predicted_ms;  // of decoding, one a request
   std::vector<std::unique_ptr<RequestTrace>> traces;
   EngineStats stats;
 };
@@ -39,6 +40,7 @@ struct HarnessModels {
   // Served from the first round on; null: as shipped. canary may be null.
   std::shared_ptr<const LearnedWeights> learned, canary;
   double canary_fraction = 0;
+  const Clock* clock = &system_clock();
 };
 
 // Submits all requests at once, `in_flight` of them open at a time (0: all). Fails the current test
