@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "foretoken/protocol/atomic_file.h"
-#include "foretoken/protocol/bundle.h"
+#include "foretoken/protocol/control.h"
 
 namespace foretoken {
 namespace fs = std::filesystem;

@@ -119,7 +119,7 @@ void EngineCore::plan() {
   plan_decode(states_, limits_, pages, plan_);
   Round& r = round_;
   r.n_entries = r.n_jobs = 0;
-  for (const RoundPlan::Decode& planned : plan_.decode) {
+  for (const RoundSchedule::Decode& planned : plan_.decode) {
     RoundEntry& e = r.entries[std::size_t(r.n_entries++)];
     e.sequence = running_[planned.sequence].get();
     e.decode = e.samples = true;

@@ -16,7 +16,7 @@
 #include "runtime/model/model.h"
 #include "runtime/observe/net_speedup.h"
 #include "runtime/observe/speedup.h"
-#include "runtime/schedule/round_plan.h"
+#include "runtime/schedule/round_schedule.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/speculate/portfolio.h"
 
@@ -98,7 +98,7 @@ class EngineCore {
  private:
   EngineCore() = default;
   void admit();   // admit.cpp: waiting -> running, cancellations, preemption
-  void plan();    // admit.cpp: what this round decodes (schedule/round_plan.h)
+  void plan();    // admit.cpp: what this round decodes (schedule/round_schedule.h)
   void draft();   // draft.cpp
   void verify();  // verify.cpp: the forward pass
   void accept();  // accept.cpp
@@ -146,7 +146,7 @@ class EngineCore {
   };
   RoundLimits limits_;
   std::vector<SequenceState> states_;  // of running_, as this round was planned
-  RoundPlan plan_;
+  RoundSchedule plan_;
   Round round_;
   HeadTaps taps_{};
   std::unique_ptr<FeatureRows> features_;  // null: nobody reads hidden states

@@ -28,7 +28,7 @@ void EngineCore::verify() {
   // its last token, which then decodes as if nothing had happened.
   Pages pages(*this);
   plan_prefill(states_, limits_, std::int64_t(r.tokens.size()), pages, plan_);
-  for (const RoundPlan::Chunk& chunk : plan_.prefill) {
+  for (const RoundSchedule::Chunk& chunk : plan_.prefill) {
     Sequence& s = *running_[chunk.sequence];
     const std::int64_t n = chunk.rows;
     RoundEntry& e = r.entries[std::size_t(r.n_entries++)];

@@ -1,4 +1,4 @@
-#include "runtime/schedule/round_plan.h"
+#include "runtime/schedule/round_schedule.h"
 
 #include <algorithm>
 
@@ -8,7 +8,7 @@ namespace {
 // Room for `sequence`, by preempting younger ones. False: nothing younger is left, and it has been
 // preempted itself (only possible while an older one runs: no request is longer than what the whole
 // pool holds).
-bool make_room(std::size_t sequence, std::int64_t length, PageBudget& pages, RoundPlan& plan) {
+bool make_room(std::size_t sequence, std::int64_t length, PageBudget& pages, RoundSchedule& plan) {
   while (!pages.reserve(sequence, length)) {
     const std::size_t youngest = --plan.n_running;
     pages.preempt(youngest);
@@ -24,7 +24,7 @@ std::int64_t first_length(std::int64_t tokens, std::int64_t computed, const Roun
 }
 
 void plan_decode(std::span<const SequenceState> running, const RoundLimits& limits,
-                 PageBudget& pages, RoundPlan& plan) {
+                 PageBudget& pages, RoundSchedule& plan) {
   plan.decode.clear();
   plan.prefill.clear();
   plan.n_running = running.size();
@@ -48,7 +48,7 @@ void plan_decode(std::span<const SequenceState> running, const RoundLimits& limi
 }
 
 void plan_prefill(std::span<const SequenceState> running, const RoundLimits& limits,
-                  std::int64_t rows, PageBudget& pages, RoundPlan& plan) {
+                  std::int64_t rows, PageBudget& pages, RoundSchedule& plan) {
   for (std::size_t i = 0; i < plan.n_running; ++i) {
     const SequenceState& s = running[i];
     if (s.decodes) continue;

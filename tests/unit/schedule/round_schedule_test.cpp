@@ -1,6 +1,6 @@
 // Planning alone, on random states and as a simulation of whole lives: what every plan must hold,
 // and that everybody gets done however few pages there are.
-#include "runtime/schedule/round_plan.h"
+#include "runtime/schedule/round_schedule.h"
 
 #include <gtest/gtest.h>
 
@@ -67,9 +67,9 @@ Round random_round(std::mt19937_64& random) {
   return r;
 }
 
-TEST(RoundPlan, HoldsItsRulesOnRandomStates) {
+TEST(RoundSchedule, HoldsItsRulesOnRandomStates) {
   std::mt19937_64 random(1);
-  RoundPlan plan;
+  RoundSchedule plan;
   int preempting = 0, waiting_chunks = 0, full = 0;
   for (int trial = 0; trial < 50000 && !::testing::Test::HasFailure(); ++trial) {
     SCOPED_TRACE(trial);
@@ -79,7 +79,7 @@ TEST(RoundPlan, HoldsItsRulesOnRandomStates) {
     for (std::size_t i = 0; i < r.running.size(); ++i) pages.reserve(i, r.running[i].computed);
     plan_decode(r.running, r.limits, pages, plan);
     std::int64_t rows = 0;
-    for (const RoundPlan::Decode& d : plan.decode) {
+    for (const RoundSchedule::Decode& d : plan.decode) {
       const SequenceState& s = r.running[d.sequence];
       EXPECT_TRUE(s.decodes);
       EXPECT_GE(d.max_draft, 0);
@@ -93,7 +93,7 @@ TEST(RoundPlan, HoldsItsRulesOnRandomStates) {
     plan_prefill(r.running, r.limits, rows, pages, plan);
     EXPECT_EQ(plan.decode.size(), decoding.size());
     for (std::size_t i = 0; i < plan.prefill.size(); ++i) {
-      const RoundPlan::Chunk& c = plan.prefill[i];
+      const RoundSchedule::Chunk& c = plan.prefill[i];
       const SequenceState& s = r.running[c.sequence];
       EXPECT_FALSE(s.decodes);
       EXPECT_GT(c.rows, 0);
@@ -144,7 +144,7 @@ int rounds_to_finish(std::uint64_t seed, std::int64_t pool_pages) {
   std::vector<Request> running;
   std::vector<SequenceState> states;
   CountedPages pages(pool_pages, waiting.size());
-  RoundPlan plan;
+  RoundSchedule plan;
   int rounds = 0;
   for (; !waiting.empty() || !running.empty(); ++rounds) {
     if (rounds == 20000) return -1;
@@ -205,7 +205,7 @@ int rounds_to_finish(std::uint64_t seed, std::int64_t pool_pages) {
   return rounds;
 }
 
-TEST(RoundPlan, EverybodyGetsDoneHoweverFewPagesThereAre) {
+TEST(RoundSchedule, EverybodyGetsDoneHoweverFewPagesThereAre) {
   for (std::uint64_t seed = 1; seed <= 100; ++seed) {
     SCOPED_TRACE(seed);
     const int roomy = rounds_to_finish(seed, 1000);
@@ -219,7 +219,7 @@ TEST(RoundPlan, EverybodyGetsDoneHoweverFewPagesThereAre) {
 
 // A prompt waits rather than takes pages from one that decodes; where nobody decodes, the older
 // prompt takes them from the younger.
-TEST(RoundPlan, PromptsMakeRoomForThoseWhoDecode) {
+TEST(RoundSchedule, PromptsMakeRoomForThoseWhoDecode) {
   const RoundLimits limits{256, 4};
   SequenceState prompt{.tokens = 200, .computed = 64, .prefill_end = 200, .may_come = 10};
   SequenceState decoding{.tokens = 130,
@@ -228,7 +228,7 @@ TEST(RoundPlan, PromptsMakeRoomForThoseWhoDecode) {
                          .may_come = 10,
                          .decodes = true,
                          .drafts = true};
-  RoundPlan plan;
+  RoundSchedule plan;
   {
     CountedPages pages(4, 2);
     ASSERT_TRUE(pages.reserve(0, 64) && pages.reserve(1, 129));

@@ -41,7 +41,7 @@ class PageBudget {
   virtual void preempt(std::size_t youngest) = 0;
 };
 
-struct RoundPlan {
+struct RoundSchedule {
   struct Decode {
     std::size_t sequence;
     int max_draft;
@@ -63,9 +63,9 @@ std::int64_t first_length(std::int64_t tokens, std::int64_t computed, const Roun
 
 // Before anything is drafted: fills all of the plan but its chunks.
 void plan_decode(std::span<const SequenceState> running, const RoundLimits& limits,
-                 PageBudget& pages, RoundPlan& plan);
+                 PageBudget& pages, RoundSchedule& plan);
 // Once it is known what was drafted: `rows` of the round are taken.
 void plan_prefill(std::span<const SequenceState> running, const RoundLimits& limits,
-                  std::int64_t rows, PageBudget& pages, RoundPlan& plan);
+                  std::int64_t rows, PageBudget& pages, RoundSchedule& plan);
 
 }  // namespace foretoken
