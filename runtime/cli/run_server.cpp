@@ -54,12 +54,6 @@ int fail(const Error& error) {
              : 1;
 }
 
-std::string spec_name(SpecType type) {
-  for (const auto& [name, of] : spec_types())
-    if (of == type) return name;
-  return "?";
-}
-
 std::string mebibytes(double bytes) { return fmt::format("{:.0f} MiB", bytes / (1024.0 * 1024)); }
 
 void print_summary(Server& server) {
@@ -85,7 +79,7 @@ void print_summary(Server& server) {
       o.kv_cache_dtype == KvMode::kBf16
           ? std::string()
           : fmt::format(" (bf16 would be {:.0f})", kv.bytes_per_token_bf16),
-      mebibytes(static_cast<double>(kv.pool_bytes)), spec_name(o.spec_type),
+      mebibytes(static_cast<double>(kv.pool_bytes)), o.spec_type.name,
       (server.draft_model() ? " with draft model " + server.draft_model()->config().name
                             : std::string()) +
           (options.spec_head.empty() ? std::string() : " with head " + options.spec_head),
@@ -126,7 +120,7 @@ int check(const ServerOptions& options) {
       : *chat_template ? "yes"
                        : "none",
       kernels::isa_name(kernels::active_isa()), kv_mode_name(options.engine.kv_cache_dtype),
-      spec_name(options.engine.spec_type), options.http.host, options.http.port, options.state_dir);
+      options.engine.spec_type.name, options.http.host, options.http.port, options.state_dir);
   return 0;
 }
 

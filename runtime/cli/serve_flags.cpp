@@ -6,14 +6,6 @@
 
 namespace foretoken {
 
-Flags::Choices<SpecType> spec_types() {
-  return {{"auto", SpecType::kAuto},
-          {"head", SpecType::kHead},
-          {"ngram", SpecType::kNgram},
-          {"model", SpecType::kModel},
-          {"none", SpecType::kNone}};
-}
-
 void ServeFlags::add_to(Flags& flags) {
   EngineOptions& engine = server.engine;
   HttpServerOptions& http = server.http;
@@ -51,7 +43,9 @@ void ServeFlags::add_to(Flags& flags) {
   flags.option("kv-sink", engine.kv_sink, "first tokens kept in 16 bits, a multiple of 64");
   flags.option("kv-window", engine.kv_window,
                "last tokens kept in 16 bits, a multiple of 64, at least 64");
-  flags.choice("spec-type", engine.spec_type, spec_types(), "");
+  Flags::Choices<SpecType> spec_types;
+  for (const SpecType& type : all_spec_types()) spec_types.emplace_back(type.name, type);
+  flags.choice("spec-type", engine.spec_type, std::move(spec_types), "");
   flags.option("spec-draft-model", server.spec_draft_model,
                "a GGUF file with the same tokenizer, for model and auto");
   flags.option("spec-head", server.spec_head,

@@ -9,8 +9,6 @@
 
 namespace foretoken {
 
-Flags::Choices<SpecType> spec_types();  // by name
-
 struct ServeFlags {
   ServerOptions server;
   std::string device = "cpu", log_level = "info";

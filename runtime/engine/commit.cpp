@@ -113,9 +113,7 @@ void EngineCore::commit_one(RoundEntry& e) {
     stats_.by_domain[known ? s.request.domain : std::string("(other)")].add(a);
     stats_.by_version[s.learned->version.value].add(a);
     if (a.drafting_rounds) {
-      static constexpr const char* kNames[kSpeculatorKinds] = {"none", "ngram", "fusion", "model",
-                                                               "head"};
-      stats_.by_kind[kNames[std::size_t(draft.kinds[0])]].add(a);
+      stats_.by_kind[std::string(speculator_name(draft.kinds[0]))].add(a);
     }
     if (recent_.empty() || now - recent_.back().at > std::chrono::seconds(1)) {
       recent_.push_back({now, {}});

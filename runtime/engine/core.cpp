@@ -65,10 +65,11 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
                                                      o.spec_draft_n_max, kMaxDraft)};
   }
   o.spec_draft_n_max = std::max(o.spec_draft_n_max, o.spec_draft_n_fixed);
-  if (o.spec_type == SpecType::kNone) o.spec_draft_n_max = 0;
-  if (o.spec_type == SpecType::kModel && !draft_model) {
-    return Error{ErrorCode::kInvalidInput,
-                 "spec-type model needs a draft model (--spec-draft-model)"};
+  if (!o.spec_type.any()) o.spec_draft_n_max = 0;
+  if (o.spec_type.needs_draft_model() && !draft_model) {
+    return Error{
+        ErrorCode::kInvalidInput,
+        fmt::format("spec-type {} needs a draft model (--spec-draft-model)", o.spec_type.name)};
   }
   // Every decoding sequence must fit with its draft, and prefill must make progress beside them.
   o.max_batch_rows = std::max(o.max_batch_rows, o.max_num_seqs * (1 + o.spec_draft_n_max) + 16);
@@ -107,7 +108,7 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   }
 
   std::unique_ptr<ModelSpeculator> model_speculator;
-  if (draft_model && (o.spec_type == SpecType::kModel || o.spec_type == SpecType::kAuto)) {
+  if (draft_model && o.spec_type.has(SpeculatorKind::kModel)) {
     if (draft_model->config().n_vocab != config.n_vocab) {
       return Error{ErrorCode::kInvalidInput,
                    fmt::format("the draft model's vocabulary has {} tokens, the target's {}: they "
@@ -130,9 +131,7 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
     model_speculator = std::move(*speculator);
   }
   PortfolioOptions portfolio;
-  portfolio.ngram = o.spec_type == SpecType::kNgram || o.spec_type == SpecType::kAuto;
-  portfolio.fusion = o.spec_type == SpecType::kHead || o.spec_type == SpecType::kAuto;
-  portfolio.head = o.spec_type == SpecType::kHead || o.spec_type == SpecType::kAuto;
+  portfolio.kinds = o.spec_type;
   portfolio.model_step_bytes = model->step_bytes();
   portfolio.n_max = o.spec_draft_n_max;
   portfolio.n_fixed = o.spec_draft_n_fixed;
@@ -146,9 +145,9 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
                    fmt::format("head taps: layer {} of a model with {}", tap, config.n_layers)};
     }
   }
-  if (self->trace_sink_ || portfolio.head) {
-    self->features_ = model->make_feature_rows(self->taps_, o.max_batch_rows,
-                                               portfolio.head ? o.max_num_seqs : 0);
+  if (self->trace_sink_ || o.spec_type.has(SpeculatorKind::kHead)) {
+    self->features_ = model->make_feature_rows(
+        self->taps_, o.max_batch_rows, o.spec_type.has(SpeculatorKind::kHead) ? o.max_num_seqs : 0);
     portfolio.target = model.get();
     portfolio.features = self->features_.get();
   }
@@ -255,8 +254,7 @@ void EngineCore::swap_for_test() {
   const auto begin = now();
   std::vector<std::shared_ptr<const LearnedWeights>> retired;
   set_learned({std::move(next), learned_.canary, learned_.canary_fraction}, retired);
-  swap_took(
-      std::chrono::duration<double, std::milli>(now() - begin).count());
+  swap_took(std::chrono::duration<double, std::milli>(now() - begin).count());
 }
 
 void EngineCore::round() {
@@ -309,11 +307,9 @@ void EngineCore::fill(EngineStats& stats) const {
     if (const auto interval = speedup_.by_label(domain))
       stats.speedup_by_domain[domain] = *interval;
   }
-  static constexpr const char* kKinds[kSpeculatorKinds] = {"none", "ngram", "fusion", "model",
-                                                           "head"};
-  for (std::size_t kind = 0; kind < kSpeculatorKinds; ++kind) {
-    if (const auto interval = speedup_by_kind_[kind].estimate())
-      stats.speedup_by_kind[kKinds[kind]] = *interval;
+  for (const SpeculatorRow& row : kSpeculators) {
+    if (const auto interval = speedup_by_kind_[std::size_t(row.kind)].estimate())
+      stats.speedup_by_kind[std::string(row.name)] = *interval;
   }
   for (const auto& [version, sums] : speedup_by_version_) {
     if (const auto interval = sums.estimate()) stats.speedup_by_version[version] = *interval;

@@ -18,6 +18,7 @@
 #include "runtime/engine/request.h"
 #include "runtime/kv/kv_cache.h"
 #include "runtime/observe/stats.h"
+#include "runtime/speculate/registry.h"
 
 namespace foretoken {
 
@@ -26,7 +27,6 @@ struct DraftJob;
 struct LearnedWeights;
 struct SpeculatorChoice;  // learned.h
 
-enum class SpecType { kNone, kNgram, kModel, kHead, kAuto };
 enum class SpecSampling { kInvariant, kRejection };
 
 struct EngineOptions {
@@ -45,7 +45,7 @@ struct EngineOptions {
   // Of the pool, at most so much for 16-bit copies that only resuming needs. 0: half of it. A kept
   // prefix of 2,000 tokens is about as many bytes of sealed pages as its one tail.
   std::size_t prefix_tail_memory = 0;
-  SpecType spec_type = SpecType::kAuto;
+  SpecType spec_type = foretoken::spec_type("auto");
   SpecSampling spec_sampling = SpecSampling::kInvariant;
   int spec_draft_n_max = 8;
   int spec_draft_n_fixed = -1;  // tests: this draft length always, -1: by measured cost

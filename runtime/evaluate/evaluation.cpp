@@ -61,9 +61,8 @@ Evaluation::Evaluation(const EvaluationOptions& options,
                        std::shared_ptr<const LearnedWeights> weights)
     : options_(options), weights_(std::move(weights)) {
   for (std::size_t i = 0; i < kPortfolios.size(); ++i) {
-    PortfolioReplay::Kinds kinds = kPortfolios[i].kinds;
-    kinds.head = kinds.head && weights_->head;
-    if (has(i)) replays_[i] = std::make_unique<PortfolioReplay>(kinds, weights_.get());
+    if (has(i))
+      replays_[i] = std::make_unique<PortfolioReplay>(kPortfolios[i].kinds, weights_.get());
   }
 }
 
@@ -168,8 +167,8 @@ BundleComparison::BundleComparison(const EvaluationOptions& options, const Seque
     : options_(options),
       candidate_(std::move(candidate)),
       served_(std::move(served)),
-      candidate_replay_({true, true, candidate_->head != nullptr}, candidate_.get()),
-      served_replay_({true, true, served_->head != nullptr}, served_.get()),
+      candidate_replay_(spec_type("auto"), candidate_.get()),
+      served_replay_(spec_type("auto"), served_.get()),
       test_(test) {}
 
 void BundleComparison::add(const RequestTrace& trace) {

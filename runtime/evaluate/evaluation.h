@@ -13,22 +13,23 @@
 
 #include "foretoken/protocol/trace_record.h"
 #include "runtime/evaluate/portfolio_replay.h"
-#include "runtime/speculate/round_costs.h"
 #include "runtime/evaluate/sequential_test.h"
 #include "runtime/speculate/learned.h"
+#include "runtime/speculate/round_costs.h"
 
 namespace foretoken {
 
 struct PortfolioKind {
   const char* name;
-  PortfolioReplay::Kinds kinds;
+  SpecType kinds;
 };
 // In the order of tables: none, ngram, fusion, fusion+head, auto.
-inline constexpr std::array<PortfolioKind, 5> kPortfolios = {{{"none", {false, false, false}},
-                                                              {"ngram", {true, false, false}},
-                                                              {"fusion", {false, true, false}},
-                                                              {"fusion+head", {false, true, true}},
-                                                              {"auto", {true, true, true}}}};
+inline constexpr std::array<PortfolioKind, 5> kPortfolios = {
+    {{"none", spec_type("none")},
+     {"ngram", spec_type("ngram")},
+     {"fusion", kinds_named("fusion")},
+     {"fusion+head", kinds_named("fusion", "head")},
+     {"auto", spec_type("auto")}}};
 
 // How rounds are laid over the log.
 enum class RoundPlan : std::uint8_t {

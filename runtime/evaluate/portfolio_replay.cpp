@@ -7,6 +7,7 @@
 #include "runtime/speculate/cheap_choice.h"
 #include "runtime/speculate/draft_policy.h"
 #include "runtime/speculate/draft_sources.h"
+#include "runtime/speculate/kind_set.h"
 
 namespace foretoken {
 namespace {
@@ -28,12 +29,24 @@ SamplingParams sampling_of(const RequestTrace& trace) {
   return sampling;
 }
 
+bool is_cheap(SpeculatorKind kind) {
+  return std::ranges::any_of(kSpeculators, [&](const SpeculatorRow& row) {
+    return row.kind == kind && row.make != nullptr;
+  });
+}
+
 }  // namespace
 
 // A position is scored once, by the walk that first passes it.
 struct PortfolioReplay::Impl : Calibration, DraftOffers {
-  Kinds kinds;
-  const LearnedWeights* learned;
+  Impl(SpecType all, const LearnedWeights* weights)
+      : kinds(weights && weights->initial ? all.unlearned() : all),
+        learned(weights),
+        set(kinds, DraftSourcesOptions{.max_sequences = 1, .max_stores = 1}) {}
+
+  const SpecType kinds;
+  const LearnedWeights* const learned;
+  KindSet set;
   const DraftHead* head = nullptr;
   kernels::ThreadPool pool{1};
   std::unique_ptr<HostHeadWorkspace> workspace;
@@ -48,6 +61,8 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
   // P(accepted | y was emitted) = min(1, q(y) / p(y)) is 1 for y = x and 0 for any other: accepted
   // is what came, as with coupled drafts. The draft model's, which draw, count as logged.
   bool coupled = true;
+  DraftContext context;
+  std::int64_t committed = 0;  // tokens that the kinds were told
   std::vector<CandidateList> candidates;
   bool has_features = false;  // such as the head reads
   std::array<Form, kClaims> form;
@@ -73,6 +88,17 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
                    });
     form = traffic_form[sampled ? 1 : 0];
     chains.n = 0;
+    committed = std::min<std::int64_t>(t.n_prompt, std::ssize(t.tokens));
+    context.tokens = std::span(t.tokens).first(std::size_t(committed));
+    context.sampling = &sampling;
+    context.learned = learned;
+    context.rejection = t.sampling.rejection;
+    set.open(context);
+  }
+  // The request is over: it is traffic, as it was live.
+  void close() {
+    commit(end());
+    set.close(0, 0, true);
   }
   std::int64_t end() const { return trace->n_prompt + std::int64_t(candidates.size()); }
   TokenId token(std::int64_t position) const { return trace->tokens[std::size_t(position)]; }
@@ -80,24 +106,34 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
     return candidates[std::size_t(position - trace->n_prompt)];
   }
 
-  Proposal ngram(std::int64_t position) const {
-    Proposal p = propose_ngram(list(position));
-    if (!p.empty()) p.raw = ngram_rates.rate(p.klass, sampled);
-    return p;
+  // What the kinds say of a position, the log's tokens before it taken as drafted.
+  ProposalList said(std::int64_t position) {
+    context.tokens = std::span(trace->tokens).first(std::size_t(committed));
+    const auto drafted =
+        std::span(trace->tokens).subspan(std::size_t(committed), std::size_t(position - committed));
+    return set.propose({context, drafted, list(position)}, kinds, rates);
   }
-  Proposal fusion(std::int64_t position) const {
-    return propose_fusion(list(position), learned->fusion, sampling, position, coupled);
+  Proposal said_by(SpeculatorKind kind, std::int64_t position) {
+    const ProposalList all = said(position);
+    for (int i = 0; i < all.n; ++i)
+      if (all[i].kind == kind) return all[i];
+    return {};
+  }
+  void commit(std::int64_t to) {
+    if (to <= committed) return;
+    set.commit(
+        0, std::span(trace->tokens).subspan(std::size_t(committed), std::size_t(to - committed)));
+    committed = to;
   }
   float calibrated(Claim claim, float raw, int depth) const {
-    return acceptance.estimate(claim, raw, form[std::size_t(claim)].after_hits(depth), sampled);
+    return acceptance.estimate(claim, raw, form[claim.index()].after_hits(depth), sampled);
   }
-  OfferList cheap_at(std::int64_t position, int depth) const {
-    return cheap_offers(kinds.ngram ? ngram(position) : Proposal(),
-                        kinds.fusion ? fusion(position) : Proposal(),
+  OfferList cheap_at(std::int64_t position, int depth) {
+    return cheap_offers(said(position),
                         [&](Claim claim, float raw) { return calibrated(claim, raw, depth); });
   }
   void score(Claim claim, float raw, bool hit) {
-    const auto c = std::size_t(claim);
+    const std::size_t c = claim.index();
     acceptance.update(claim, raw, form[c], sampled, hit);
     form[c].update(hit);
     traffic_form[sampled ? 1 : 0][c].update(hit, DraftSources::kTrafficStep);
@@ -105,12 +141,13 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
   // What the cheap kinds would have said of positions [from, to), now that their tokens are known.
   void learn_cheap(std::int64_t from, std::int64_t to) {
     for (std::int64_t at = from; at < to; ++at) {
-      const Proposal by_ngram = kinds.ngram ? ngram(at) : Proposal();
-      score_cheap(by_ngram, kinds.fusion ? fusion(at) : Proposal(), token(at),
+      const ProposalList by_kinds = said(at);
+      score_cheap(by_kinds, token(at),
                   [&](Claim claim, float raw, bool hit) { score(claim, raw, hit); });
-      if (!by_ngram.empty())
-        ngram_rates.update(by_ngram.klass, sampled, by_ngram.token == token(at));
+      for (int i = 0; i < by_kinds.n; ++i)
+        rates.update(by_kinds[i], sampled, by_kinds[i].token == token(at));
     }
+    commit(to);
   }
 
   // The head's drafts from kChains starts in a row, computed together: what it says at a start and
@@ -235,12 +272,9 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
   std::int64_t round_start = 0;
 };
 
-PortfolioReplay::PortfolioReplay(Kinds kinds, const LearnedWeights* learned)
-    : impl_(std::make_unique<Impl>()) {
-  impl_->kinds = kinds;
-  if (kinds.ngram && learned && learned->initial) impl_->kinds.fusion = false;
-  impl_->learned = learned;
-  if (!learned || !kinds.head || !learned->head) return;
+PortfolioReplay::PortfolioReplay(SpecType kinds, const LearnedWeights* learned)
+    : impl_(std::make_unique<Impl>(kinds, learned)) {
+  if (!learned || !kinds.has(SpeculatorKind::kHead) || !learned->head) return;
   impl_->head = learned->head.get();
   impl_->starts.reserve(Impl::kChains);
   impl_->workspace = impl_->head->make_workspace(Impl::kChains);
@@ -292,7 +326,8 @@ PortfolioWalk PortfolioReplay::walk_fixed(const RequestTrace& trace, int draft_l
                                           const RoundCosts* costs) {
   Impl& in = *impl_;
   const int length = std::max(0, draft_length);
-  DraftPolicy policy(policy_options(length, length, in.head && !in.kinds.ngram));
+  DraftPolicy policy(
+      policy_options(length, length, in.head && !in.kinds.has(SpeculatorKind::kNgram)));
   return in.walk(trace, policy, length, costs ? *costs : RoundCosts{}, costs != nullptr);
 }
 
@@ -342,6 +377,7 @@ PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, DraftPolicy& po
     if (charged) out.predicted_ms += costs.of(round);
     start += emitted;
   }
+  close();
   return out;
 }
 
@@ -352,6 +388,7 @@ PortfolioWalk PortfolioReplay::walk_logged(const RequestTrace& trace, const Roun
   for (const RoundTrace& round : trace.rounds) {
     const std::int64_t start = round.start;
     if (start <= trace.n_prompt || start >= in.end()) continue;
+    in.commit(start);
     const auto length = std::min(round.drafted.size(), round.kinds.size());
     // The head reads every token of the draft up to its own last one.
     std::size_t head_until = 0;
@@ -375,20 +412,11 @@ PortfolioWalk PortfolioReplay::walk_logged(const RequestTrace& trace, const Roun
       if (!right || position >= in.end()) continue;  // drafted, and known to be in vain
       Proposal from_head;
       if (head_runs && d < head_until) from_head = in.head_step(position);
-      TokenId token = -1;
-      switch (round.kinds[d]) {
-        case SpeculatorKind::kHead:
-          token = head_runs ? from_head.token : cheap(position);
-          break;
-        case SpeculatorKind::kNgram:
-          token = in.kinds.ngram ? in.ngram(position).token : cheap(position);
-          break;
-        case SpeculatorKind::kFusion:
-          token = in.kinds.fusion ? in.fusion(position).token : cheap(position);
-          break;
-        default:
-          token = round.drafted[d];
-      }
+      const SpeculatorKind kind = round.kinds[d];
+      TokenId token = round.drafted[d];  // of a kind that is not replayed: as logged
+      if (kind == SpeculatorKind::kHead) token = head_runs ? from_head.token : cheap(position);
+      if (is_cheap(kind))
+        token = in.kinds.has(kind) ? in.said_by(kind, position).token : cheap(position);
       if (token < 0) break;
       right = token == in.token(position);
       if (right) ++accepted;
@@ -398,6 +426,7 @@ PortfolioWalk PortfolioReplay::walk_logged(const RequestTrace& trace, const Roun
     record(out, start, drafted, accepted, head_steps, emitted);
     if (costs) out.predicted_ms += costs->draft_round(drafted, head_steps);
   }
+  in.close();
   return out;
 }
 

@@ -18,9 +18,10 @@
 #include "runtime/speculate/acceptance_estimator.h"
 #include "runtime/speculate/draft_policy.h"
 #include "runtime/speculate/head_lift.h"
+#include "runtime/speculate/hit_rates.h"
 #include "runtime/speculate/learned.h"
-#include "runtime/speculate/ngram_hit_rates.h"
 #include "runtime/speculate/proposal.h"
+#include "runtime/speculate/registry.h"
 #include "runtime/speculate/round_costs.h"
 
 namespace foretoken {
@@ -37,12 +38,9 @@ struct PortfolioWalk {
 
 class PortfolioReplay {
  public:
-  // Which speculators propose. learned may be null only if neither fusion nor head is set; head
-  // without learned->head is fusion alone. Outlived by `learned`.
-  struct Kinds {
-    bool ngram = false, fusion = false, head = false;
-  };
-  PortfolioReplay(Kinds kinds, const LearnedWeights* learned);
+  // kinds: which speculators propose; of those that run a model the head, where learned has one.
+  // learned may be null; outlived by it.
+  PortfolioReplay(SpecType kinds, const LearnedWeights* learned);
   ~PortfolioReplay();
 
   // Rounds of at most draft_length tokens, from the second generated token on (the first came with
@@ -67,7 +65,7 @@ class PortfolioReplay {
   struct Calibration {
     Calibration();
     AcceptanceEstimator acceptance;
-    NgramHitRates ngram_rates;
+    HitRates rates;
     HeadLift lift;
     std::array<std::array<Form, kClaims>, 2> traffic_form;
     PolicyState policy;

@@ -276,9 +276,7 @@ Status Server::Running::open_link() {
     link.versions.given = given->given;
   }
   link.versions.canary_fraction = options_.canary_fraction;
-  const SpecType spec = options_.engine.spec_type;
-  const bool learned = spec == SpecType::kAuto || spec == SpecType::kHead;
-  link.shadow.kinds = {spec == SpecType::kAuto || spec == SpecType::kNgram, learned, learned};
+  link.shadow.kinds = options_.engine.spec_type;
   link.shadow.max_draft = options_.engine.spec_draft_n_max;
   auto opened = ServerLink::create(link);
   if (!opened) return opened.error();

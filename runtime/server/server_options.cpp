@@ -11,10 +11,10 @@ Status ServerOptions::complete() {
     return Error{ErrorCode::kInvalidInput, std::move(message)};
   };
   if (model.empty()) return wrong("--model: missing, wanted a GGUF file");
-  if (engine.spec_type == SpecType::kModel && spec_draft_model.empty())
-    return wrong("--spec-type model: wanted --spec-draft-model too");
-  if (!spec_head.empty() && engine.spec_type != SpecType::kHead &&
-      engine.spec_type != SpecType::kAuto)
+  if (engine.spec_type.needs_draft_model() && spec_draft_model.empty())
+    return wrong(
+        fmt::format("--spec-type {}: wanted --spec-draft-model too", engine.spec_type.name));
+  if (!spec_head.empty() && !engine.spec_type.has(SpeculatorKind::kHead))
     return wrong(fmt::format("--spec-head: found \"{}\", wanted --spec-type head or auto with it",
                              spec_head));
   if (traces_endpoint.empty() != weights_endpoint.empty())

@@ -1,5 +1,5 @@
 // From a speculator's raw confidence to P(accepted | everything before it was accepted), learned
-// from outcomes: binned Beta posteriors with forgetting, by who claims it, temperature class, and
+// from outcomes: binned Beta posteriors with forgetting, by claim, temperature class, and
 // *form*, the recent hit rate of that claim on that sequence. Form is what makes one table
 // serve both a first draft position and the fifth (five hits in a row raise it), both a copy
 // passage and fresh prose. Engine thread; nothing allocates.
@@ -8,25 +8,27 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 #include "foretoken/protocol/ids.h"
 
 namespace foretoken {
 
-// Who says that a token will be accepted: one kind whatever the others say, two that name the same
-// token, or one against another's.
-enum class Claim : std::uint8_t {
-  kNgram,
-  kFusion,
-  kModel,
-  kHead,  // where the cheap kinds' choice is another token, or none
-  kNgramAndFusion,
-  kNgramAgainstFusion,
-  kFusionAgainstNgram,
-  kHeadAndCheap,
+// What others say where a kind names a token: whatever they say, one at least names it too, or all
+// that name one name another.
+enum class Agreement : std::uint8_t { kAny, kWith, kAgainst };
+inline constexpr int kAgreements = 3;
+
+// Who says that a token will be accepted, and in what company: a calibration each.
+struct Claim {
+  SpeculatorKind kind = SpeculatorKind::kNone;
+  Agreement agreement = Agreement::kAny;
+  constexpr std::size_t index() const {
+    return static_cast<std::size_t>(kind) * kAgreements + static_cast<std::size_t>(agreement);
+  }
 };
-inline constexpr int kClaims = 8;
+inline constexpr std::size_t kClaims = kSpeculatorKinds * kAgreements;
 
 // A running hit rate of one claim on one sequence: x <- x + (hit - x) * step.
 class Form {
@@ -84,11 +86,9 @@ class AcceptanceEstimator {
   static int bin_of(float raw);
   static int form_of(Form form);
   static void refresh(Group& group, int form);
-  Group& group(Claim claim, bool sampled) {
-    return groups_[static_cast<std::size_t>(claim)][sampled ? 1 : 0];
-  }
+  Group& group(Claim claim, bool sampled) { return groups_[claim.index()][sampled ? 1 : 0]; }
   const Group& group(Claim claim, bool sampled) const {
-    return groups_[static_cast<std::size_t>(claim)][sampled ? 1 : 0];
+    return groups_[claim.index()][sampled ? 1 : 0];
   }
 
   std::array<std::array<Group, 2>, kClaims> groups_;

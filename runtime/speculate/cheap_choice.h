@@ -13,28 +13,35 @@
 
 namespace foretoken {
 
-// Either may be empty. calibrate(claim, raw): P(accepted | everything before it was).
-template <class Calibrate>
-OfferList cheap_offers(const Proposal& ngram, const Proposal& fusion, const Calibrate& calibrate) {
-  OfferList offers;
-  const auto push = [&](Claim claim, const Proposal& proposal, SpeculatorKind kind) {
-    offers.push({proposal.token, proposal.raw, calibrate(claim, proposal.raw), kind});
-  };
-  if (ngram.empty() && fusion.empty()) return offers;
-  if (ngram.empty()) {
-    push(Claim::kFusion, fusion, SpeculatorKind::kFusion);
-  } else if (fusion.empty()) {
-    push(Claim::kNgram, ngram, SpeculatorKind::kNgram);
-  } else if (ngram.token == fusion.token) {
-    push(Claim::kNgramAndFusion, ngram, SpeculatorKind::kNgram);
-  } else {
-    push(Claim::kNgramAgainstFusion, ngram, SpeculatorKind::kNgram);
-    push(Claim::kFusionAgainstNgram, fusion, SpeculatorKind::kFusion);
+// calls(claim, proposal) for each token that is named, as the first kind that names it claims it.
+template <class Call>
+void for_each_claim(const ProposalList& said, const Call& call) {
+  for (int i = 0; i < said.n; ++i) {
+    bool first = true, with = false;
+    for (int j = 0; j < said.n; ++j) {
+      if (j == i || said[j].token != said[i].token) continue;
+      (j < i ? first : with) = j > i;
+    }
+    if (!first) continue;
+    const Agreement agreement =
+        said.n == 1 ? Agreement::kAny : (with ? Agreement::kWith : Agreement::kAgainst);
+    call(Claim{said[i].kind, agreement}, said[i]);
   }
+}
+
+// calibrate(claim, raw): P(accepted | everything before it was).
+template <class Calibrate>
+OfferList cheap_offers(const ProposalList& said, const Calibrate& calibrate) {
+  OfferList offers;
+  for_each_claim(said, [&](Claim claim, const Proposal& p) {
+    offers.push({p.token, p.raw, calibrate(claim, p.raw), p.kind});
+  });
   return offers;
 }
 
-inline Claim head_claim(bool agrees) { return agrees ? Claim::kHeadAndCheap : Claim::kHead; }
+inline Claim head_claim(bool agrees) {
+  return {SpeculatorKind::kHead, agrees ? Agreement::kWith : Agreement::kAny};
+}
 
 // The head's proposal, never empty, beside the cheap kinds' choice for the same position. alone:
 // nothing but the head may draft. calibrate as above.
@@ -48,16 +55,11 @@ Offer head_offer(const Proposal& head, const Offer& cheap, bool alone, const Cal
 
 // score(claim, raw, hit) for all that was claimed of the position at which `token` came.
 template <class Score>
-void score_cheap(const Proposal& ngram, const Proposal& fusion, TokenId token, const Score& score) {
-  if (!ngram.empty()) score(Claim::kNgram, ngram.raw, ngram.token == token);
-  if (!fusion.empty()) score(Claim::kFusion, fusion.raw, fusion.token == token);
-  if (ngram.empty() || fusion.empty()) return;
-  if (ngram.token == fusion.token) {
-    score(Claim::kNgramAndFusion, ngram.raw, ngram.token == token);
-  } else {
-    score(Claim::kNgramAgainstFusion, ngram.raw, ngram.token == token);
-    score(Claim::kFusionAgainstNgram, fusion.raw, fusion.token == token);
-  }
+void score_cheap(const ProposalList& said, TokenId token, const Score& score) {
+  for (int i = 0; i < said.n; ++i) score(Claim{said[i].kind}, said[i].raw, said[i].token == token);
+  if (said.n < 2) return;
+  for_each_claim(said,
+                 [&](Claim claim, const Proposal& p) { score(claim, p.raw, p.token == token); });
 }
 
 }  // namespace foretoken

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/speculate/cheap_choice.h"
+#include "runtime/speculate/learned.h"
 
 namespace foretoken {
 
@@ -12,11 +13,10 @@ bool CheapOffers::ends(const DraftContext& context, TokenId token) {
 
 OfferList CheapOffers::offer_cheap(int job, std::span<const TokenId> drafted) {
   const DraftContext& of = context(job);
-  const bool fusion = kinds_.fusion && !(kinds_.ngram && of.learned && of.learned->initial);
+  const bool shipped = of.learned && of.learned->initial;
   const int depth = static_cast<int>(drafted.size());
   OfferList offers = cheap_offers(
-      kinds_.ngram ? sources_.ngram(of, drafted) : Proposal(),
-      fusion ? sources_.fusion(of, drafted) : Proposal(),
+      sources_.propose(of, drafted, shipped ? kinds_.unlearned() : kinds_),
       [&](Claim claim, float raw) { return sources_.calibrate(claim, of, raw, depth); });
   for (int i = 0; i < offers.n; ++i) {
     Offer& offer = offers.items[static_cast<std::size_t>(i)];

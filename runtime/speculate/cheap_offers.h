@@ -1,7 +1,5 @@
-// The speculators that cost microseconds, `ngram` (a fixed rule) and `fusion` (tier 0 of the
-// learned head), as offers to the draft policy: their state is DraftSources', which the engine
-// opens, commits and closes. Beside ngram an initial table proposes nothing
-// (LearnedWeights::initial). Nothing else offers here; Portfolio adds what runs a model.
+// The speculators that propose position by position, as offers to the draft policy: they are
+// DraftSources', which the engine opens, commits and closes. Portfolio adds those that run a model.
 #pragma once
 
 #include "runtime/speculate/draft_policy.h"
@@ -9,14 +7,9 @@
 
 namespace foretoken {
 
-// Which of the cheap kinds may propose.
-struct CheapKinds {
-  bool ngram = false, fusion = false;
-};
-
 class CheapOffers : public DraftOffers {
  public:
-  CheapOffers(DraftSources& sources, CheapKinds kinds) : sources_(sources), kinds_(kinds) {}
+  CheapOffers(DraftSources& sources, SpecType kinds) : sources_(sources), kinds_(kinds) {}
   // The round's jobs, by the index that every call names.
   void begin_round(std::span<const DraftJob> jobs) { jobs_ = jobs; }
 
@@ -37,7 +30,7 @@ class CheapOffers : public DraftOffers {
   static bool ends(const DraftContext& context, TokenId token);
 
   DraftSources& sources_;
-  const CheapKinds kinds_;
+  const SpecType kinds_;
   std::span<const DraftJob> jobs_;
 };
 

@@ -20,6 +20,7 @@
 #include <span>
 #include <vector>
 
+#include "runtime/speculate/proposal.h"
 #include "runtime/speculate/round_costs.h"
 #include "runtime/speculate/speculator.h"
 
@@ -38,7 +39,7 @@ struct Offer {
 
 // Of the cheap kinds, for one position: no two name the same token.
 struct OfferList {
-  std::array<Offer, 2> items;
+  std::array<Offer, ProposalList::kMost> items;
   int n = 0;
   void push(const Offer& offer) { items[static_cast<std::size_t>(n++)] = offer; }
   std::span<const Offer> view() const {
@@ -52,7 +53,7 @@ struct PolicyJob {
   std::int64_t n_tokens = 0;   // the sequence has
   bool head_ready = false;     // the head can draft for it
   std::int64_t model_lag = 0;  // tokens that the draft model has not seen yet
-  DraftTree* draft = nullptr;      // out
+  DraftTree* draft = nullptr;  // out
 };
 
 // Who offers: the speculators (Portfolio), or a log. `job` indexes the round's jobs.

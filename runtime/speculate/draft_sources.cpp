@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <utility>
 
 #include "runtime/speculate/cheap_choice.h"
 
@@ -15,6 +16,7 @@ bool is_sampled(const DraftContext& context) { return context.sampling->temperat
 DraftSources::DraftSources(const DraftSourcesOptions& options)
     : max_draft_(options.max_draft),
       stores_(options.store_bytes, std::max(options.max_stores, options.max_sequences + 1)),
+      kinds_(options.kinds, options),
       sequences_(static_cast<std::size_t>(options.max_sequences)) {
   for (Sequence& sequence : sequences_) {
     sequence.own.reserve(options.max_tokens + max_draft_ + 1);
@@ -35,12 +37,30 @@ void DraftSources::open(const DraftContext& context) {
   sequence.path.clear();
   sequence.path_tokens.clear();
   sequence.logged.clear();
+  forget_cleared(context.store);
+  kinds_.open(context);
+}
+
+void DraftSources::forget(std::string_view key_id) {
+  stores_.forget(key_id);
+  for (std::size_t store = 0; store < cleared_.size(); ++store)
+    forget_cleared(static_cast<int>(store));
+}
+
+// A store that was emptied since, perhaps for another key, has taught nothing.
+void DraftSources::forget_cleared(int store) {
+  const auto i = static_cast<std::size_t>(store);
+  if (cleared_.size() <= i) cleared_.resize(i + 1);
+  const std::uint64_t cleared = stores_.at(store).cleared();
+  if (std::exchange(cleared_[i], cleared) == cleared) return;
+  kinds_.forget(store);
 }
 
 void DraftSources::close(int slot, bool add_to_store) {
   Sequence& sequence = at(slot);
   if (!sequence.open) return;
   sequence.open = false;
+  kinds_.close(slot, sequence.store, add_to_store);
   if (add_to_store) stores_.at(sequence.store).add(sequence.own.tokens());
 }
 
@@ -63,32 +83,24 @@ const CandidateList& DraftSources::lookup(Sequence& sequence, std::span<const To
   return path[drafted.size()];
 }
 
-Proposal DraftSources::ngram(const DraftContext& context, std::span<const TokenId> drafted) {
-  Proposal out = propose_ngram(lookup(at(context.slot), drafted));
-  if (!out.empty()) out.raw = ngram_rates_.rate(out.klass, is_sampled(context));
-  return out;
-}
-
-Proposal DraftSources::fusion(const DraftContext& context, std::span<const TokenId> drafted) {
-  Sequence& sequence = at(context.slot);
-  const std::int64_t position = sequence.own.size() + static_cast<std::int64_t>(drafted.size());
-  return propose_fusion(lookup(sequence, drafted), table_of(context), *context.sampling, position,
-                        !context.rejection);
+ProposalList DraftSources::propose(const DraftContext& context, std::span<const TokenId> drafted,
+                                   SpecType kinds) {
+  return kinds_.propose({context, drafted, lookup(at(context.slot), drafted)}, kinds, rates_);
 }
 
 float DraftSources::calibrate(Claim claim, const DraftContext& context, float raw,
                               int depth) const {
-  const Form form = at(context.slot).form[static_cast<std::size_t>(claim)].after_hits(depth);
+  const Form form = at(context.slot).form[claim.index()].after_hits(depth);
   return acceptance_.estimate(claim, raw, form, is_sampled(context));
 }
 
 float DraftSources::expect(Claim claim, const DraftContext& context, int depth) const {
-  const Form form = at(context.slot).form[static_cast<std::size_t>(claim)].after_hits(depth);
+  const Form form = at(context.slot).form[claim.index()].after_hits(depth);
   return acceptance_.estimate_blind(claim, form, is_sampled(context));
 }
 
 void DraftSources::score(Sequence& sequence, Claim claim, float raw, bool sampled, bool hit) {
-  const auto c = static_cast<std::size_t>(claim);
+  const std::size_t c = claim.index();
   acceptance_.update(claim, raw, sequence.form[c], sampled, hit);
   sequence.form[c].update(hit);
   traffic_form_[sampled ? 1 : 0][c].update(hit, kTrafficStep);
@@ -108,18 +120,16 @@ void DraftSources::commit(const DraftContext& context, std::span<const TokenId> 
     const CandidateList list =
         on_path ? sequence.path[i] : find_candidates(sequence.own, stores_.at(sequence.store), {});
 
-    Proposal ngram = propose_ngram(list);
-    if (!ngram.empty()) ngram.raw = ngram_rates_.rate(ngram.klass, sampled);
-    const Proposal fusion = propose_fusion(list, table_of(context), *context.sampling,
-                                           sequence.own.size(), !context.rejection);
-    score_cheap(ngram, fusion, emitted[i], [&](Claim claim, float raw, bool hit) {
+    const ProposalList said =
+        kinds_.propose({context, emitted.first(i), list}, spec_type("auto"), rates_);
+    score_cheap(said, emitted[i], [&](Claim claim, float raw, bool hit) {
       score(sequence, claim, raw, sampled, hit);
     });
-    if (!ngram.empty()) ngram_rates_.update(ngram.klass, sampled, ngram.token == emitted[i]);
-
+    for (int n = 0; n < said.n; ++n) rates_.update(said[n], sampled, said[n].token == emitted[i]);
     sequence.logged.push_back(list);
     sequence.own.append(emitted[i]);
   }
+  kinds_.commit(context.slot, emitted);
   sequence.path.clear();
   sequence.path_tokens.clear();
 }
@@ -136,7 +146,7 @@ void DraftSources::observe(const DraftOutcome& outcome) {
     for (int at = draft.first_child(node); at >= 0; at = draft.next_sibling(at)) {
       const auto i = std::size_t(at);
       if (draft.kinds[i] == SpeculatorKind::kModel)
-        score(sequence, Claim::kModel, draft.raw[i], sampled, at == came);
+        score(sequence, {SpeculatorKind::kModel}, draft.raw[i], sampled, at == came);
     }
     if (came < 0) break;
     node = came;

@@ -1,12 +1,11 @@
-// What the cheap speculators (ngram, fusion) share: each open sequence's own-context index, its
-// candidates, the traffic stores, and the calibration of all kinds. The learned weights come with
-// each call (DraftContext::learned).
-// Owned by the engine and called by its thread alone, once a sequence and round, whatever was
-// drafted:
+// The speculators that propose position by position (kinds/), and what they share: each open
+// sequence's own-context index, its candidates, the traffic stores, and the calibration of all
+// kinds. The learned weights come with each call (DraftContext::learned). Owned by the engine and
+// called by its thread alone, once a sequence and round, whatever was drafted:
 //   open() when a sequence starts or returns after preemption
 //   commit() after every decode round (control rounds and draft length 0 included)
 //   close() when it ends; a whole, traced request then enters the traffic store
-// commit() scores ngram and fusion at *every* emitted token, drafted or not: what they would have
+// commit() scores those kinds at *every* emitted token, drafted or not: what they would have
 // proposed there is known exactly (at temperature > 0 too: the noise is a function of seed and
 // position), so calibration costs no probing, and speculation that went quiet hears when traffic
 // becomes predictable. Nothing allocates while a sequence stays below max_tokens.
@@ -16,15 +15,15 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "runtime/speculate/acceptance_estimator.h"
 #include "runtime/speculate/candidates.h"
-#include "runtime/speculate/fusion_table.h"
-#include "runtime/speculate/learned.h"
-#include "runtime/speculate/ngram_hit_rates.h"
+#include "runtime/speculate/kind_set.h"
 #include "runtime/speculate/ngram_index.h"
 #include "runtime/speculate/proposal.h"
+#include "runtime/speculate/registry.h"
 #include "runtime/speculate/speculator.h"
 #include "runtime/speculate/traffic_store.h"
 
@@ -36,7 +35,8 @@ struct DraftSourcesOptions {
   std::int64_t max_tokens = 8192;  // of one sequence
   // 32 MiB hold a million contexts, the n-grams of about 500k tokens of ordinary traffic.
   std::size_t store_bytes = std::size_t{32} << 20;
-  int max_stores = 16;  // raised to max_sequences + 1
+  int max_stores = 16;                 // raised to max_sequences + 1
+  SpecType kinds = spec_type("auto");  // which of the position-by-position kinds are there
 };
 
 class DraftSources {
@@ -57,10 +57,11 @@ class DraftSources {
   // add_to_store: false for aborted requests and those with trace off.
   void close(int slot, bool add_to_store);
 
-  // Proposals for the token after the sequence's and `drafted`, not calibrated; empty: nothing
-  // known.
-  Proposal ngram(const DraftContext& context, std::span<const TokenId> drafted);
-  Proposal fusion(const DraftContext& context, std::span<const TokenId> drafted);
+  void forget(std::string_view key_id);  // what a key's traffic has taught
+
+  // What those of `kinds` say of the token after the sequence's and `drafted`, not calibrated.
+  ProposalList propose(const DraftContext& context, std::span<const TokenId> drafted,
+                       SpecType kinds);
 
   // The candidates of the token after the sequence's and `drafted`; valid until the next look-up.
   const CandidateList& candidates(const DraftContext& context, std::span<const TokenId> drafted) {
@@ -92,19 +93,18 @@ class DraftSources {
     std::vector<CandidateList> logged;
   };
 
+  void forget_cleared(int store);
   void score(Sequence& sequence, Claim claim, float raw, bool sampled, bool hit);
-  const FusionTable& table_of(const DraftContext& context) const {
-    return context.learned ? context.learned->fusion : initial_;
-  }
   const CandidateList& lookup(Sequence& sequence, std::span<const TokenId> drafted);
   Sequence& at(int slot) { return sequences_[static_cast<std::size_t>(slot)]; }
   const Sequence& at(int slot) const { return sequences_[static_cast<std::size_t>(slot)]; }
 
   int max_draft_;
   TrafficStores stores_;
-  const FusionTable initial_ = FusionTable::initial();
+  KindSet kinds_;
+  std::vector<std::uint64_t> cleared_;  // of each store, how often when it was last seen
   AcceptanceEstimator acceptance_;
-  NgramHitRates ngram_rates_;
+  HitRates rates_;
   std::array<std::array<Form, kClaims>, 2> traffic_form_;  // [sampled][claim]
   std::vector<Sequence> sequences_;
 };

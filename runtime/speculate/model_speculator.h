@@ -24,17 +24,17 @@ struct ModelSpeculatorOptions {
       false;  // draft from an explicit sparse distribution (speculative rejection sampling)
 };
 
-class ModelSpeculator final : public Speculator {
+class ModelSpeculator {
  public:
   static Result<std::unique_ptr<ModelSpeculator>> create(
       std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
       const ModelSpeculatorOptions& options, kernels::ThreadPool& pool);
-  SpeculatorKind kind() const override { return SpeculatorKind::kModel; }
-  void open(const DraftContext& context) override;
-  void close(const DraftContext& context, bool whole) override;
+  void open(const DraftContext& context);  // a sequence starts, or returns after preemption
+  // whole: it ended by itself, so that what was computed of it may serve others.
+  void close(const DraftContext& context, bool whole);
   void forget(std::uint64_t owner) { kv_->forget(owner); }
-  void propose(std::span<DraftJob> jobs) override;
-  void observe(const DraftOutcome& outcome) override;
+  void propose(std::span<DraftJob> jobs);     // fills every job's draft
+  void observe(const DraftOutcome& outcome);  // after commit
   KvStats kv_stats() const { return kv_->stats(); }
   // Committed tokens this slot's cache has not seen yet (the last one not counted).
   std::int64_t lag(const DraftContext& context) const {

@@ -15,6 +15,7 @@ DraftSourcesOptions sources_of(const PortfolioOptions& o) {
   s.max_draft = o.n_max;
   s.max_tokens = o.max_model_len;
   s.store_bytes = o.store_bytes;
+  s.kinds = o.kinds;
   return s;
 }
 PolicyOptions policy_of(const PortfolioOptions& o, bool model) {
@@ -22,9 +23,9 @@ PolicyOptions policy_of(const PortfolioOptions& o, bool model) {
   p.max_sequences = o.max_sequences;
   p.max_draft = o.n_max;
   p.n_fixed = o.n_fixed;
-  p.head_alone = o.n_fixed >= 0 && !o.ngram;
+  p.head_alone = o.n_fixed >= 0 && !o.kinds.has(SpeculatorKind::kNgram);
   p.model = model;
-  p.model_alone = !o.ngram && !o.fusion;
+  p.model_alone = o.kinds.only(SpeculatorKind::kModel);
   return p;
 }
 
@@ -32,7 +33,7 @@ PolicyOptions policy_of(const PortfolioOptions& o, bool model) {
 
 Portfolio::Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpeculator> model,
                      kernels::ThreadPool& pool)
-    : CheapOffers(own_sources_, {options.ngram, options.fusion}),
+    : CheapOffers(own_sources_, options.kinds),
       options_(options),
       own_sources_(sources_of(options)),
       costs_(options.max_sequences * (options.n_max + 1)),
@@ -43,7 +44,7 @@ Portfolio::Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpecu
   policy_jobs_.resize(n);
   job_of_slot_.assign(n, -1);
   model_jobs_.resize(n);
-  if (!options.head || options.n_max == 0) return;
+  if (!options.kinds.has(SpeculatorKind::kHead) || options.n_max == 0) return;
   head_ = std::make_unique<HeadSpeculator>(options.max_sequences, options.target, *options.features,
                                            pool, *options.clock);
   step_tokens_.resize(n);
@@ -62,7 +63,7 @@ void Portfolio::close(const DraftContext& context, bool whole, bool add_to_store
 }
 
 void Portfolio::forget(const std::string& key_id, std::uint64_t owner) {
-  sources_.stores().forget(key_id);
+  sources_.forget(key_id);
   if (model_) model_->forget(owner);
 }
 
@@ -124,7 +125,7 @@ Offer Portfolio::offer_head(int job, std::span<const TokenId> drafted, const Off
 void Portfolio::keep_head(std::span<const std::uint8_t> active) { head_->keep(active); }
 
 float Portfolio::expect_model(int job, int depth) {
-  return sources_.expect(Claim::kModel, context(job), depth);
+  return sources_.expect({SpeculatorKind::kModel}, context(job), depth);
 }
 
 void Portfolio::draft_model(std::span<const int> lengths) {
@@ -143,7 +144,7 @@ DraftTree* Portfolio::model_draft(int job) {
   DraftTree& draft = model_jobs_[std::size_t(job)].draft;
   for (std::size_t depth = 0; depth < draft.tokens.size(); ++depth) {
     draft.confidences[depth] =
-        sources_.calibrate(Claim::kModel, context(job), draft.raw[depth], int(depth));
+        sources_.calibrate({SpeculatorKind::kModel}, context(job), draft.raw[depth], int(depth));
   }
   return &draft;
 }

@@ -26,9 +26,9 @@
 namespace foretoken {
 
 struct PortfolioOptions {
-  // Which kinds may draft; a draft model drafts if there is one, the head where the sequence's
-  // learned weights have one.
-  bool ngram = true, fusion = true, head = false;
+  // Which may draft: a draft model if there is one, the head where the sequence's learned weights
+  // have one.
+  SpecType kinds = spec_type("auto");
   const Model* target = nullptr;     // on whose device a head runs; null: on the host
   FeatureRows* features = nullptr;   // of the target, with head: its rings
   std::size_t model_step_bytes = 0;  // of the target: what a head's step is first expected to cost

@@ -17,6 +17,17 @@ constexpr int matched(std::uint8_t klass) {
                                    (klass - kOwnClasses) / (kProbabilityBuckets * kCountBuckets);
 }
 
+// Before any was seen: an own-context match comes true more often the longer it is; a traffic
+// continuation as often as it did before, less for what one or two sightings prove.
+float prior(std::uint8_t klass) {
+  constexpr std::array<float, kOwnClasses> kOwn = {0.12f, 0.25f, 0.4f, 0.5f, 0.65f};
+  if (klass < kOwnClasses) return kOwn[klass];
+  constexpr std::array<float, kProbabilityBuckets> kProbability = {0.1f, 0.3f, 0.5f, 0.8f, 0.95f};
+  constexpr std::array<float, kCountBuckets> kShrink = {0.35f, 0.5f, 0.7f, 0.85f};
+  const auto rest = static_cast<std::size_t>(klass - kOwnClasses);
+  return kProbability[rest / kCountBuckets % kProbabilityBuckets] * kShrink[rest % kCountBuckets];
+}
+
 }  // namespace
 
 Proposal propose_ngram(const CandidateList& candidates) {
@@ -26,7 +37,7 @@ Proposal propose_ngram(const CandidateList& candidates) {
   const bool both = first.klass < kOwnClasses && candidates.n > 1;
   const bool take_traffic = both && matched(candidates.items[1].klass) > matched(first.klass);
   const Candidate& chosen = take_traffic ? candidates.items[1] : first;
-  return {chosen.token, 0, chosen.klass};
+  return {chosen.token, prior(chosen.klass), chosen.klass, true, SpeculatorKind::kNgram};
 }
 
 Proposal propose_fusion(const CandidateList& candidates, const FusionTable& table,
@@ -66,7 +77,7 @@ Proposal propose_fusion(const CandidateList& candidates, const FusionTable& tabl
     }
   }
   const double other = static_cast<double>(table.other * inv_temperature);
-  Proposal proposal{tokens[best], 0, 0};
+  Proposal proposal{tokens[best], 0, 0, false, SpeculatorKind::kFusion};
   if (noisy) {
     proposal.raw = static_cast<float>(std::exp(-std::exp(std::min(other - best_score, 50.0))));
   } else {

@@ -2,27 +2,51 @@
 // used live, to score in the shadow what was not drafted, and to replay a log exactly.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <initializer_list>
 
 #include "foretoken/protocol/ids.h"
+#include "runtime/model/sampling_params.h"
 #include "runtime/speculate/candidates.h"
 #include "runtime/speculate/fusion_table.h"
-#include "runtime/model/sampling_params.h"
 
 namespace foretoken {
 
+inline constexpr int kProposalClasses = kFusionClasses;  // of one kind, at most
+
 struct Proposal {
-  TokenId token = -1;      // -1: nothing to propose
-  float raw = 0;           // the speculator's own confidence, before calibration
-  std::uint8_t klass = 0;  // ngram: the class of the candidate it chose
+  TokenId token = -1;  // -1: nothing to propose
+  float raw = 0;       // the speculator's own confidence, before calibration
+  // by_class: raw is what proposals of this kind and class are worth before any came (hit_rates.h);
+  // of ngram the class of the candidate it chose.
+  std::uint8_t klass = 0;
+  bool by_class = false;
+  SpeculatorKind kind = SpeculatorKind::kNone;  // whose it is
   bool empty() const { return token < 0; }
 };
 
+// What the kinds say of one position, in the order of the registry's rows; none is empty.
+struct ProposalList {
+  static constexpr int kMost = 4;
+  std::array<Proposal, kMost> items;
+  int n = 0;
+
+  ProposalList() = default;
+  ProposalList(std::initializer_list<Proposal> said) {
+    for (const Proposal& proposal : said) push(proposal);
+  }
+  void push(const Proposal& proposal) {
+    if (!proposal.empty()) items[static_cast<std::size_t>(n++)] = proposal;
+  }
+  const Proposal& operator[](int i) const { return items[static_cast<std::size_t>(i)]; }
+};
+
 // The fixed rule: the continuation of the longest match, of the own context's suffix and of traffic
-// (most frequent first); the own context's of two equally long. raw is left 0: it is the hit rate
-// of klass. (At drafts of 5: 2.188 tokens a round on 219 requests of the quickstart log with the
-// 0.5B, 2.119 on GSM8K with the 135M; 2.137 and 2.102 where the own context had to match 3 tokens
-// and then came before any traffic.)
+// (most frequent first); the own context's of two equally long. By class. (At drafts of 5: 2.188
+// tokens a round on 219 requests of the quickstart log with the 0.5B, 2.119 on GSM8K with the
+// 135M; 2.137 and 2.102 where the own context had to match 3 tokens and then came before any
+// traffic.)
 Proposal propose_ngram(const CandidateList& candidates);
 
 // Tier 0 of the learned speculator. position: the absolute index of the proposed token, which is

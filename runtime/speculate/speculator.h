@@ -1,6 +1,6 @@
-// One interface for everything that proposes tokens: given committed state, propose tokens with
-// calibrated confidences. Called by the engine thread alone. A speculator never changes what is
-// emitted, only how fast.
+// What speculators are told and what they answer: a sequence's state, a draft to fill, a round's
+// outcome, and the interface of those that propose position by position (kinds/). Called by the
+// engine thread alone, or by a replay's. A speculator never changes what is emitted, only how fast.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,9 @@
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/trace_record.h"
 #include "runtime/model/sampling_params.h"
+#include "runtime/speculate/candidates.h"
 #include "runtime/speculate/draft_tree.h"
+#include "runtime/speculate/proposal.h"
 
 namespace foretoken {
 
@@ -37,8 +39,8 @@ struct DraftContext {
 
 struct DraftJob {
   DraftContext context;
-  int max_tokens = 0;  // 0: nothing wanted
-  DraftTree draft;         // out
+  int max_tokens = 0;  // nodes at most; 0: nothing wanted
+  DraftTree draft;     // out
 };
 
 // What became of a round, for learning confidences. `tokens` are the sequence's tokens before the
@@ -50,16 +52,32 @@ struct DraftOutcome {
   std::span<const TokenId> emitted;  // accepted + 1 tokens (fewer at an end)
 };
 
+// One position that a draft may go on to.
+struct DraftPosition {
+  const DraftContext& context;       // of its sequence
+  std::span<const TokenId> drafted;  // since the sequence's tokens
+  const CandidateList& candidates;   // of the n-grams, which are looked up for every position
+
+  std::int64_t index() const {  // of the token to come
+    return static_cast<std::int64_t>(context.tokens.size() + drafted.size());
+  }
+};
+
+// What proposes the token of a position in microseconds: a function of the position, of what was
+// committed and of the traffic so far. One object a row of the registry, for all sequences. (The
+// kinds that run a model of their own draft in steps, all sequences of a round together:
+// ModelSpeculator and HeadSpeculator.)
 class Speculator {
  public:
   virtual ~Speculator() = default;
-  virtual SpeculatorKind kind() const = 0;
-  virtual void open(const DraftContext& context) = 0;  // a sequence starts (its prompt is known) or
-                                                       // returns after preemption
-  // It ended; whole: by itself, so that what was computed of it may serve others.
-  virtual void close(const DraftContext& context, bool whole) = 0;
-  virtual void propose(std::span<DraftJob> jobs) = 0;     // fills every job's draft
-  virtual void observe(const DraftOutcome& outcome) = 0;  // after commit
+  virtual void open(const DraftContext&) {}  // a sequence starts, or returns after preemption
+  // Not calibrated; empty: nothing to say. Asked along a draft, and of every position of a round
+  // that was committed, before commit() has each of its tokens.
+  virtual Proposal propose(const DraftPosition& position) = 0;
+  virtual void commit(int /*slot*/, TokenId) {}
+  // The sequence ended; whole and not hidden: what it was may be learned for others of its store.
+  virtual void close(int /*slot*/, int /*store*/, bool /*learn*/) {}
+  virtual void forget(int /*store*/) {}  // what was learned of a store's traffic
 };
 
 }  // namespace foretoken

@@ -16,7 +16,7 @@
 namespace foretoken {
 
 struct ShadowReplayOptions {
-  PortfolioReplay::Kinds kinds{true, true, true};  // what the server may draft with
+  SpecType kinds = spec_type("auto");  // what the server may draft with
   int max_draft = 8;
   std::function<RoundCosts()> costs;  // as measured so far; empty: typical ones
 };

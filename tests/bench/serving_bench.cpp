@@ -48,7 +48,7 @@ double seconds_since(Clock::time_point begin) {
 struct Options {
   std::string model, mode, trainer;
   int pairs = 30, swaps = 100, requests = 6, in_flight = 2, max_tokens = 48, prompt_tokens = 24;
-  SpecType spec = SpecType::kAuto;
+  SpecType spec = spec_type("auto");
 };
 
 int fail(const std::string& message) {
@@ -324,13 +324,13 @@ int main(int argc, char** argv) {
     else if (word == "--max-tokens")
       options.max_tokens = std::max(2, value());
     else if (word == "--no-speculation")
-      options.spec = SpecType::kNone;
+      options.spec = spec_type("none");
     else
       words.push_back(word);
   }
   if (words.size() >= 2) options.model = words[0], options.mode = words[1];
   if (words.size() == 3) options.trainer = words[2];
-  if (options.mode == "capture") options.spec = SpecType::kNone;
+  if (options.mode == "capture") options.spec = spec_type("none");
   const bool known =
       (options.mode == "capture" || options.mode == "speculation" || options.mode == "swaps") &&
       words.size() == 2;

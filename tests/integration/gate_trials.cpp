@@ -110,8 +110,8 @@ class Variants {
     variant.shifted_taps = shifted_taps;
     // The learned kinds alone: with the n-gram rule beside it a harmed table is hardly used, and
     // the harm that the gate is to find is gone before it looks.
-    variant.replay = std::make_unique<PortfolioReplay>(PortfolioReplay::Kinds{false, true, head},
-                                                       variant.weights.get());
+    variant.replay = std::make_unique<PortfolioReplay>(
+        head ? spec_type("head") : kinds_named("fusion"), variant.weights.get());
     all.push_back(std::move(variant));
   }
   std::vector<Variant> all;

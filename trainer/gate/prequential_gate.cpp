@@ -90,14 +90,14 @@ void PrequentialGate::start(std::shared_ptr<const LearnedWeights> candidate) {
   replays.candidate = std::move(candidate);
   replays.served = replay_of_served();
   for (int i = 0; i < state_.trials.back().tier_count(); ++i) {
+    const SpecType all = spec_type("auto");
     replays.tiers[std::size_t(i)] = std::make_unique<PortfolioReplay>(
-        PortfolioReplay::Kinds{true, true, Tier(i) == Tier::kHead}, replays.candidate.get());
+        Tier(i) == Tier::kHead ? all : all.without(SpeculatorKind::kHead), replays.candidate.get());
   }
 }
 
 std::unique_ptr<PortfolioReplay> PrequentialGate::replay_of_served() const {
-  return std::make_unique<PortfolioReplay>(
-      PortfolioReplay::Kinds{true, true, served_->head != nullptr}, served_.get());
+  return std::make_unique<PortfolioReplay>(spec_type("auto"), served_.get());
 }
 
 void PrequentialGate::judge_anew(std::size_t trial, const PortfolioReplay& calibrated) {

@@ -83,8 +83,8 @@ struct Tau {
   double mean = 0, error = 0;  // emitted tokens a round; its standard error over requests
 };
 
-Tau tau(const std::vector<RequestTrace>& held_out, PortfolioReplay::Kinds kinds,
-        const LearnedWeights& weights, int draft_length) {
+Tau tau(const std::vector<RequestTrace>& held_out, SpecType kinds, const LearnedWeights& weights,
+        int draft_length) {
   PortfolioReplay replay(kinds, &weights);
   double rounds = 0, emitted = 0;
   std::vector<std::pair<double, double>> requests;
@@ -109,7 +109,7 @@ Tau tau(const std::vector<RequestTrace>& held_out, PortfolioReplay::Kinds kinds,
 json::object acceptance(const std::vector<RequestTrace>& held_out, const LearnedWeights& weights,
                         const std::string& label) {
   json::object by_kind;
-  const auto add = [&](const char* name, PortfolioReplay::Kinds kinds) {
+  const auto add = [&](const char* name, SpecType kinds) {
     json::object lengths;
     std::string line;
     for (const int k : {3, 5}) {
@@ -120,9 +120,9 @@ json::object acceptance(const std::vector<RequestTrace>& held_out, const Learned
     spdlog::info("  {}{:<14}{}", label, name, line);
     by_kind[name] = std::move(lengths);
   };
-  add("ngram", {.ngram = true});
-  add("fusion", {.fusion = true});
-  if (weights.head) add("fusion+head", {.fusion = true, .head = true});
+  add("ngram", spec_type("ngram"));
+  add("fusion", kinds_named("fusion"));
+  if (weights.head) add("fusion+head", kinds_named("fusion", "head"));
   return by_kind;
 }
 

@@ -41,7 +41,7 @@ struct Simulated {
 
 class CostSimulation : public TinyEngine {
  protected:
-  Simulated run(Machine machine, SpecType spec = SpecType::kNgram) {
+  Simulated run(Machine machine, SpecType spec = spec_type("ngram")) {
     SimulatedClock clock;
     HarnessModels models = models_;
     models.model = std::make_shared<TimedModel>(models_.model, machine, clock);
@@ -65,7 +65,7 @@ class CostSimulation : public TinyEngine {
 };
 
 TEST_F(CostSimulation, WhereRowsCostNothingDraftsAreLongWhereTheyAreDearThereAreNone) {
-  const Simulated plain = run({20, 0}, SpecType::kNone);
+  const Simulated plain = run({20, 0}, spec_type("none"));
   const Simulated free = run({20, 0});
   const Simulated dear = run({20, 20});
   EXPECT_EQ(free.outputs, plain.outputs);

@@ -79,22 +79,22 @@ class GuardedEngine : public TinyEngine {
 
 TEST_F(GuardedEngine, SpeculationOnAndOffIsAsOnTheCpu) {
   for (const SpecType spec :
-       {SpecType::kNone, SpecType::kNgram, SpecType::kModel, SpecType::kAuto}) {
-    SCOPED_TRACE(int(spec));
+       {spec_type("none"), spec_type("ngram"), spec_type("model"), spec_type("auto")}) {
+    SCOPED_TRACE(spec.name);
     EngineOptions o = options();
     o.spec_type = spec;
-    o.spec_draft_n_fixed = spec == SpecType::kNone ? -1 : 3;
+    o.spec_draft_n_fixed = spec == spec_type("none") ? -1 : 3;
     HarnessResult got;
     expect_equal(models_, guarded(models_), o, requests(), &got);
     EXPECT_GT(got.stats.kv.sealed_page_reads_total, 0);
-    EXPECT_EQ(got.stats.acceptance.drafted > 0, spec != SpecType::kNone);
+    EXPECT_EQ(got.stats.acceptance.drafted > 0, spec != spec_type("none"));
   }
 }
 
 TEST_F(GuardedEngine, HeadsAndTheirSwapsAreAsOnTheCpu) {
   for (const auto& learned : {heads_[0], eagle_}) {
     EngineOptions o = options();
-    o.spec_type = SpecType::kHead;
+    o.spec_type = spec_type("head");
     o.spec_draft_n_fixed = 3;
     HarnessModels models = models_;
     models.learned = learned;
@@ -111,7 +111,7 @@ TEST_F(GuardedEngine, HeadsAndTheirSwapsAreAsOnTheCpu) {
 
 TEST_F(GuardedEngine, RejectionSamplingTakesItsRowsToTheHost) {
   EngineOptions o = options();
-  o.spec_type = SpecType::kModel;
+  o.spec_type = spec_type("model");
   o.spec_sampling = SpecSampling::kRejection;
   o.spec_draft_n_fixed = 3;
   expect_equal(models_, guarded(models_), o, requests());
@@ -119,7 +119,7 @@ TEST_F(GuardedEngine, RejectionSamplingTakesItsRowsToTheHost) {
 
 TEST_F(GuardedEngine, ADraftModelMayLiveElsewhere) {
   EngineOptions o = options();
-  o.spec_type = SpecType::kModel;
+  o.spec_type = spec_type("model");
   o.spec_draft_n_fixed = 3;
   HarnessModels target = guarded(models_), draft = target;
   target.draft = models_.draft;
@@ -130,7 +130,7 @@ TEST_F(GuardedEngine, ADraftModelMayLiveElsewhere) {
 
 TEST_F(GuardedEngine, PrefixHitsAndPreemptionAreAsOnTheCpu) {
   EngineOptions o = options();
-  o.spec_type = SpecType::kAuto;
+  o.spec_type = spec_type("auto");
   o.spec_draft_n_fixed = 3;
   HarnessModels models = models_;
   models.learned = heads_[0];
@@ -197,7 +197,7 @@ TEST_F(GuardedEngineDeathTest, AHostAccessEndsTheProcess) {
   }
   EXPECT_DEATH(values[3] = 2, "host access to device memory");
   EngineOptions o = options();
-  o.spec_type = SpecType::kModel;
+  o.spec_type = spec_type("model");
   o.spec_sampling = SpecSampling::kRejection;
   EXPECT_DEATH(run_engine(guarded(models_, GuardedFault::kRowsLeak), o, requests(), 2),
                "host access to device memory");

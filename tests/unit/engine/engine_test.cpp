@@ -43,9 +43,9 @@ TEST_F(TinyEngine, TreesOfDraftsEmitWhatNoneEmits) {
       }
       EngineOptions o = options();
       o.kv_cache_dtype = mode;
-      o.spec_type = SpecType::kNone;
+      o.spec_type = spec_type("none");
       const auto wanted = run_engine(models_, o, requests, 1);
-      o.spec_type = SpecType::kAuto;
+      o.spec_type = spec_type("auto");
       o.spec_draft_n_fixed = 4;
       o.spec_draft_n_max = 14;
       const auto chains = run_engine(models_, o, requests, 1);
@@ -112,10 +112,10 @@ TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
       }
       EngineOptions o = options();
       o.kv_cache_dtype = mode;
-      o.spec_type = SpecType::kNone;
+      o.spec_type = spec_type("none");
       const auto wanted = run_engine(models_, o, requests, 1).outputs;
       for (const SpecType spec :
-           {SpecType::kNgram, SpecType::kModel, SpecType::kHead, SpecType::kAuto}) {
+           {spec_type("ngram"), spec_type("model"), spec_type("head"), spec_type("auto")}) {
         for (const int fixed : {-1, 5}) {
           o.spec_type = spec;
           o.spec_draft_n_fixed = fixed;
@@ -134,7 +134,7 @@ TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
             models.canary_fraction = 0.5;
           }
           const auto got = run_engine(models, o, requests);
-          EXPECT_EQ(got.outputs, wanted) << "spec " << int(spec) << " fixed " << fixed << " mode "
+          EXPECT_EQ(got.outputs, wanted) << "spec " << spec.name << " fixed " << fixed << " mode "
                                          << int(mode) << " T " << temperature;
           if (fixed > 0) {
             EXPECT_GT(got.stats.acceptance.drafted, 0);
@@ -181,14 +181,14 @@ TEST(Architectures, EverySpeculatorEmitsWhatNoneEmits) {
     o.max_model_len = 1024;
     o.max_num_seqs = 3;
     o.control_fraction = 0;
-    o.spec_type = SpecType::kNone;
+    o.spec_type = spec_type("none");
     const auto wanted = run_engine(models, o, requests, 1).outputs;
-    for (const SpecType spec : {SpecType::kNgram, SpecType::kModel}) {
+    for (const SpecType spec : {spec_type("ngram"), spec_type("model")}) {
       o.spec_type = spec;
       o.spec_draft_n_fixed = 5;
-      o.max_batch_rows = spec == SpecType::kModel ? 64 : 256;
+      o.max_batch_rows = spec == spec_type("model") ? 64 : 256;
       const auto got = run_engine(models, o, requests);
-      EXPECT_EQ(got.outputs, wanted) << "spec " << int(spec);
+      EXPECT_EQ(got.outputs, wanted) << "spec " << spec.name;
       EXPECT_GT(got.stats.acceptance.drafted, 0);
     }
   }
@@ -211,16 +211,16 @@ TEST_F(TinyEngine, EveryKvModeEmitsWhatItEmitsAlone) {
     }
     EngineOptions o = options();
     o.kv_cache_dtype = mode;
-    o.spec_type = SpecType::kNone;
+    o.spec_type = spec_type("none");
     outputs[mode] = run_engine(models_, o, requests, 1).outputs;
-    for (const SpecType spec : {SpecType::kModel, SpecType::kAuto}) {
+    for (const SpecType spec : {spec_type("model"), spec_type("auto")}) {
       o.spec_type = spec;
       o.spec_draft_n_fixed = 5;
       o.draft_kv_cache_dtype = kv_modes()[(m + 3) % kv_modes().size()];
-      o.max_batch_rows = spec == SpecType::kModel ? 64 : 256;
-      o.threads = spec == SpecType::kModel ? 2 : 1;
+      o.max_batch_rows = spec == spec_type("model") ? 64 : 256;
+      o.threads = spec == spec_type("model") ? 2 : 1;
       const auto got = run_engine(models_, o, requests);
-      EXPECT_EQ(got.outputs, outputs[mode]) << kv_mode_name(mode) << " spec " << int(spec);
+      EXPECT_EQ(got.outputs, outputs[mode]) << kv_mode_name(mode) << " spec " << spec.name;
       EXPECT_EQ(got.stats.kv.sealed_page_reads_total > 0, mode != KvMode::kBf16);
       EXPECT_GT(got.stats.acceptance.drafted, 0);
     }
@@ -244,7 +244,7 @@ class Distribution : public TinyEngine {
     // Exact: one-token runs give top-8 logprobs at each of the nine contexts.
     EngineOptions o = options();
     o.kv_cache_dtype = KvMode::kBf16;
-    o.spec_type = SpecType::kNone;
+    o.spec_type = spec_type("none");
     o.spec_draft_vocab = draft_vocab_;
     auto distribution = [&](const std::vector<TokenId>& context) {
       std::vector<std::pair<TokenId, double>> out;
@@ -299,10 +299,9 @@ class Distribution : public TinyEngine {
     o.spec_draft_n_fixed = 2;
     o.max_num_seqs = 8;
     o.max_queue = n_samples;
-    if (spec == SpecType::kHead) models_.learned = heads_[0];
+    if (spec == spec_type("head")) models_.learned = heads_[0];
     HarnessModels models = models_;
-    if (break_rule)
-      models.model = with_faulty_logits(models_.model, LogitFault::kAcceptFirstDraft);
+    if (break_rule) models.model = with_faulty_logits(models_.model, LogitFault::kAcceptFirstDraft);
     const auto got = run_engine(models, o, requests, 64);
     EXPECT_GT(got.stats.acceptance.drafted, n_samples / 2);
     EXPECT_GT(got.stats.acceptance.accepted, 0);
@@ -336,21 +335,21 @@ class Distribution : public TinyEngine {
 };
 
 TEST_F(Distribution, InvariantSamplingFollowsTheTarget) {
-  EXPECT_GT(chi_square_p(SpecSampling::kInvariant, SpecType::kModel, false), 1e-4);
+  EXPECT_GT(chi_square_p(SpecSampling::kInvariant, spec_type("model"), false), 1e-4);
 }
 TEST_F(Distribution, RejectionSamplingFollowsTheTarget) {
-  EXPECT_GT(chi_square_p(SpecSampling::kRejection, SpecType::kModel, false), 1e-4);
+  EXPECT_GT(chi_square_p(SpecSampling::kRejection, spec_type("model"), false), 1e-4);
   draft_vocab_ = 64;
-  EXPECT_GT(chi_square_p(SpecSampling::kRejection, SpecType::kModel, false), 1e-4);
+  EXPECT_GT(chi_square_p(SpecSampling::kRejection, spec_type("model"), false), 1e-4);
 }
 // The head drafts the most likely token (it must not know the noise that decides its acceptance),
 // or with the request's own noise where the target chooses with the same.
 TEST_F(Distribution, TheHeadsDraftsLeaveItAlone) {
-  EXPECT_GT(chi_square_p(SpecSampling::kRejection, SpecType::kHead, false), 1e-4);
-  EXPECT_GT(chi_square_p(SpecSampling::kInvariant, SpecType::kHead, false), 1e-4);
+  EXPECT_GT(chi_square_p(SpecSampling::kRejection, spec_type("head"), false), 1e-4);
+  EXPECT_GT(chi_square_p(SpecSampling::kInvariant, spec_type("head"), false), 1e-4);
 }
 TEST_F(Distribution, AWrongAcceptanceRuleDoesNot) {
-  EXPECT_LT(chi_square_p(SpecSampling::kRejection, SpecType::kModel, true), 1e-6);
+  EXPECT_LT(chi_square_p(SpecSampling::kRejection, spec_type("model"), true), 1e-6);
 }
 
 // Hidden states are logged for the prompt's end and every generated position that has KV, whatever
@@ -367,7 +366,7 @@ TEST_F(TinyEngine, LogsTheHiddenStatesOfWhatWasCommitted) {
   }
   EngineOptions o = options();
   o.kv_cache_dtype = KvMode::kBf16;
-  o.spec_type = SpecType::kAuto;
+  o.spec_type = spec_type("auto");
   o.spec_draft_n_fixed = 4;
   o.max_num_seqs = 3;
   o.max_batch_rows = 64;
@@ -434,7 +433,7 @@ TEST_F(TinyEngine, LogsTheHiddenStatesOfWhatWasCommitted) {
 TEST_F(TinyEngine, TheHeadIsReadyInEveryRound) {
   EngineOptions o = options();
   o.kv_cache_dtype = KvMode::kBf16;
-  o.spec_type = SpecType::kHead;
+  o.spec_type = spec_type("head");
   o.spec_draft_n_fixed = 2;
   o.control_fraction = 0.3;
   HarnessModels models = models_;
@@ -468,7 +467,7 @@ TEST_F(TinyEngine, TheHeadIsReadyInEveryRound) {
 TEST_F(TinyEngine, AnEagleHeadReplaysAsItRan) {
   EngineOptions o = options();
   o.kv_cache_dtype = KvMode::kBf16;
-  o.spec_type = SpecType::kHead;
+  o.spec_type = spec_type("head");
   o.spec_draft_n_fixed = 3;
   o.max_num_seqs = 3;
   o.max_batch_rows = 64;
@@ -497,8 +496,8 @@ TEST_F(TinyEngine, AnEagleHeadReplaysAsItRan) {
     ASSERT_EQ(got.traces.size(), requests.size());
     std::int64_t accepted = 0, by_head = 0, differ = 0;
     for (const auto& trace : got.traces) {
-      PortfolioReplay replay({.fusion = true, .head = true}, eagle_.get());
-      PortfolioReplay other({.fusion = true, .head = true}, heads_[1].get());
+      PortfolioReplay replay(spec_type("head"), eagle_.get());
+      PortfolioReplay other(spec_type("head"), heads_[1].get());
       const PortfolioWalk walk = replay.walk_logged(*trace), wrong = other.walk_logged(*trace);
       ASSERT_EQ(walk.accepted.size(), trace->rounds.size());
       EXPECT_EQ(walk.rounds_without_features, 0);
@@ -626,7 +625,7 @@ TEST_F(TinyEngine, BadRequestsAreNamedErrors) {
 
 TEST_F(TinyEngine, StopTokensEndInsideABlock) {
   EngineOptions o = options();
-  o.spec_type = SpecType::kNone;
+  o.spec_type = spec_type("none");
   HarnessRequest r;
   r.prompt = prompt(64);
   r.max_tokens = 40;
@@ -640,7 +639,7 @@ TEST_F(TinyEngine, StopTokensEndInsideABlock) {
         << "the random model repeats itself from the start: choose another seed";
   }
   r.stop_tokens = {free_run[at]};
-  o.spec_type = SpecType::kModel;
+  o.spec_type = spec_type("model");
   o.spec_draft_n_fixed = 6;
   const auto stopped = run_engine(models_, o, {r});
   EXPECT_EQ(stopped.finish[0], FinishReason::kStop);

@@ -61,7 +61,7 @@ TEST_F(EnginePrefix, OutputIsEqualAtEveryBorder) {
       EngineOptions o = options();
       o.kv_cache_dtype = mode;
       o.kv_cache_memory = std::size_t(64) << 20;
-      o.spec_type = SpecType::kNone;
+      o.spec_type = spec_type("none");
       o.prefix_cache = false;
       const HarnessResult without = run_engine(models_, o, requests, 1);
       EXPECT_EQ(without.stats.prefix_cache_hits, 0);
@@ -69,7 +69,7 @@ TEST_F(EnginePrefix, OutputIsEqualAtEveryBorder) {
       models.learned = heads_[0];
       for (const bool speculation : {false, true}) {
         o.prefix_cache = true;
-        o.spec_type = speculation ? SpecType::kAuto : SpecType::kNone;
+        o.spec_type = speculation ? spec_type("auto") : spec_type("none");
         o.spec_draft_n_fixed = speculation ? 4 : -1;
         o.max_batch_rows = speculation ? 64 : 256;
         const HarnessResult with = run_engine(models, o, requests, 1);
@@ -118,7 +118,7 @@ TEST_F(EnginePrefix, ResumingFromCodesIsCaught) {
 // head, which needs the hidden states of the prompt's last position, and with a draft model, whose
 // cache resumes too. Traces differ in where their hidden states begin, and in nothing else.
 TEST_F(EnginePrefix, DraftsAndTracesAreWhatTheyAreWithout) {
-  for (const SpecType spec : {SpecType::kHead, SpecType::kModel}) {
+  for (const SpecType spec : {spec_type("head"), spec_type("model")}) {
     for (const KvMode mode : {KvMode::kBf16, KvMode::kInt2}) {
       EngineOptions o = options();
       o.kv_cache_dtype = o.draft_kv_cache_dtype = mode;
@@ -179,12 +179,12 @@ TEST_F(EnginePrefix, PreemptionAndHitsTogetherChangeNothing) {
     }
     EngineOptions o = options();
     o.kv_cache_dtype = mode;
-    o.spec_type = SpecType::kNone;
+    o.spec_type = spec_type("none");
     o.prefix_cache = false;
     o.kv_cache_memory = std::size_t(64) << 20;
     const auto wanted = run_engine(models_, o, requests, 1).outputs;
     o.prefix_cache = true;
-    o.spec_type = SpecType::kAuto;
+    o.spec_type = spec_type("auto");
     o.spec_draft_n_fixed = 3;
     o.max_batch_rows = 64;
     const auto g = models_.model->kv_geometry();

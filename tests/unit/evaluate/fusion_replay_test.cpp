@@ -8,8 +8,8 @@
 #include <numeric>
 #include <random>
 
-#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/evaluate/portfolio_replay.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/proposal.h"
 
 namespace foretoken {
@@ -138,7 +138,7 @@ TEST(FusionPositions, MergeCandidatesOfOneToken) {
 AcceptanceStats walk_fusion(const RequestTrace& trace, const FusionTable& table, int n_draft) {
   LearnedWeights weights;
   weights.fusion = table;
-  return PortfolioReplay({.fusion = true}, &weights).walk_fixed(trace, n_draft).stats;
+  return PortfolioReplay(kinds_named("fusion"), &weights).walk_fixed(trace, n_draft).stats;
 }
 
 TEST(FusionReplay, WalksRoundsAsLive) {

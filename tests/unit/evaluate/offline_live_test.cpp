@@ -122,9 +122,8 @@ class OfflineLive : public ::testing::Test {
     return served;
   }
 
-  static std::int64_t accepted_of(const std::vector<RequestTrace>& traces,
-                                  PortfolioReplay::Kinds kinds, const LearnedWeights* learned,
-                                  std::int64_t* wrong_rounds) {
+  static std::int64_t accepted_of(const std::vector<RequestTrace>& traces, SpecType kinds,
+                                  const LearnedWeights* learned, std::int64_t* wrong_rounds) {
     PortfolioReplay replay(kinds, learned);
     std::int64_t accepted = 0;
     for (const RequestTrace& trace : traces) {
@@ -150,17 +149,17 @@ TEST_F(OfflineLive, EveryRoundAcceptsAsItDidLive) {
     SpecType spec;
     std::shared_ptr<const LearnedWeights> head;
     int n_fixed;
-    PortfolioReplay::Kinds kinds;
+    SpecType kinds;
     // Which kinds a choice by cost drafts with is for the clock to say.
     std::optional<SpeculatorKind> must_draft;
   };
   const Case cases[] = {
-      {"ngram", SpecType::kNgram, nullptr, -1, {.ngram = true}, SpeculatorKind::kNgram},
-      {"fusion", SpecType::kHead, nullptr, -1, {.fusion = true}, SpeculatorKind::kFusion},
-      {"head", SpecType::kHead, head_, 4, {.fusion = true, .head = true}, SpeculatorKind::kHead},
-      {"eagle3", SpecType::kHead, eagle_, 4, {.fusion = true, .head = true}, SpeculatorKind::kHead},
-      {"auto", SpecType::kAuto, head_, 4, {true, true, true}, SpeculatorKind::kHead},
-      {"auto by cost", SpecType::kAuto, head_, -1, {true, true, true}, std::nullopt},
+      {"ngram", spec_type("ngram"), nullptr, -1, spec_type("ngram"), SpeculatorKind::kNgram},
+      {"fusion", spec_type("head"), nullptr, -1, kinds_named("fusion"), SpeculatorKind::kFusion},
+      {"head", spec_type("head"), head_, 4, spec_type("head"), SpeculatorKind::kHead},
+      {"eagle3", spec_type("head"), eagle_, 4, spec_type("head"), SpeculatorKind::kHead},
+      {"auto", spec_type("auto"), head_, 4, spec_type("auto"), SpeculatorKind::kHead},
+      {"auto by cost", spec_type("auto"), head_, -1, spec_type("auto"), std::nullopt},
   };
   for (const Case& c : cases) {
     for (const float temperature : {0.0f, 0.8f}) {
@@ -168,7 +167,7 @@ TEST_F(OfflineLive, EveryRoundAcceptsAsItDidLive) {
       const auto learned = c.head;
       const auto fusion = initial_weights();
       // Where the kinds compose, a tenth: their parts are proved by the others.
-      const bool alone = c.spec != SpecType::kAuto;
+      const bool alone = c.spec != spec_type("auto");
       const std::int64_t tokens = !full_tests() ? 640 : alone ? 21500 : 2500;
       const Served served = serve(c.spec, learned, temperature, c.n_fixed, tokens);
       EXPECT_GE(served.tokens, !full_tests() ? 500 : alone ? 20000 : 2000);
@@ -210,7 +209,7 @@ TEST_F(OfflineLive, EveryRoundAcceptsAsItDidLive) {
       EXPECT_GT(differ, 0);
       // A fixed length is also a walk of its own: round by round where the budget ended the
       // request.
-      if (c.kinds.ngram || full_tests()) continue;
+      if (c.kinds.has(SpeculatorKind::kNgram) || full_tests()) continue;
       PortfolioReplay replay(c.kinds, learned.get());
       for (const RequestTrace& trace : served.traces) {
         if (trace.tokens.back() == end_) continue;
@@ -227,13 +226,13 @@ TEST_F(OfflineLive, EveryRoundAcceptsAsItDidLive) {
 
 // A canary drafts for its requests from the first round to the last, and the log says so.
 TEST_F(OfflineLive, ACanaryDraftsForItsRequests) {
-  const Served served = serve(SpecType::kHead, head_, 0.0f, 3, 960, other_);
+  const Served served = serve(spec_type("head"), head_, 0.0f, 3, 960, other_);
   int canaries = 0;
   for (const RequestTrace& trace : served.traces) {
     const bool canary = is_canary(trace.request, other_->version, 0.5);
     canaries += canary;
     const LearnedWeights& weights = canary ? *other_ : *head_;
-    PortfolioReplay replay({.fusion = true, .head = true}, &weights);
+    PortfolioReplay replay(spec_type("head"), &weights);
     const PortfolioWalk walk = replay.walk_logged(trace);
     ASSERT_EQ(walk.accepted.size(), trace.rounds.size());
     for (std::size_t i = 0; i < trace.rounds.size(); ++i) {
@@ -248,7 +247,7 @@ TEST_F(OfflineLive, ACanaryDraftsForItsRequests) {
 // Lengths by cost: never dearer than not drafting at all on what it walked, and an unaffordable
 // head does not run.
 TEST_F(OfflineLive, AWalkByCostFollowsTheCosts) {
-  const Served served = serve(SpecType::kAuto, head_, 0.0f, 4, 960);
+  const Served served = serve(spec_type("auto"), head_, 0.0f, 4, 960);
   const RoundCosts cheap =
       RoundCosts::measured(std::vector<float>{10, 10.5f, 11, 11.5f, 12, 12.5f, 13}, 0.05f, 0.05f);
   RoundCosts dear_head = cheap, dear_rows = cheap;
@@ -256,7 +255,7 @@ TEST_F(OfflineLive, AWalkByCostFollowsTheCosts) {
   for (std::size_t i = 0; i < dear_rows.rounds.size(); ++i)
     dear_rows.rounds[i] = 10 * double(i + 1);
   const auto total = [&](const RoundCosts& costs) {
-    PortfolioReplay replay({true, true, true}, head_.get());
+    PortfolioReplay replay(spec_type("auto"), head_.get());
     PortfolioWalk sum;
     for (const RequestTrace& trace : served.traces) {
       const PortfolioWalk walk = replay.walk_costed(trace, 6, costs);

@@ -38,7 +38,7 @@ std::vector<RequestTrace> serve(const FusionTable& table, int draft_length, floa
       job.context.tokens = trace.tokens;
       job.max_tokens =
           first ? 0 : std::min<int>(draft_length, 199 - static_cast<int>(trace.tokens.size()));
-      simulated::propose(sources, {.fusion = true}, std::span(&job, 1));
+      simulated::propose(sources, simulated::kFusion, std::span(&job, 1));
       std::vector<TokenId> all = trace.tokens, emitted;
       int accepted = 0;
       while (true) {
@@ -80,7 +80,7 @@ LearnedWeights weights_of(const FusionTable& table) {
   weights.fusion = table;
   return weights;
 }
-constexpr PortfolioReplay::Kinds kFusion{.fusion = true};
+constexpr SpecType kFusion = kinds_named("fusion");
 
 TEST(ReplayScore, ReproducesTheLiveRoundsExactly) {
   const FusionTable table = FusionTable::initial();
@@ -136,7 +136,7 @@ TEST(ReplayScore, HostileCandidatesAndRoundsAreLeftOut) {
   trace.rounds[0].start = -5;
   trace.rounds[1].start = 1 << 30;
   const LearnedWeights weights;
-  PortfolioReplay replay({.ngram = true, .fusion = true}, &weights);
+  PortfolioReplay replay(kinds_named("ngram", "fusion"), &weights);
   EXPECT_EQ(replay.walk_logged(trace).stats.rounds, 0);
   EXPECT_EQ(replay.walk_fixed(trace, 4).stats.drafted, 0);
 }

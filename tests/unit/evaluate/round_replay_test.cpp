@@ -37,7 +37,7 @@ class RoundReplay : public TinyEngine {
       requests.push_back(r);
     }
     HarnessModels models = models_;
-    if (options.spec_type != SpecType::kModel && options.spec_type != SpecType::kAuto)
+    if (options.spec_type != spec_type("model") && options.spec_type != spec_type("auto"))
       models.draft = nullptr;
     for (const auto& weights : {heads_[0], heads_[1], eagle_}) {
       if (weights.get() == learned) models.learned = weights;
@@ -81,13 +81,14 @@ TEST_F(RoundReplay, EveryRecordedRoundIsChosenAgain) {
     SpecSampling sampling = SpecSampling::kInvariant;
   };
   const LearnedWeights *head = heads_[0].get(), *eagle = eagle_.get();
-  const Case cases[] = {{"ngram", SpecType::kNgram, -1, nullptr},
-                        {"head", SpecType::kHead, -1, head},
-                        {"head, fixed", SpecType::kHead, 4, eagle},
-                        {"model", SpecType::kModel, -1, nullptr},
-                        {"auto", SpecType::kAuto, -1, head},
-                        {"auto, fixed", SpecType::kAuto, 5, head},
-                        {"auto, rejection", SpecType::kAuto, -1, eagle, SpecSampling::kRejection}};
+  const Case cases[] = {
+      {"ngram", spec_type("ngram"), -1, nullptr},
+      {"head", spec_type("head"), -1, head},
+      {"head, fixed", spec_type("head"), 4, eagle},
+      {"model", spec_type("model"), -1, nullptr},
+      {"auto", spec_type("auto"), -1, head},
+      {"auto, fixed", spec_type("auto"), 5, head},
+      {"auto, rejection", spec_type("auto"), -1, eagle, SpecSampling::kRejection}};
   const std::int64_t tokens = full_tests() ? 1500 : 150;
   std::int64_t n_tokens = 0, together = 0, dearer = 0, dearer_lengths = 0;
   std::array<std::int64_t, kSpeculatorKinds> drafted{};
@@ -139,7 +140,7 @@ TEST_F(RoundReplay, EveryRecordedRoundIsChosenAgain) {
 
 TEST_F(RoundReplay, WhatTheRecordLacksIsNamed) {
   EngineOptions o = options();
-  o.spec_type = SpecType::kAuto;
+  o.spec_type = spec_type("auto");
   o.spec_draft_n_fixed = 3;
   const auto traces = serve(o, heads_[0].get(), 100, 0.0f);
   ASSERT_FALSE(traces.empty());
@@ -153,7 +154,7 @@ TEST_F(RoundReplay, WhatTheRecordLacksIsNamed) {
   EXPECT_THAT(error_of(old), HasSubstr("not recorded"));
   EXPECT_THAT(error_of(old), HasSubstr("request " + std::to_string(old.request.value)));
   // A replay that decides by itself goes on.
-  PortfolioReplay replay({true, true, true}, heads_[0].get());
+  PortfolioReplay replay(spec_type("auto"), heads_[0].get());
   EXPECT_GT(replay.walk_fixed(old, 3).stats.accepted, 0);
   RequestTrace gap = traces[0];
   gap.gap = true;
@@ -174,13 +175,13 @@ TEST_F(RoundReplay, BiasAndRejectionAreReplayedAsTheyRan) {
     for (const auto& learned : {heads_[0], eagle_}) {
       EngineOptions o = options();
       o.max_num_seqs = 3;
-      o.spec_type = SpecType::kHead;
+      o.spec_type = spec_type("head");
       o.spec_draft_n_fixed = 4;
       o.spec_sampling = rule;
       std::int64_t accepted = 0, unbiased = 0, other_rule = 0;
       for (const RequestTrace& trace : serve(o, learned.get(), 1200, 0.8f)) {
         const auto wrong = [&](const RequestTrace& as) {
-          PortfolioReplay replay({.fusion = true, .head = true}, learned.get());
+          PortfolioReplay replay(spec_type("head"), learned.get());
           const PortfolioWalk walk = replay.walk_logged(as);
           EXPECT_EQ(walk.accepted.size(), trace.rounds.size());
           std::int64_t wrong = 0;

@@ -49,7 +49,6 @@ class HeadPortfolio : public ::testing::Test {
 
   PortfolioOptions options() const {
     PortfolioOptions o;
-    o.head = true;
     o.features = features_.get();
     o.model_step_bytes = 1 << 30;
     o.n_max = kDraft;
@@ -128,12 +127,13 @@ class HeadPortfolio : public ::testing::Test {
           const Proposal by_head =
               oracle.choose(0, portfolio.sources().candidates(job.context, path), sampling,
                             std::int64_t(tokens[std::size_t(s)].size() + d), true);
-          const Proposal by_fusion = portfolio.sources().fusion(job.context, path);
+          const ProposalList by_fusion =
+              portfolio.sources().propose(job.context, path, spec_type("head"));
           const double u = uniform(random);
           // Odd ones are outside the head's vocabulary, and these are seldom candidates.
           previous = u < world.head ? by_head.token
-                     : u < world.head + world.cheap && !by_fusion.empty()
-                         ? by_fusion.token
+                     : u < world.head + world.cheap && by_fusion.n > 0
+                         ? by_fusion[0].token
                          : TokenId(1 + 2 * (random() % 150));
           emitted.push_back(previous);
           if (d == job.draft.tokens.size() || job.draft.tokens[d] != previous) break;
@@ -189,7 +189,7 @@ TEST_F(HeadPortfolio, HardlyRunsWhereItIsDear) {
 TEST_F(HeadPortfolio, WithoutFeaturesOfTheRightPositionOthersDraft) {
   kernels::ThreadPool pool(1);
   PortfolioOptions o = options();
-  o.ngram = false;
+  o.kinds = spec_type("head");
   o.n_fixed = 3;
   Portfolio portfolio(o, nullptr, pool);
   portfolio.prepare(&weights_[0], &weights_[1]);

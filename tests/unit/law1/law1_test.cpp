@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <map>
+#include <numeric>
 
 #include "foretoken/kernels/isa.h"
 #include "runtime/model/calibrate_kv.h"
@@ -144,7 +145,7 @@ class Law1 : public ::testing::Test {
     if (made.empty()) {
       EngineOptions o = base();
       o.kv_cache_dtype = mode;
-      o.spec_type = SpecType::kNone;
+      o.spec_type = spec_type("none");
       HarnessModels m = *models_;
       made = run_engine(m, o, requests(temperature, 3), 1).outputs;
     }
@@ -171,8 +172,7 @@ struct Case {
 };
 
 std::string name_of(const Case& c) {
-  static const char* kSpecs[] = {"none", "ngram", "model", "head", "auto"};
-  return std::string(kSpecs[int(c.spec)]) + " draft " + std::to_string(c.n_draft) + " batch " +
+  return std::string(c.spec.name) + " draft " + std::to_string(c.n_draft) + " batch " +
          std::to_string(c.batch) + " chunk " + std::to_string(c.chunk) + " threads " +
          std::to_string(c.threads) + " kv " + std::string(kv_mode_name(c.mode)) + " draft-kv " +
          std::string(kv_mode_name(c.draft_mode)) + " T " + std::to_string(c.temperature) +
@@ -185,22 +185,25 @@ std::vector<Case> cases() {
   constexpr KvMode kInt2 = KvMode::kInt2, kBf16 = KvMode::kBf16;
   if (!full_tests()) {
     std::vector<Case> quick = {
-        {SpecType::kNgram, 4, 1, 256, 2, kInt2, kInt2, 0.0f, false, false},
-        {SpecType::kHead, 8, 3, 64, 1, kInt2, kInt2, 0.8f, true, false},
-        {SpecType::kModel, 5, 3, 256, 2, kInt2, kInt2, 0.0f, false, true},
-        {SpecType::kAuto, -1, 8, 96, 2, kInt2, kBf16, 0.8f, true, true},
-        {SpecType::kModel, 8, 1, 64, 2, kInt2, kInt2, 0.8f, false, false},
-        {SpecType::kAuto, 3, 3, 256, 1, kBf16, kInt2, 0.0f, true, false},
-        {SpecType::kNone, 0, 8, 64, 1, kInt2, kInt2, 0.8f, false, false},
+        {spec_type("ngram"), 4, 1, 256, 2, kInt2, kInt2, 0.0f, false, false},
+        {spec_type("head"), 8, 3, 64, 1, kInt2, kInt2, 0.8f, true, false},
+        {spec_type("model"), 5, 3, 256, 2, kInt2, kInt2, 0.0f, false, true},
+        {spec_type("auto"), -1, 8, 96, 2, kInt2, kBf16, 0.8f, true, true},
+        {spec_type("model"), 8, 1, 64, 2, kInt2, kInt2, 0.8f, false, false},
+        {spec_type("auto"), 3, 3, 256, 1, kBf16, kInt2, 0.0f, true, false},
+        {spec_type("none"), 0, 8, 64, 1, kInt2, kInt2, 0.8f, false, false},
     };
     if (std::getenv("FORETOKEN_ISA") != nullptr) quick.resize(4);  // as on the widest, but fewer
     return quick;
   }
-  const std::vector<std::vector<int>> levels = {{0, 1, 2, 3, 4}, {0, 1, 2, 3, 4, 5, 6, 7, 8, -1},
-                                                {1, 3, 8},       {64, 256},
-                                                {1, 2},          {0, 1},
-                                                {0, 1},          {0, 1},
-                                                {0, 1},          {0, 1}};
+  const std::vector<SpecType> specs = all_spec_types();
+  std::vector<int> spec_levels(specs.size());
+  std::iota(spec_levels.begin(), spec_levels.end(), 0);
+  const std::vector<std::vector<int>> levels = {spec_levels, {0, 1, 2, 3, 4, 5, 6, 7, 8, -1},
+                                                {1, 3, 8},   {64, 256},
+                                                {1, 2},      {0, 1},
+                                                {0, 1},      {0, 1},
+                                                {0, 1},      {0, 1}};
   std::map<std::array<int, 4>, bool> covered;
   std::vector<Case> out;
   std::uint64_t state = 88172645463325252ull;
@@ -231,8 +234,9 @@ std::vector<Case> cases() {
       for (std::size_t b = a + 1; b < best.size(); ++b)
         covered[{int(a), best[a], int(b), best[b]}] = true;
     }
-    out.push_back({SpecType(best[0]), best[1], best[2], best[3], best[4], best[5] ? kInt2 : kBf16,
-                   best[6] ? kInt2 : kBf16, best[7] ? 0.8f : 0.0f, best[8] != 0, best[9] != 0});
+    out.push_back({specs[std::size_t(best[0])], best[1], best[2], best[3], best[4],
+                   best[5] ? kInt2 : kBf16, best[6] ? kInt2 : kBf16, best[7] ? 0.8f : 0.0f,
+                   best[8] != 0, best[9] != 0});
   }
   return out;
 }
@@ -257,13 +261,13 @@ TEST_F(Law1, OutputIsAFunctionOfTheRequestAlone) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(name_of(c));
     HarnessModels m = *models_;
-    if (c.spec == SpecType::kModel || c.spec == SpecType::kAuto) {
+    if (c.spec == spec_type("model") || c.spec == spec_type("auto")) {
       m.draft = c.shallow ? shallow_draft_ : whole_draft_;
       m.draft_calibration = models_->calibration;
     }
     const auto& wanted = reference(c.mode, c.temperature);
     EngineOptions options = options_of(c, base());
-    if (c.spec == SpecType::kHead || c.spec == SpecType::kAuto) {
+    if (c.spec == spec_type("head") || c.spec == spec_type("auto")) {
       m.learned = learned_[0];
       m.canary = c.swaps ? learned_[1] : nullptr;
       m.canary_fraction = 0.4;
@@ -281,7 +285,7 @@ TEST_F(Law1, OutputIsAFunctionOfTheRequestAlone) {
     if (c.swaps) {
       EXPECT_GT(got.stats.swaps, 0);
     }
-    if (c.spec != SpecType::kNone && c.n_draft > 0) {
+    if (c.spec != spec_type("none") && c.n_draft > 0) {
       EXPECT_GT(got.stats.acceptance.drafted, 0);
     }
     // A page is sealed when a row of the page five further on first runs: at positions 384, 448,
@@ -352,12 +356,12 @@ TEST_F(Law1, EveryKvModeOverManyPrompts) {
       continue;
     EngineOptions o = base();
     o.kv_cache_dtype = mode;
-    o.spec_type = SpecType::kNone;
+    o.spec_type = spec_type("none");
     const auto wanted = run_engine(*models_, o, all, 1).outputs;
     HarnessModels with_draft = *models_;
     with_draft.draft = shallow_draft_;
     with_draft.draft_calibration = models_->calibration;
-    o.spec_type = SpecType::kAuto;
+    o.spec_type = spec_type("auto");
     o.spec_draft_n_fixed = 4;
     o.draft_kv_cache_dtype = kv_modes()[(m + 3) % kv_modes().size()];
     const HarnessResult got = run_engine(with_draft, o, all, 8);
@@ -376,7 +380,7 @@ TEST_F(Law1, EveryKvModeOverManyPrompts) {
 // Preemption: a pool too small for all, and the outputs stay the same.
 TEST_F(Law1, PreemptionChangesNothing) {
   EngineOptions o = base();
-  o.spec_type = SpecType::kNgram;
+  o.spec_type = spec_type("ngram");
   o.spec_draft_n_fixed = 4;
   o.kv_cache_dtype = KvMode::kBf16;
   o.max_num_seqs = 3;
@@ -433,13 +437,13 @@ TEST_F(Law1Prefix, HitsChangeNothing) {
       const auto requests = at_borders(temperature, borders);
       EngineOptions o = base();
       o.kv_cache_dtype = mode;
-      o.spec_type = SpecType::kNone;
+      o.spec_type = spec_type("none");
       o.prefix_cache = false;
       const auto wanted = run_engine(*models_, o, requests, 1).outputs;
       HarnessModels m = *models_;
       m.learned = learned_[0];
       o.prefix_cache = true;
-      o.spec_type = SpecType::kAuto;
+      o.spec_type = spec_type("auto");
       o.spec_draft_n_fixed = 4;
       const HarnessResult got = run_engine(m, o, requests, 1);
       EXPECT_EQ(got.outputs, wanted) << int(mode) << " T " << temperature;
@@ -452,7 +456,7 @@ TEST_F(Law1Prefix, HitsChangeNothing) {
 TEST_F(Law1Prefix, AHitFromCodesIsCaught) {
   const auto requests = at_borders(0.8f, {448});
   EngineOptions o = base();
-  o.spec_type = SpecType::kNone;
+  o.spec_type = spec_type("none");
   o.prefix_cache = false;
   const auto wanted = run_engine(*models_, o, requests, 1).outputs;
   o.prefix_cache = true;
@@ -467,7 +471,7 @@ TEST_F(Law1Prefix, AHitFromCodesIsCaught) {
 // Negative controls: each breaks law 1 on purpose and must be seen by the comparison above.
 TEST_F(Law1, AWrongAcceptanceRuleIsCaught) {
   EngineOptions o = base();
-  o.spec_type = SpecType::kNgram;
+  o.spec_type = spec_type("ngram");
   o.spec_draft_n_fixed = 4;
   HarnessModels m = *models_;
   m.model = with_faulty_logits(models_->model, LogitFault::kAcceptFirstDraft);
@@ -475,7 +479,7 @@ TEST_F(Law1, AWrongAcceptanceRuleIsCaught) {
 }
 TEST_F(Law1, ABatchDependentKernelIsCaught) {
   EngineOptions o = base();
-  o.spec_type = SpecType::kNgram;
+  o.spec_type = spec_type("ngram");
   o.spec_draft_n_fixed = 4;
   HarnessModels m = *models_;
   m.model = with_faulty_logits(models_->model, LogitFault::kBatchDependent);
@@ -486,9 +490,9 @@ TEST_F(Law1, ABatchDependentKernelIsCaught) {
 TEST_F(Law1, ASealThatIncludesADraftedTokenIsCaught) {
   EngineOptions o = base();
   o.kv_window = 64;
-  o.spec_type = SpecType::kNone;
+  o.spec_type = spec_type("none");
   const auto wanted = run_engine(*models_, o, requests(0.0f, 2), 1).outputs;
-  o.spec_type = SpecType::kModel;
+  o.spec_type = spec_type("model");
   o.spec_draft_n_fixed = 8;
   HarnessModels m = *models_;
   m.draft = shallow_draft_;

@@ -7,7 +7,7 @@
 namespace foretoken {
 namespace {
 
-constexpr auto kKind = Claim::kFusion;
+constexpr Claim kKind{SpeculatorKind::kFusion};
 
 TEST(AcceptanceEstimator, BeforeAnyOutcomeSaysWhatTheSpeculatorSays) {
   AcceptanceEstimator estimator;
@@ -49,7 +49,7 @@ TEST(AcceptanceEstimator, LearnsAnOverconfidentSpeculatorByFormAndTemperature) {
   }
   EXPECT_NEAR(expected / hits, 1.0, 0.05);
   EXPECT_EQ(estimator.observations(kKind), 40000);
-  EXPECT_EQ(estimator.observations(Claim::kModel), 0) << "claims do not share";
+  EXPECT_EQ(estimator.observations({SpeculatorKind::kModel}), 0) << "claims do not share";
 }
 
 TEST(AcceptanceEstimator, RisesWithRawConfidenceWhateverTheNoise) {

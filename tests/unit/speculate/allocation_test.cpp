@@ -13,7 +13,7 @@ TEST(Allocation, AWarmRoundAllocatesNothing) {
                         .max_draft = kDraft,
                         .max_tokens = 2048,
                         .store_bytes = 1 << 20});
-  CheapOffers offers(sources, {.ngram = true, .fusion = true});
+  CheapOffers offers(sources, spec_type("auto"));
   CostModel costs(kSequences * (kDraft + 1));
   DraftPolicy policy({.max_sequences = kSequences, .max_draft = kDraft});
   std::vector<PolicyJob> policy_jobs(kSequences);

@@ -289,7 +289,7 @@ struct ModelPlan : testing::Test {
   struct Asked : CheapOffers {
     using CheapOffers::CheapOffers;
     float expect_model(int job, int depth) override {
-      return sources_.expect(Claim::kModel, context(job), depth);
+      return sources_.expect({SpeculatorKind::kModel}, context(job), depth);
     }
     void draft_model(std::span<const int> lengths) override { length = lengths[0]; }
     int length = 0;
@@ -299,7 +299,7 @@ struct ModelPlan : testing::Test {
     job.context = context;
     const PolicyJob of{
         .max_tokens = 8, .n_tokens = std::ssize(tokens), .model_lag = lag, .draft = &job.draft};
-    Asked offers(sources, {});
+    Asked offers(sources, spec_type("model"));
     offers.begin_round(std::span(&job, 1));
     policy.draft(std::span(&of, 1), 0, 1000, costs.costs(), offers);
     return offers.length;

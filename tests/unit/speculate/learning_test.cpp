@@ -15,19 +15,18 @@ using simulated::Totals;
 using testing::Each;
 
 void propose_both(DraftSources& sources, DraftJob& job) {
-  simulated::propose(sources, {.ngram = true, .fusion = true}, std::span(&job, 1));
+  simulated::propose(sources, simulated::kBoth, std::span(&job, 1));
 }
 
 struct Kinds {
   const char* name;
-  bool ngram, fusion;
+  SpecType kinds;
 };
 class Learning : public testing::TestWithParam<Kinds> {
  protected:
   Loop::Options options() const {
     Loop::Options o;
-    o.ngram = GetParam().ngram;
-    o.fusion = GetParam().fusion;
+    o.kinds = GetParam().kinds;
     o.fixed_length = 4;
     return o;
   }
@@ -64,8 +63,9 @@ TEST_P(Learning, WithoutTheStoreThereIsNothingToLearnFrom) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, Learning,
-                         testing::Values(Kinds{"ngram", true, false}, Kinds{"fusion", false, true},
-                                         Kinds{"both", true, true}),
+                         testing::Values(Kinds{"ngram", simulated::kNgram},
+                                         Kinds{"fusion", simulated::kFusion},
+                                         Kinds{"both", simulated::kBoth}),
                          [](const auto& info) { return info.param.name; });
 
 TEST(Learning, CouplingIsWhatKeepsFusionAheadAtTemperature) {
@@ -74,10 +74,9 @@ TEST(Learning, CouplingIsWhatKeepsFusionAheadAtTemperature) {
   Source source;
   source.novelty = 0.1;
   source.logits = {1.0f, 0.7f, 0.4f, 0.0f};  // nearly even: the argmax is right a third of the time
-  o.fusion = false;
+  o.kinds = simulated::kNgram;
   Loop ngram(o);
-  o.fusion = true;
-  o.ngram = false;
+  o.kinds = simulated::kFusion;
   Loop fusion(o);
   for (Loop* loop : {&ngram, &fusion}) loop->serve(source, 100, 60, 200, 1.0f);
   EXPECT_GT(fusion.serve(source, 20, 60, 200, 1.0f).acceptance_length(),
@@ -232,7 +231,7 @@ TEST(DraftSources, TheTableThatShipsIsSilentBesideTheFixedRule) {
   propose_both(sources, job);
   EXPECT_EQ(job.draft.tokens, wanted);
   EXPECT_THAT(job.draft.kinds, Each(SpeculatorKind::kNgram));
-  simulated::propose(sources, {.fusion = true}, std::span(&job, 1));
+  simulated::propose(sources, simulated::kFusion, std::span(&job, 1));
   EXPECT_EQ(job.draft.tokens, wanted) << "asked for by itself it drafts";
   job.context.learned = &learned;
   propose_both(sources, job);
@@ -246,11 +245,12 @@ TEST(DraftSources, TheTableThatShipsIsSilentBesideTheFixedRule) {
 TEST(CheapChoice, AgreementAndDisagreementHaveTheirOwnCalibration) {
   AcceptanceEstimator acceptance;
   std::mt19937 random(4);
-  const auto with = [](TokenId token, float raw) {
-    Proposal p;
-    p.token = token;
-    p.raw = raw;
-    return p;
+  const auto by = [](SpeculatorKind kind, TokenId token, float raw) {
+    return Proposal{token, raw, 0, kind};
+  };
+  const auto both = [&](TokenId ngram, TokenId fusion) {
+    return ProposalList{by(SpeculatorKind::kNgram, ngram, .5f),
+                        by(SpeculatorKind::kFusion, fusion, .4f)};
   };
   const auto calibrate = [&](Claim claim, float raw) {
     return acceptance.estimate(claim, raw, Form(), false);
@@ -260,17 +260,17 @@ TEST(CheapChoice, AgreementAndDisagreementHaveTheirOwnCalibration) {
     const bool same = i % 2 == 0;
     const auto coin = random() % 10;
     const TokenId came = same ? (coin < 8 ? 1 : 3) : coin < 2 ? 1 : coin < 8 ? 2 : 3;
-    score_cheap(with(1, .5f), with(same ? 1 : 2, .4f), came, [&](Claim claim, float raw, bool hit) {
+    score_cheap(both(1, same ? 1 : 2), came, [&](Claim claim, float raw, bool hit) {
       acceptance.update(claim, raw, Form(), false, hit);
     });
   }
-  const auto choose = [&](const Proposal& ngram, const Proposal& fusion) {
-    return DraftPolicy::choose(cheap_offers(ngram, fusion, calibrate));
+  const auto choose = [&](TokenId ngram, TokenId fusion) {
+    return DraftPolicy::choose(cheap_offers(both(ngram, fusion), calibrate));
   };
-  const Offer same = choose(with(1, .5f), with(1, .4f));
+  const Offer same = choose(1, 1);
   EXPECT_EQ(same.token, 1);
   EXPECT_NEAR(same.confidence, .8f, .08f);
-  const Offer other = choose(with(1, .5f), with(2, .4f));
+  const Offer other = choose(1, 2);
   EXPECT_EQ(other.kind, SpeculatorKind::kFusion);
   EXPECT_EQ(other.token, 2);
   EXPECT_NEAR(other.confidence, .6f, .08f);

@@ -61,8 +61,11 @@ struct Source {
   }
 };
 
+inline constexpr SpecType kNgram = spec_type("ngram"), kFusion = spec_type("head"),
+                          kBoth{"ngram and fusion", kNgram.kinds | kFusion.kinds};
+
 // The cheap kinds' drafts by themselves: as long as they go.
-inline void propose(DraftSources& sources, CheapKinds kinds, std::span<DraftJob> jobs) {
+inline void propose(DraftSources& sources, SpecType kinds, std::span<DraftJob> jobs) {
   CheapOffers offers(sources, kinds);
   offers.begin_round(jobs);
   for (std::size_t i = 0; i < jobs.size(); ++i) {
@@ -88,7 +91,7 @@ class Loop {
  public:
   struct Options {
     int slots = 1, max_draft = 8;
-    bool ngram = true, fusion = true;
+    SpecType kinds = kBoth;
     int fixed_length = -1;  // >= 0: not by cost
     std::function<double(int rows)> cost = [](int rows) { return 10.0 * (1 + 0.08 * (rows - 1)); };
     double noise = 0;  // of one round's time, log-normal
@@ -101,8 +104,9 @@ class Loop {
                   .max_draft = options.max_draft,
                   .max_tokens = 4096,
                   .store_bytes = options.store_bytes,
-                  .max_stores = options.slots + 1}),
-        offers_(sources_, {options.ngram, options.fusion}),
+                  .max_stores = options.slots + 1,
+                  .kinds = options.kinds}),
+        offers_(sources_, options.kinds),
         costs_(options.slots * (options.max_draft + 1)),
         policy_({.max_sequences = options.slots,
                  .max_draft = options.max_draft,

@@ -6,8 +6,8 @@
 #include <unistd.h>
 
 #include "foretoken/protocol/transport_memory.h"
-#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/evaluate/portfolio_replay.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"
 #include "tests/support/linked_engine.h"
@@ -29,7 +29,7 @@ class Canary : public testing::Test {
     options_.model_fingerprint = trainer::test_fingerprint();
     options_.trusted_signers = test_signers();
     options_.state_root = folder_;
-    options_.shadow.kinds = {false, true, false};  // the table alone: nothing stands in for it
+    options_.shadow.kinds = kinds_named("fusion");  // the table alone: nothing stands in for it
     start();
     peer_ = network_.open_trainer();
   }
@@ -53,7 +53,7 @@ class Canary : public testing::Test {
     auto trace = std::make_unique<RequestTrace>(traffic_.next(0.0f, 80));
     const LearnedPointer& drafter = choice_.of(trace->request);
     canary_requests_ += drafter == choice_.canary;
-    PortfolioReplay replay({false, true, false}, drafter.get());
+    PortfolioReplay replay(kinds_named("fusion"), drafter.get());
     const PortfolioWalk walk = replay.walk_fixed(*trace, 4);
     for (std::size_t r = 0; r < walk.starts.size(); ++r) {
       RoundTrace& round = trace->rounds.emplace_back();

@@ -31,7 +31,7 @@ class HeadLearning : public ::testing::Test {
   double acceptance_length(const Learner& learner) const {
     auto weights = learned_from_bundle(learner.snapshot(), options_.model);
     EXPECT_TRUE(weights) << weights.error().message;
-    PortfolioReplay replay({.head = true}, weights->get());
+    PortfolioReplay replay(kinds_named("head"), weights->get());
     HeadTraffic traffic(kHidden, 320, 1000);
     double rounds = 0, emitted = 0;
     for (int i = 0; i < 10; ++i) {
