@@ -50,25 +50,26 @@ void EngineCore::admit() {
     if (slot == slot_used_.end()) return;
     Sequence& s = *waiting_.front();
     // A first chunk must fit without taking pages from anybody; the rest may preempt later.
-    const auto kv = kv_->open();
+    const auto kv = memory_->open();
     if (!kv) return;
     // At least one row is computed, whatever is known: it has the logits, or the features from
     // which the head drafts.
-    s.computed = 0;
-    if (!s.chain.empty()) s.computed = kv_->resume(*kv, s.chain, s.n_prompt, s.prefill_end() - 1);
-    const std::int64_t first = first_length(std::int64_t(s.tokens.size()), s.computed, limits_);
-    if (!kv_->reserve(*kv, first) && !running_.empty()) {
-      kv_->close(*kv);
+    s.kv = *kv;
+    s.memory = memory_.get();
+    if (!s.chain.empty()) memory_->resume(s.kv, s.chain, s.n_prompt, s.prefill_end() - 1);
+    const std::int64_t first = first_length(std::int64_t(s.tokens.size()), s.computed(), limits_);
+    if (!memory_->reserve(s.kv, first) && !running_.empty()) {
+      memory_->close(s.kv);
+      s.kv = -1;
       return;
     }
-    s.kv = *kv;
     s.slot = int(slot - slot_used_.begin());
     *slot = true;
-    if (s.trace) skip_taps(*s.trace, s.computed);
+    if (s.trace) skip_taps(*s.trace, s.computed());
     if (!s.preempted) {
-      s.timings.cached_n = s.computed;
+      s.timings.cached_n = s.computed();
       stats_.prefix_cache_queries += s.n_prompt;
-      stats_.prefix_cache_hits += s.computed;
+      stats_.prefix_cache_hits += s.computed();
       s.admitted = now();
       s.timings.queue_ms =
           std::chrono::duration<double, std::milli>(s.admitted - s.submitted).count();
@@ -84,11 +85,10 @@ void EngineCore::admit() {
 }
 
 void EngineCore::preempt(Sequence& s) {
-  kv_->close(s.kv);
+  memory_->close(s.kv);
   portfolio_->close(context_of(s), false, false);
   slot_used_[std::size_t(s.slot)] = false;
   s.kv = s.slot = -1;
-  s.computed = 0;
   s.preempted = true;
   ++stats_.preemptions;
   const auto it =
@@ -98,7 +98,7 @@ void EngineCore::preempt(Sequence& s) {
 }
 
 bool EngineCore::Pages::reserve(std::size_t sequence, std::int64_t length) {
-  return core.kv_->reserve(core.running_[sequence]->kv, length);
+  return core.memory_->reserve(core.running_[sequence]->kv, length);
 }
 
 void EngineCore::Pages::preempt(std::size_t youngest) { core.preempt(*core.running_[youngest]); }
@@ -108,7 +108,7 @@ void EngineCore::plan() {
   for (const auto& s : running_) {
     SequenceState& state = states_.emplace_back();
     state.tokens = std::int64_t(s->tokens.size());
-    state.computed = s->computed;
+    state.computed = s->computed();
     state.prefill_end = s->prefill_end();
     state.may_come = std::min(std::int64_t(s->request.max_tokens) - s->n_generated(),
                               options_.max_model_len - state.tokens);

@@ -66,8 +66,7 @@ void EngineCore::commit_one(RoundEntry& e) {
   Round& r = round_;
   const SteadyTime now = this->now();
   if (!e.samples) {  // a prefill chunk that ends inside what is already known
-    s.computed += e.n_rows;
-    kv_->commit(s.kv, s.computed);
+    memory_->commit(s.kv, s.computed() + e.n_rows);
     return;
   }
   DraftOutcome outcome;
@@ -86,9 +85,8 @@ void EngineCore::commit_one(RoundEntry& e) {
   // The first token came with the prompt: the speculators see it as an outcome without a draft.
   static const DraftTree kNoDraft;
   const DraftTree& draft = e.decode ? r.jobs[std::size_t(e.job)].draft : kNoDraft;
-  if (!draft.is_chain()) kv_->keep_path(s.kv, s.computed, e.path);
-  s.computed = e.decode ? std::int64_t(before + e.emitted.size()) - 1 : s.n_prompt;
-  kv_->commit(s.kv, s.computed);
+  if (!draft.is_chain()) memory_->keep_path(s.kv, s.computed(), e.path);
+  memory_->commit(s.kv, e.decode ? std::int64_t(before + e.emitted.size()) - 1 : s.n_prompt);
   outcome.context.tokens = std::span(s.tokens).first(before);
   outcome.draft = &draft;
   if (e.decode && s.trace) portfolio_->record_policy(s.slot, s.trace->policy);
@@ -180,9 +178,9 @@ void EngineCore::finish(Sequence& s, FinishReason reason, EngineEvent&& last) {
     const bool keeps = whole && s.keeps_pages && !s.chain.empty();
     if (keeps) {
       s.chain.extend(s.tokens);
-      kv_->close_and_keep(s.kv, s.chain);
+      memory_->close_and_keep(s.kv, s.chain);
     } else {
-      kv_->close(s.kv);
+      memory_->close(s.kv);
     }
     DraftContext context = context_of(s);
     if (!keeps) context.chain = nullptr;

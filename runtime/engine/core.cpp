@@ -96,10 +96,10 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   add_to_root(*model, o.kv_cache_dtype);
   if (draft_model) add_to_root(*draft_model, o.draft_kv_cache_dtype);
   self->page_root_ += fmt::format(" sink {} window {} ", o.kv_sink, o.kv_window);
-  auto kv = model->make_kv(kv_options, std::move(calibration));
+  auto kv = model->make_memory(kv_options, std::move(calibration));
   if (!kv) return kv.error();
-  self->kv_ = std::move(*kv);
-  if (const std::int64_t held = self->kv_->capacity_tokens(); held < o.max_model_len) {
+  self->memory_ = std::move(*kv);
+  if (const std::int64_t held = self->memory_->capacity_tokens(); held < o.max_model_len) {
     spdlog::warn(
         "max-model-len is {}, but the KV cache of {} MiB holds {} tokens: that is the "
         "context served",
@@ -214,7 +214,7 @@ PageChain EngineCore::chain_of(const EngineRequest& request) const {
 
 void EngineCore::forget_traffic(const std::string& key_id) {
   portfolio_->forget(key_id, owner_of(key_id));
-  kv_->forget(owner_of(key_id));
+  memory_->forget(owner_of(key_id));
   for (auto& s : running_) s->keeps_pages &= s->request.key_id != key_id;
   for (auto& s : waiting_) s->keeps_pages &= s->request.key_id != key_id;
 }
@@ -289,7 +289,7 @@ void EngineCore::fill(EngineStats& stats) const {
   stats.version = learned_.served->version;
   if (learned_.canary) stats.canary = learned_.canary->version;
   stats.version_age_s = seconds(now - version_since_);
-  stats.kv = kv_->stats();
+  stats.kv = memory_->stats();
   AcceptanceStats minute;
   double span = 0;
   for (const Recent& r : recent_) {

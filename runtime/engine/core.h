@@ -31,7 +31,8 @@ struct RoundEntry {
   int first_logit = 0;  // its logit rows: n_rows for decode, 1 for the last prefill chunk
   int job = -1;         // index of its DraftJob
   int accepted = 0;
-  // Of its rows, those whose logits gave the emitted tokens: the path that was accepted, from row 0.
+  // Of its rows, those whose logits gave the emitted tokens: the path that was accepted, from row
+  // 0.
   std::vector<int> path;
   std::uint64_t version = 0;     // of the weights that drafted for it
   std::vector<TokenId> emitted;  // accepted drafts and the target's own token
@@ -45,9 +46,9 @@ struct Round {
   std::vector<TokenId> tokens;  // [n_rows]
   std::vector<KvRows> groups;
   std::vector<int> logit_rows;
-  bool control = false;   // speculation off, by the coin
-  bool plain = false;     // speculation and capture off: a window of plain serving
-  bool has_taps = false;  // the features are of this round
+  bool control = false;           // speculation off, by the coin
+  bool plain = false;             // speculation and capture off: a window of plain serving
+  bool has_taps = false;          // the features are of this round
   int n_entries = 0, n_jobs = 0;  // used prefixes: buffers are kept from round to round
   double draft_ms = 0, verify_ms = 0;
   SteadyTime started;
@@ -125,7 +126,7 @@ class EngineCore {
   EngineOptions options_;
   TraceSink trace_sink_;
   std::unique_ptr<kernels::ThreadPool> pool_;
-  std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<SequenceMemory> memory_;
   std::string page_root_;  // models, KV modes, sink and window
   std::unique_ptr<ForwardWorkspace> workspace_;
   std::unique_ptr<Sampler> sampler_;  // of --spec-sampling rejection

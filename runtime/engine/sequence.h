@@ -1,7 +1,7 @@
 // One request as the engine sees it while it runs. Engine thread only.
-// Invariants: tokens = prompt then output; computed <= tokens.size(); positions below `computed`
-// are in the target's KV and committed; decoding() <=> computed + 1 == tokens.size() (the last
-// token has no KV yet).
+// Invariants: tokens = prompt then output; computed() <= tokens.size(), and is how far the target's
+// memory of it goes; decoding() <=> computed() + 1 == tokens.size() (the last token is not in
+// memory yet).
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,8 @@
 
 #include "foretoken/protocol/trace_record.h"
 #include "runtime/engine/request.h"
-#include "runtime/kv/kv_cache.h"
 #include "runtime/model/sampling_params.h"
+#include "runtime/model/sequence_memory.h"
 
 namespace foretoken {
 
@@ -31,10 +31,10 @@ struct Sequence {
   EngineRequest request;
   int slot = -1;  // engine slot while running, -1 while waiting
   KvSequence kv = -1;
-  std::vector<TokenId> tokens;  // prompt, then output
+  const SequenceMemory* memory = nullptr;  // the engine's, once it ran
+  std::vector<TokenId> tokens;             // prompt, then output
   std::int64_t n_prompt = 0;
-  PageChain chain;  // empty: without the prefix cache
-  std::int64_t computed = 0;
+  PageChain chain;                          // empty: without the prefix cache
   int store = 0;                            // traffic store of its key
   bool keeps_pages = true;                  // false: forgotten while under way
   std::unique_ptr<TokenCounts> counts;      // only with penalties
@@ -46,13 +46,16 @@ struct Sequence {
   std::optional<FinishReason> ends;  // asked for from outside: at the next round
   bool finished = false;             // dropped at the end of the round
 
+  std::int64_t computed() const { return kv < 0 ? 0 : memory->length(kv); }
   std::int64_t n_generated() const { return std::int64_t(tokens.size()) - n_prompt; }
   // Prefill ends here: at the prompt's end, or, where some of the answer is known already, at the
   // last token, which decodes as if nothing had happened.
   std::int64_t prefill_end() const {
     return n_generated() > 0 ? std::int64_t(tokens.size()) - 1 : n_prompt;
   }
-  bool decoding() const { return computed + 1 == std::int64_t(tokens.size()) && n_generated() > 0; }
+  bool decoding() const {
+    return computed() + 1 == std::int64_t(tokens.size()) && n_generated() > 0;
+  }
   // Between two rounds: which of the invariants does not hold; null: all do.
   const char* broken() const {
     const auto n = std::int64_t(tokens.size());
@@ -60,10 +63,9 @@ struct Sequence {
         !std::equal(tokens.begin(), tokens.begin() + n_prompt, request.prompt.begin(),
                     request.prompt.end()))
       return "tokens = prompt then output";
-    if (computed < 0 || computed > n) return "computed <= tokens.size()";
+    if (computed() > n) return "computed() <= tokens.size()";
     if ((slot < 0) != (kv < 0)) return "a slot goes with a KV sequence";
-    if (slot < 0 && computed > 0) return "what is computed is in the KV";
-    if (!decoding() && computed >= prefill_end() && n_generated() > 0)
+    if (!decoding() && computed() >= prefill_end() && n_generated() > 0)
       return "it decodes once its prefill has ended";
     if (n_generated() > request.max_tokens) return "no more output than was asked for";
     return nullptr;

@@ -13,7 +13,7 @@ void EngineCore::restore_features(const Sequence& s) {
   if (!portfolio_->keeps_features()) return;
   const RequestTrace& trace = *s.trace;
   const auto width = std::size_t(kHeadTaps * model_->config().hidden);
-  const std::int64_t end = std::min(s.computed, trace.tap_first + trace.tap_positions());
+  const std::int64_t end = std::min(s.computed(), trace.tap_first + trace.tap_positions());
   for (std::int64_t at = std::max<std::int64_t>(trace.tap_first, end - kHeadWindow); at < end;
        ++at) {
     const auto row = std::size_t(at - trace.tap_first);
@@ -22,8 +22,8 @@ void EngineCore::restore_features(const Sequence& s) {
   }
 }
 
-// Before the sequence moves on: s.computed is the position of the entry's first row. What is logged
-// is rounded by the pool's idle workers; the rest, which the head's ring alone wants, here.
+// Before the sequence moves on: s.computed() is the position of the entry's first row. What is
+// logged is rounded by the pool's idle workers; the rest, which the head's ring alone wants, here.
 void EngineCore::capture(const RoundEntry& e) {
   Sequence& s = *e.sequence;
   if (!wants_features(s)) return;
@@ -34,9 +34,9 @@ void EngineCore::capture(const RoundEntry& e) {
   // the live head saw, whichever weights come to draft; else as far back as these look.
   const bool keeps = portfolio_->keeps_features();
   const std::int64_t wanted_from =
-      s.trace ? s.trace->tap_first : s.computed + committed - portfolio_->head_window(s.learned);
+      s.trace ? s.trace->tap_first : s.computed() + committed - portfolio_->head_window(s.learned);
   for (int i = 0; i < committed; ++i) {
-    const std::int64_t position = s.computed + i;
+    const std::int64_t position = s.computed() + i;
     const int row = e.first_row + (e.decode ? e.path[std::size_t(i)] : i);
     // After preemption positions come again, with the same values: logged once.
     if (s.trace && position == s.trace->tap_first + s.trace->tap_positions())

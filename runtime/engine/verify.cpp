@@ -21,7 +21,7 @@ void EngineCore::verify() {
     r.tokens.push_back(e.sequence->tokens.back());
     r.tokens.insert(r.tokens.end(), draft.tokens.begin(), draft.tokens.end());
     for (int row = 0; row < e.n_rows; ++row) r.logit_rows.push_back(e.first_row + row);
-    r.groups.push_back({e.sequence->kv, e.sequence->computed, e.n_rows, e.first_row,
+    r.groups.push_back({e.sequence->kv, e.sequence->computed(), e.n_rows, e.first_row,
                         draft.is_chain() ? nullptr : draft.parents.data()});
   }
   // Prefill chunks take what rows are left. A sequence that was preempted recomputes everything but
@@ -34,16 +34,16 @@ void EngineCore::verify() {
     RoundEntry& e = r.entries[std::size_t(r.n_entries++)];
     e.sequence = &s;
     e.decode = false;
-    e.samples = s.n_generated() == 0 && s.computed + n == s.n_prompt;
+    e.samples = s.n_generated() == 0 && s.computed() + n == s.n_prompt;
     e.job = -1;
     e.accepted = 0;
     e.first_row = int(r.tokens.size());
     e.n_rows = chunk.rows;
     e.first_logit = int(r.logit_rows.size());
-    r.tokens.insert(r.tokens.end(), s.tokens.begin() + s.computed,
-                    s.tokens.begin() + s.computed + n);
+    r.tokens.insert(r.tokens.end(), s.tokens.begin() + s.computed(),
+                    s.tokens.begin() + s.computed() + n);
     if (e.samples) r.logit_rows.push_back(e.first_row + e.n_rows - 1);
-    r.groups.push_back({s.kv, s.computed, e.n_rows, e.first_row});
+    r.groups.push_back({s.kv, s.computed(), e.n_rows, e.first_row});
   }
   settle_reports();
   logits_->begin(int(r.logit_rows.size()));
@@ -77,11 +77,10 @@ void EngineCore::verify() {
     for (int i = 0; i < r.n_entries; ++i)
       r.has_taps |= wants_features(*r.entries[std::size_t(i)].sequence);
     if (r.has_taps) batch.features = features_.get();
-    model_->forward(batch, *kv_, *workspace_, *pool_);
+    model_->forward(batch, *memory_, *workspace_, *pool_);
     logits_->choose();
   }
-  r.verify_ms =
-      std::chrono::duration<double, std::milli>(now() - begin).count();
+  r.verify_ms = std::chrono::duration<double, std::milli>(now() - begin).count();
 }
 
 }  // namespace foretoken

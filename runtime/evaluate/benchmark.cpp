@@ -119,7 +119,8 @@ class Bench {
     // twice.
     kv.memory_bytes = token_bytes * static_cast<std::size_t>(max_tokens + max_rows + 1024) * 2;
     // The recipe without calibration costs what a calibrated one costs.
-    auto cache = model->make_kv(kv, mode == KvMode::kInt2 ? KvCalibration::data_free(g) : nullptr);
+    auto cache =
+        model->make_memory(kv, mode == KvMode::kInt2 ? KvCalibration::data_free(g) : nullptr);
     if (!cache) return cache.error();
     return std::unique_ptr<Bench>(new Bench(std::move(model), std::move(*cache), max_rows, pool));
   }
@@ -165,7 +166,7 @@ class Bench {
   KvStats kv_stats() const { return kv_->stats(); }
 
  private:
-  Bench(std::shared_ptr<const Model> model, std::unique_ptr<KvCache> kv, int max_rows,
+  Bench(std::shared_ptr<const Model> model, std::unique_ptr<SequenceMemory> kv, int max_rows,
         kernels::ThreadPool& pool)
       : model_(std::move(model)),
         kv_(std::move(kv)),
@@ -176,7 +177,7 @@ class Bench {
         sequence_(kv_->open().value()) {}
 
   std::shared_ptr<const Model> model_;
-  std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<SequenceMemory> kv_;
   std::unique_ptr<ForwardWorkspace> workspace_;
   std::unique_ptr<LogitRows> logits_, cut_logits_;  // of all rows of the output matrix, of output_
   kernels::ThreadPool& pool_;

@@ -189,7 +189,7 @@ Result<NeedleFigures> measure_needles(const Model& model, std::span<const Needle
   for (const NeedleContext& context : contexts) {
     const auto end = static_cast<std::int64_t>(context.tokens.size());
     for (std::size_t c = 0; c < cases.size(); ++c) {
-      KvCache& cache = *caches[c];
+      SequenceMemory& cache = *caches[c];
       cache.open();
       if (!cache.reserve(0, end + kChunkRows))
         return Error{ErrorCode::kInternal, "needles: their own cache is too small"};

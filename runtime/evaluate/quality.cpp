@@ -105,7 +105,7 @@ double median_step_seconds(std::vector<double> seconds) {
 
 }  // namespace
 
-Result<std::vector<std::unique_ptr<KvCache>>> make_quality_caches(
+Result<std::vector<std::unique_ptr<SequenceMemory>>> make_quality_caches(
     const Model& model, std::span<const KvQualityCase> cases, const KvQualityOptions& options,
     std::int64_t tokens, int max_rows) {
   const KvGeometry geometry = model.kv_geometry();
@@ -118,10 +118,10 @@ Result<std::vector<std::unique_ptr<KvCache>>> make_quality_caches(
                .max_sequences = 1,
                .max_rows = max_rows,
                .max_model_len = tokens + max_rows};
-  std::vector<std::unique_ptr<KvCache>> caches;
+  std::vector<std::unique_ptr<SequenceMemory>> caches;
   for (const KvQualityCase& c : cases) {
     kv.mode = c.mode;
-    auto cache = model.make_kv(kv, c.calibration);
+    auto cache = model.make_memory(kv, c.calibration);
     if (!cache) return cache.error();
     caches.push_back(std::move(*cache));
   }

@@ -15,6 +15,7 @@
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
 #include "runtime/kv/kv_cache.h"
+#include "runtime/model/sequence_memory.h"
 
 namespace foretoken {
 
@@ -78,7 +79,7 @@ Result<std::vector<KvQuality>> measure_kv_quality(const Model& model,
                                                   std::function<void(double)> progress);
 
 // A cache of one sequence for each case, with room for `tokens` and `max_rows` rows a pass.
-Result<std::vector<std::unique_ptr<KvCache>>> make_quality_caches(
+Result<std::vector<std::unique_ptr<SequenceMemory>>> make_quality_caches(
     const Model& model, std::span<const KvQualityCase> cases, const KvQualityOptions& options,
     std::int64_t tokens, int max_rows);
 

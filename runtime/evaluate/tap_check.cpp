@@ -55,7 +55,7 @@ Result<TapCheck> check_taps(const Model& model, const DraftHead& head,
                           .max_sequences = 1,
                           .max_rows = kChunkRows,
                           .max_model_len = std::int64_t(text.size()) + 1};
-  auto kv = model.make_kv(options, nullptr);
+  auto kv = model.make_memory(options, nullptr);
   if (!kv) return kv.error();
   const auto sequence = (*kv)->open();
   if (!sequence || !(*kv)->reserve(*sequence, std::int64_t(text.size())))

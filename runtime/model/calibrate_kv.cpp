@@ -125,7 +125,7 @@ Result<std::shared_ptr<const KvCalibration>> calibrate_kv(const Model& model,
                        .max_sequences = 1,
                        .max_rows = rows_in_window,
                        .max_model_len = static_cast<std::int64_t>(window)};
-  auto kv = model.make_kv(kv_options, nullptr);
+  auto kv = model.make_memory(kv_options, nullptr);
   if (!kv) return kv.error();
   auto workspace = model.make_workspace(rows_in_window, 1);
   auto calibrator = MomentCalibrator::create(geometry);

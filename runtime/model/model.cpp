@@ -72,7 +72,7 @@ class LoadedModel final : public Model {
     return head.make_host_workspace(max_rows, std::pmr::get_default_resource());
   }
 
-  void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
+  void forward(const ForwardBatch& batch, SequenceMemory& memory, ForwardWorkspace& workspace,
                ThreadPool& pool) const override;
 
   void embedding(TokenId token, float* out) const override {
@@ -172,11 +172,11 @@ void LoadedModel::write_logits(Pass& pass) const {
   kernels::linear_many(&logits, 1, ws.activations, pass.pool, {first[0], first[1], first[2]});
 }
 
-void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
-                          ThreadPool& pool) const {
+void LoadedModel::forward(const ForwardBatch& batch, SequenceMemory& memory,
+                          ForwardWorkspace& workspace, ThreadPool& pool) const {
   Pass pass{.config = config_,
             .batch = batch,
-            .kv = kv,
+            .kv = memory.cache(),
             .ws = static_cast<Workspace&>(workspace),
             .pool = pool,
             .n_rows = std::int64_t(batch.tokens.size()),
@@ -198,8 +198,7 @@ void LoadedModel::forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspa
     run_layer(l, pass, more ? first_of(layers_[std::size_t(l) + 1].mixer) : last);
     tap(l, ws.x);
   }
-  if (features &&
-      std::ranges::find(features->taps(), config_.n_layers) != features->taps().end()) {
+  if (features && std::ranges::find(features->taps(), config_.n_layers) != features->taps().end()) {
     pass.norm(ws.x.data(), output_norm_, ws.normed.data());
     tap(config_.n_layers, ws.normed);
   }
@@ -268,6 +267,15 @@ Status LoadedModel::load(int n_file_layers, ThreadPool& pool,
 }
 
 }  // namespace
+
+Result<std::unique_ptr<SequenceMemory>> Model::make_memory(
+    const KvOptions& options, std::shared_ptr<const KvCalibration> calibration) const {
+  auto cache = make_kv(options, std::move(calibration));
+  if (!cache) return cache.error();
+  std::vector<std::unique_ptr<KvCache>> classes;
+  classes.push_back(std::move(*cache));
+  return std::make_unique<SequenceMemory>(std::move(classes));
+}
 
 Result<std::shared_ptr<const Model>> Model::load(const std::string& path,
                                                  const ModelLoadOptions& options) {

@@ -20,6 +20,7 @@
 #include "runtime/model/feature_rows.h"
 #include "runtime/model/head_workspace.h"
 #include "runtime/model/logit_rows.h"
+#include "runtime/model/sequence_memory.h"
 
 namespace foretoken {
 
@@ -58,7 +59,10 @@ class Model {
   virtual std::size_t step_bytes() const = 0;                            // of the file's format, read by a one-row step
   virtual std::int64_t step_macs() const = 0;                            // multiply-adds of one row
   virtual std::unique_ptr<ForwardWorkspace> make_workspace(int max_rows, int max_logit_rows) const = 0;
-  // A KV cache of its geometry, where its forward pass reads and writes it.
+  // The memory that its forward pass reads and writes.
+  Result<std::unique_ptr<SequenceMemory>> make_memory(
+      const KvOptions& options, std::shared_ptr<const KvCalibration> calibration) const;
+  // ... of it the KV cache of its layers, on its device.
   virtual Result<std::unique_ptr<KvCache>> make_kv(
       const KvOptions& options, std::shared_ptr<const KvCalibration> calibration) const = 0;
   // output: what a batch's `output` will be, if not null. More rows than max_rows take more memory.
@@ -69,7 +73,7 @@ class Model {
                                                          int slots) const = 0;
   virtual std::unique_ptr<HeadWorkspace> make_head_workspace(const HeadWeights& head,
                                                              int max_rows) const = 0;
-  virtual void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
+  virtual void forward(const ForwardBatch& batch, SequenceMemory& memory, ForwardWorkspace& workspace,
                        kernels::ThreadPool& pool) const = 0;
   virtual const kernels::PackedMatrix& output_matrix() const = 0;        // [n_vocab, hidden]
   virtual void embedding(TokenId token, float* out) const = 0;           // [hidden], before any layer

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "foretoken/kernels/sampling.h"
 
@@ -24,9 +25,9 @@ Result<std::unique_ptr<ModelSpeculator>> ModelSpeculator::create(
     std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
     const ModelSpeculatorOptions& options, kernels::ThreadPool& pool) {
   std::unique_ptr<ModelSpeculator> self(new ModelSpeculator(model, options, pool));
-  auto kv = model->make_kv(options.kv, std::move(calibration));
+  auto kv = model->make_memory(options.kv, std::move(calibration));
   if (!kv) return kv.error();
-  self->kv_ = std::move(*kv);
+  self->memory_ = std::move(*kv);
   const int rows = options.kv.max_rows, sequences = options.kv.max_sequences;
   self->workspace_ = model->make_workspace(rows, sequences);
   self->row_tokens_.resize(std::size_t(rows));
@@ -39,22 +40,22 @@ Result<std::unique_ptr<ModelSpeculator>> ModelSpeculator::create(
     if (!vocabulary) return vocabulary.error();
     self->vocabulary_ = std::move(*vocabulary);
   }
-  self->logits_ = model->make_logit_rows(
-      sequences, self->vocabulary_ ? &self->vocabulary_->output() : nullptr);
+  self->logits_ =
+      model->make_logit_rows(sequences, self->vocabulary_ ? &self->vocabulary_->output() : nullptr);
   return self;
 }
 
 void ModelSpeculator::open(const DraftContext& context) {
   Slot& slot = slots_[std::size_t(context.slot)];
-  if (slot.kv >= 0) kv_->close(slot.kv);
-  slot = {kv_->open().value_or(-1), 0};
+  if (slot.kv >= 0) memory_->close(slot.kv);
+  slot = {memory_->open().value_or(-1)};
   if (vocabulary_) {
     vocabulary_->see(context.stop_tokens);
     vocabulary_->see(context.tokens);
   }
   if (slot.kv >= 0 && context.chain) {
-    slot.fed = kv_->resume(slot.kv, *context.chain, context.n_prompt,
-                           std::int64_t(context.tokens.size()) - 1);
+    memory_->resume(slot.kv, *context.chain, context.n_prompt,
+                    std::int64_t(context.tokens.size()) - 1);
   }
 }
 
@@ -62,9 +63,9 @@ void ModelSpeculator::close(const DraftContext& context, bool whole) {
   Slot& slot = slots_[std::size_t(context.slot)];
   if (slot.kv >= 0) {
     if (whole && context.chain)
-      kv_->close_and_keep(slot.kv, *context.chain);
+      memory_->close_and_keep(slot.kv, *context.chain);
     else
-      kv_->close(slot.kv);
+      memory_->close(slot.kv);
   }
   slot = {};
 }
@@ -81,7 +82,7 @@ void ModelSpeculator::run(std::span<const KvRows> groups, int n_rows, bool want_
   batch.logit_rows = logit_rows_;
   batch.logits = logits_.get();
   if (vocabulary_) batch.output = &vocabulary_->output();
-  model_->forward(batch, *kv_, *workspace_, pool_);
+  model_->forward(batch, *memory_, *workspace_, pool_);
 }
 
 // Feeds all committed tokens but the last (the first draft step feeds that one). False: no room.
@@ -89,14 +90,14 @@ bool ModelSpeculator::catch_up(DraftJob& job) {
   Slot& slot = slots_[std::size_t(job.context.slot)];
   if (slot.kv < 0) return false;
   const auto length = std::int64_t(job.context.tokens.size());
-  if (!kv_->reserve(slot.kv, length + job.max_tokens)) return false;
-  while (slot.fed < length - 1) {
-    const auto n = int(std::min<std::int64_t>(options_.kv.max_rows, length - 1 - slot.fed));
-    std::copy_n(job.context.tokens.begin() + slot.fed, n, row_tokens_.begin());
-    const KvRows rows{slot.kv, slot.fed, n, 0};
+  if (!memory_->reserve(slot.kv, length + job.max_tokens)) return false;
+  while (fed(slot) < length - 1) {
+    const std::int64_t first = fed(slot);
+    const auto n = int(std::min<std::int64_t>(options_.kv.max_rows, length - 1 - first));
+    std::copy_n(job.context.tokens.begin() + first, n, row_tokens_.begin());
+    const KvRows rows{slot.kv, first, n, 0};
     run({&rows, 1}, n, false);
-    slot.fed += n;
-    kv_->commit(slot.kv, slot.fed);
+    memory_->commit(slot.kv, first + n);
   }
   return true;
 }
@@ -174,11 +175,10 @@ void ModelSpeculator::propose(std::span<DraftJob> jobs) {
     std::erase_if(active_,
                   [&](DraftJob* job) { return int(job->draft.tokens.size()) >= job->max_tokens; });
   }
-  // Fed: every committed token, and (uncommitted) each drafted token but the last. observe() keeps
-  // what held.
+  // In memory now, uncommitted: every drafted token but the last. observe() keeps what held.
   for (DraftJob& job : jobs) {
     if (!job.draft.tokens.empty())
-      slots_[std::size_t(job.context.slot)].fed = std::int64_t(job.context.tokens.size());
+      slots_[std::size_t(job.context.slot)].drafted_at = std::int64_t(job.context.tokens.size());
   }
 }
 
@@ -189,7 +189,7 @@ void ModelSpeculator::observe(const DraftOutcome& outcome) {
   // Positions length .. length + d - 2 hold drafted tokens 0 .. d - 2; those that were accepted
   // stay.
   const auto length = std::int64_t(outcome.context.tokens.size());
-  if (slot.fed != length) return;  // this round's draft was not this model's
+  if (std::exchange(slot.drafted_at, -1) != length) return;  // not this model's draft
   std::int64_t kept = 0;
   const DraftTree& draft = *outcome.draft;
   for (int i = 0; i + 1 < draft.size() && i < outcome.accepted; ++i) {
@@ -197,8 +197,7 @@ void ModelSpeculator::observe(const DraftOutcome& outcome) {
     if (draft.kinds[node] != SpeculatorKind::kModel || draft.parents[node] != i - 1) break;
     ++kept;
   }
-  slot.fed = length + kept;
-  kv_->commit(slot.kv, slot.fed);
+  memory_->commit(slot.kv, length + kept);
 }
 
 }  // namespace foretoken

@@ -32,13 +32,13 @@ class ModelSpeculator {
   void open(const DraftContext& context);  // a sequence starts, or returns after preemption
   // whole: it ended by itself, so that what was computed of it may serve others.
   void close(const DraftContext& context, bool whole);
-  void forget(std::uint64_t owner) { kv_->forget(owner); }
+  void forget(std::uint64_t owner) { memory_->forget(owner); }
   void propose(std::span<DraftJob> jobs);     // fills every job's draft
   void observe(const DraftOutcome& outcome);  // after commit
-  KvStats kv_stats() const { return kv_->stats(); }
+  KvStats kv_stats() const { return memory_->stats(); }
   // Committed tokens this slot's cache has not seen yet (the last one not counted).
   std::int64_t lag(const DraftContext& context) const {
-    return std::int64_t(context.tokens.size()) - 1 - slots_[std::size_t(context.slot)].fed;
+    return std::int64_t(context.tokens.size()) - 1 - fed(slots_[std::size_t(context.slot)]);
   }
   int last_steps() const {
     return last_steps_;
@@ -47,8 +47,8 @@ class ModelSpeculator {
  private:
   struct Slot {
     KvSequence kv = -1;  // -1: closed, or its pages had to be given up
-    std::int64_t fed =
-        0;  // positions whose K and V are in the cache and match the committed tokens
+    // The length that its last draft went on from, until observe() has kept what held of it.
+    std::int64_t drafted_at = -1;
   };
   ModelSpeculator(std::shared_ptr<const Model> model, const ModelSpeculatorOptions& options,
                   kernels::ThreadPool& pool);
@@ -58,11 +58,13 @@ class ModelSpeculator {
     return vocabulary_ ? vocabulary_->output().n_out : model_->config().n_vocab;
   }
   bool catch_up(DraftJob& job);
+  // Committed tokens whose K and V are there.
+  std::int64_t fed(const Slot& slot) const { return slot.kv < 0 ? 0 : memory_->length(slot.kv); }
 
   std::shared_ptr<const Model> model_;
   ModelSpeculatorOptions options_;
   kernels::ThreadPool& pool_;
-  std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<SequenceMemory> memory_;
   std::unique_ptr<DraftVocabulary> vocabulary_;  // null: the whole vocabulary
   std::unique_ptr<ForwardWorkspace> workspace_;
   std::vector<Slot> slots_;

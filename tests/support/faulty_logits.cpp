@@ -51,12 +51,12 @@ class FaultyLogits final : public ModelDecorator {
                                              const kernels::PackedMatrix* output) const override {
     return std::make_unique<FaultyRows>(inner_->make_logit_rows(max_rows, output));
   }
-  void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
+  void forward(const ForwardBatch& batch, SequenceMemory& memory, ForwardWorkspace& workspace,
                kernels::ThreadPool& pool) const override {
     auto& rows = static_cast<FaultyRows&>(*batch.logits);
     ForwardBatch inner = batch;
     inner.logits = rows.inner.get();
-    inner_->forward(inner, kv, workspace, pool);
+    inner_->forward(inner, memory, workspace, pool);
     if (fault_ == LogitFault::kAcceptFirstDraft)
       force_drafts(batch, rows);
     else

@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "runtime/kv/kv_cache.h"
+#include "runtime/model/sequence_memory.h"
 
 namespace foretoken::testing {
 
@@ -84,16 +84,19 @@ class FloatPages final : public KvPages {
   std::vector<std::vector<float>> k_, v_;  // by layer: [positions, n_kv_heads * head_dim]
 };
 
-inline std::unique_ptr<KvCache> float_kv(const KvGeometry& geometry, std::int64_t max_tokens) {
+inline SequenceMemory float_memory(const KvGeometry& geometry, std::int64_t max_tokens) {
   const KvOptions options{.mode = KvMode::kBf16,
                           .memory_bytes = std::size_t(1) << 30,
                           .max_sequences = 1,
                           .max_model_len = max_tokens};
-  return KvCache::create(geometry, options, nullptr,
-                         [](const KvLayout& layout, std::shared_ptr<const KvCalibration>) {
-                           return std::make_unique<FloatPages>(layout);
-                         })
-      .value();
+  std::vector<std::unique_ptr<KvCache>> classes;
+  classes.push_back(
+      KvCache::create(geometry, options, nullptr,
+                      [](const KvLayout& layout, std::shared_ptr<const KvCalibration>) {
+                        return std::make_unique<FloatPages>(layout);
+                      })
+          .value());
+  return SequenceMemory(std::move(classes));
 }
 
 }  // namespace foretoken::testing

@@ -272,13 +272,13 @@ class GuardedModel final : public ModelDecorator {
                                                      int max_rows) const override {
     return std::make_unique<GuardedHeadWorkspace>(head, max_rows, memory_);
   }
-  void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
+  void forward(const ForwardBatch& batch, SequenceMemory& memory, ForwardWorkspace& workspace,
                kernels::ThreadPool& pool) const override {
     const Operation operation(*memory_);
     ForwardBatch inner = batch;
     if (batch.logits) inner.logits = &static_cast<GuardedLogitRows&>(*batch.logits).inner();
     if (batch.features) inner.features = &static_cast<GuardedFeatureRows&>(*batch.features).inner();
-    inner_->forward(inner, kv, workspace, pool);
+    inner_->forward(inner, memory, workspace, pool);
   }
 
  private:

@@ -38,9 +38,9 @@ class ModelDecorator : public Model {
                                                      int max_rows) const override {
     return inner_->make_head_workspace(head, max_rows);
   }
-  void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
+  void forward(const ForwardBatch& batch, SequenceMemory& memory, ForwardWorkspace& workspace,
                kernels::ThreadPool& pool) const override {
-    inner_->forward(batch, kv, workspace, pool);
+    inner_->forward(batch, memory, workspace, pool);
   }
   const kernels::PackedMatrix& output_matrix() const override { return inner_->output_matrix(); }
   void embedding(TokenId token, float* out) const override { inner_->embedding(token, out); }

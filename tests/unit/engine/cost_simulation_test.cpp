@@ -19,9 +19,9 @@ class TimedModel final : public ModelDecorator {
  public:
   TimedModel(std::shared_ptr<const Model> inner, Machine machine, SimulatedClock& clock)
       : ModelDecorator(std::move(inner)), machine_(machine), clock_(clock) {}
-  void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
+  void forward(const ForwardBatch& batch, SequenceMemory& memory, ForwardWorkspace& workspace,
                kernels::ThreadPool& pool) const override {
-    inner_->forward(batch, kv, workspace, pool);
+    inner_->forward(batch, memory, workspace, pool);
     const double ms =
         machine_.first_ms + machine_.next_ms * static_cast<double>(batch.tokens.size() - 1);
     clock_.advance(std::chrono::nanoseconds(static_cast<std::int64_t>(1e6 * ms)));

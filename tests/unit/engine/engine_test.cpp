@@ -399,7 +399,7 @@ TEST_F(TinyEngine, LogsTheHiddenStatesOfWhatWasCommitted) {
     kv_options.memory_bytes = std::size_t(64) << 20;
     kv_options.max_rows = int(n);
     kv_options.max_model_len = 1024;
-    auto kv = models_.model->make_kv(kv_options, nullptr);
+    auto kv = models_.model->make_memory(kv_options, nullptr);
     ASSERT_TRUE(kv) << kv.error().message;
     const KvSequence sequence = (*kv)->open().value();
     ASSERT_TRUE((*kv)->reserve(sequence, n));

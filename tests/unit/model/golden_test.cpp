@@ -55,9 +55,9 @@ double nmse(const Golden& golden, const Rows& got) {
 Rows runtime_logits(const Model& model, const std::vector<TokenId>& tokens) {
   constexpr std::size_t kChunk = 17;
   kernels::ThreadPool pool(1);
-  const auto kv = float_kv(model.kv_geometry(), std::ssize(tokens));
-  const KvSequence sequence = kv->open().value();
-  EXPECT_TRUE(kv->reserve(sequence, std::ssize(tokens)));
+  SequenceMemory memory = float_memory(model.kv_geometry(), std::ssize(tokens));
+  const KvSequence sequence = memory.open().value();
+  EXPECT_TRUE(memory.reserve(sequence, std::ssize(tokens)));
   auto workspace = model.make_workspace(kChunk, kChunk);
   const auto logits = model.make_logit_rows(kChunk);
   Rows out;
@@ -71,7 +71,7 @@ Rows runtime_logits(const Model& model, const std::vector<TokenId>& tokens) {
     batch.sequences = {&group, 1};
     batch.logit_rows = rows;
     batch.logits = logits.get();
-    model.forward(batch, *kv, *workspace, pool);
+    model.forward(batch, memory, *workspace, pool);
     for (std::size_t i = 0; i < n; ++i) {
       const std::span<const float> row = logits->host_row(int(i));
       out.emplace_back(row.begin(), row.end());

@@ -26,7 +26,7 @@ std::vector<std::vector<float>> runtime_logits(const Model& model,
   options.max_rows = chunk;
   options.max_model_len = 2048;
   options.memory_bytes = std::size_t(512) << 20;
-  auto kv = model.make_kv(options, nullptr);
+  auto kv = model.make_memory(options, nullptr);
   EXPECT_TRUE(kv.ok());
   const KvSequence sequence = (*kv)->open().value();
   EXPECT_TRUE((*kv)->reserve(sequence, std::int64_t(tokens.size())));
