@@ -15,7 +15,8 @@ import tempfile
 import time
 import unittest
 
-from processes import Contents, Lineage, Pair, Traffic, eventually, find_model
+from foretoken_server import find_model
+from processes import Contents, Lineage, Pair, Traffic, eventually
 
 MODEL = find_model()  # skipped where it is missing, but in CI failed
 parser = argparse.ArgumentParser()

@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.request
 
-from processes import find_model
+from foretoken_server import find_model
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TRAFFIC = os.path.join(HERE, "..", "..", "examples", "traffic", "quickstart.jsonl")

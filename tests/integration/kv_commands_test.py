@@ -10,7 +10,7 @@ import tempfile
 import unittest
 import xml.etree.ElementTree
 
-from processes import find_model
+from foretoken_server import find_model
 
 FORETOKEN = os.path.abspath(sys.argv[1])
 MODEL = find_model()

@@ -7,7 +7,8 @@ import sys
 import tempfile
 import unittest
 
-from processes import Server, eventually, find_model, free_ports
+from foretoken_server import Server, find_model
+from processes import eventually, free_ports
 
 find_model()  # skipped where it is missing, but in CI failed
 FORETOKEN, SEND_BUNDLE = map(os.path.abspath, sys.argv[1:3])

@@ -14,7 +14,7 @@ import unittest
 import urllib.error
 import urllib.request
 
-from processes import find_model
+from foretoken_server import find_model
 
 FORETOKEN = os.path.abspath(sys.argv[1])
 MODEL = find_model()

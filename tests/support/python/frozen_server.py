@@ -1,7 +1,6 @@
 """A server for paired timing: one request at a time, on a copy of a state directory, with nothing promoted meanwhile."""
-import pathlib, shutil, sys
+import shutil
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "conformance"))
 import foretoken_server
 
 

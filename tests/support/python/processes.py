@@ -8,12 +8,10 @@ import random
 import re
 import socket
 import subprocess
-import sys
 import threading
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "conformance"))
-from foretoken_server import Server, find_model  # noqa: E402
+from foretoken_server import Server
 
 
 def free_ports(n):

@@ -13,7 +13,7 @@ import time
 
 
 SMALL_MODEL = "smollm2-135m-instruct-q4_1.gguf"   # the one that tests/run fetches
-TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 
 
 def want(what):
