@@ -135,7 +135,7 @@ TEST(Flags, WhatIsPrintedIsReadBack) {
     return GetCapturedStdout();
   };
   const std::string printed = print({"--count=42", "--colour=green", "--size=1536", "--no-lid",
-                                     "--names", "a", "b \"c\"", "--maybe", "5", "--level=high"});
+                                     "--names", "a", "b c", "--maybe", "5", "--level=high"});
   EXPECT_THAT(printed, HasSubstr("colour = \"green\"\n"));
   EXPECT_THAT(printed, HasSubstr("size = \"1536\"\n"));
   std::ofstream(folder.file("a.toml")) << printed;
