@@ -236,31 +236,8 @@ void EngineCore::set_learned(SpeculatorChoice choice, std::vector<LearnedPointer
   stats_.swaps += changes;
 }
 
-// Tests: weights that propose differently every time. Outputs must not notice (law 1).
-void EngineCore::swap_for_test() {
-  std::shared_ptr<const LearnedWeights> next;
-  if (!options_.swap_cycle.empty()) {
-    next = options_.swap_cycle[std::size_t(stats_.swaps) % options_.swap_cycle.size()];
-  } else {
-    auto perturbed = std::make_shared<LearnedWeights>(*learned_.served);
-    for (std::size_t i = 0; i < perturbed->fusion.bias.size(); ++i) {
-      perturbed->fusion.bias[i] +=
-          ((std::size_t(stats_.swaps) * 2654435761u + i * 40503u) >> 7) % 7 * 0.5f - 1.5f;
-    }
-    ++perturbed->version.value;
-    perturbed->initial = false;
-    next = std::move(perturbed);
-  }
-  const auto begin = now();
-  std::vector<std::shared_ptr<const LearnedWeights>> retired;
-  set_learned({std::move(next), learned_.canary, learned_.canary_fraction}, retired);
-  swap_took(std::chrono::duration<double, std::milli>(now() - begin).count());
-}
-
 void EngineCore::round() {
   round_.started = now();
-  if (options_.swap_every_rounds > 0 && stats_.engine_rounds % options_.swap_every_rounds == 0)
-    swap_for_test();
   settle_features();
   admit();
   plan();

@@ -108,7 +108,6 @@ class EngineCore {
   void finish(Sequence& sequence, FinishReason reason, EngineEvent&& last);
   void remove_finished();
   DraftContext context_of(const Sequence& sequence) const;
-  void swap_for_test();
   void capture(const RoundEntry& entry);  // taps.cpp
   void settle_features();
   void restore_features(const Sequence& sequence);

@@ -24,7 +24,6 @@ namespace foretoken {
 
 class Model;
 struct DraftJob;
-struct LearnedWeights;
 struct SpeculatorChoice;  // learned.h
 
 enum class SpecSampling { kInvariant, kRejection };
@@ -56,10 +55,6 @@ struct EngineOptions {
   double control_fraction =
       0.03;                   // rounds without speculation, by a coin tossed before the controller
   double plain_fraction = 0;  // share of time served plainly, for the net speedup (net_speedup.h)
-  // Tests: swap the learned weights every n rounds, to the next of swap_cycle (if that is empty, to
-  // the served ones with the fusion table perturbed).
-  int swap_every_rounds = 0;
-  std::vector<std::shared_ptr<const LearnedWeights>> swap_cycle;
   // Tests: sees what was drafted, may make trees of it.
   std::function<void(std::span<DraftJob>)> on_drafted;
   bool share_across_keys = false;  // traffic stores and kept pages

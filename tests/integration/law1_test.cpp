@@ -249,7 +249,6 @@ EngineOptions options_of(const Case& c, EngineOptions o) {
   o.threads = c.threads;
   o.kv_cache_dtype = c.mode;
   o.draft_kv_cache_dtype = c.draft_mode;
-  o.swap_every_rounds = c.swaps ? 10 : 0;
   o.control_fraction = c.n_draft < 0 ? 0.05 : 0;
   return o;
 }
@@ -261,6 +260,7 @@ TEST_F(Law1, OutputIsAFunctionOfTheRequestAlone) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(name_of(c));
     HarnessModels m = *models_;
+    m.swap_every_rounds = c.swaps ? 10 : 0;
     if (c.spec == spec_type("model") || c.spec == spec_type("auto")) {
       m.draft = c.shallow ? shallow_draft_ : whole_draft_;
       m.draft_calibration = models_->calibration;
@@ -271,7 +271,7 @@ TEST_F(Law1, OutputIsAFunctionOfTheRequestAlone) {
       m.learned = learned_[0];
       m.canary = c.swaps ? learned_[1] : nullptr;
       m.canary_fraction = 0.4;
-      if (c.swaps) options.swap_cycle = learned_;
+      if (c.swaps) m.swap_to = learned_;
     }
     if (c.shallow) options.spec_draft_vocab = 4096;
     const HarnessResult got =

@@ -10,6 +10,7 @@
 #include "runtime/speculate/head/eagle3_head.h"
 #include "runtime/speculate/head/initial_head.h"
 #include "tests/support/eagle3_maker.h"
+#include "tests/support/swapping_model.h"
 
 namespace foretoken::testing {
 
@@ -23,8 +24,20 @@ HarnessResult run_engine(const HarnessModels& models, const EngineOptions& optio
   std::mutex mutex;
   std::condition_variable changed;
   std::size_t done = 0;
+  Engine* running = nullptr;
+  std::size_t swaps = 0;
+  LearnedPointer served = models.learned ? models.learned : initial_weights();
+  const auto swap = [&] {
+    served = models.swap_to.empty() ? disturbed(*served, swaps)
+                                    : models.swap_to[swaps % models.swap_to.size()];
+    ++swaps;
+    running->set_learned({served, models.canary, models.canary_fraction});
+  };
+  std::shared_ptr<const Model> model = models.model;
+  if (models.swap_every_rounds > 0)
+    model = std::make_shared<SwappingModel>(model, models.swap_every_rounds, swap);
   auto engine = Engine::create(
-      models.model, models.calibration, models.draft, models.draft_calibration, options,
+      model, models.calibration, models.draft, models.draft_calibration, options,
       [&](std::unique_ptr<RequestTrace> trace) {
         std::lock_guard lock(mutex);
         result.traces.push_back(std::move(trace));
@@ -34,6 +47,7 @@ HarnessResult run_engine(const HarnessModels& models, const EngineOptions& optio
     ADD_FAILURE() << engine.error().message;
     return result;
   }
+  running = engine->get();
   if (models.learned)
     (*engine)->set_learned({models.learned, models.canary, models.canary_fraction});
   for (std::size_t i = 0; i < requests.size(); ++i) {

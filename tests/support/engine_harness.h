@@ -40,6 +40,10 @@ struct HarnessModels {
   // Served from the first round on; null: as shipped. canary may be null.
   std::shared_ptr<const LearnedWeights> learned, canary;
   double canary_fraction = 0;
+  // Every so many rounds (0: never) others serve: the next of swap_to, or, where that is empty, the
+  // last ones with their fusion table disturbed. Outputs must not notice (law 1).
+  int swap_every_rounds = 0;
+  std::vector<std::shared_ptr<const LearnedWeights>> swap_to;
   const Clock* clock = &system_clock();
 };
 

@@ -103,8 +103,8 @@ TEST_F(GuardedEngine, HeadsAndTheirSwapsAreAsOnTheCpu) {
     HarnessResult got;
     expect_equal(models, guarded(models), o, requests(), &got);
     EXPECT_GT(got.stats.acceptance.accepted, 0);
-    o.swap_every_rounds = 5;
-    o.swap_cycle = {heads_[0], eagle_, heads_[1]};
+    models.swap_every_rounds = 5;
+    models.swap_to = {heads_[0], eagle_, heads_[1]};
     expect_equal(models, guarded(models), o, requests());
   }
 }

@@ -122,13 +122,12 @@ TEST_F(TinyEngine, EverySpeculatorEmitsWhatNoneEmits) {
           o.max_batch_rows = fixed == 5 ? 64 : 256;
           o.spec_draft_vocab = fixed == 5 ? 64 : 0;  // of 320: most of what is wanted has no row
           o.threads = fixed == 5 ? 2 : 1;
-          o.swap_every_rounds = 10;
           // Lengths by cost: tables alone; fixed: between heads of both architectures and none, a
           // canary beside them.
           HarnessModels models = models_;
-          o.swap_cycle.clear();
+          models.swap_every_rounds = 10;
           if (fixed > 0) {
-            o.swap_cycle = {heads_[0], eagle_, initial_weights()};
+            models.swap_to = {heads_[0], eagle_, initial_weights()};
             models.learned = heads_[0];
             models.canary = heads_[1];
             models.canary_fraction = 0.5;
@@ -488,8 +487,8 @@ TEST_F(TinyEngine, AnEagleHeadReplaysAsItRan) {
   for (const bool swaps : {false, true}) {
     SCOPED_TRACE(swaps);
     if (swaps) {
-      o.swap_every_rounds = 7;
-      o.swap_cycle = {eagle_, heads_[0], initial_weights(), eagle_};
+      models.swap_every_rounds = 7;
+      models.swap_to = {eagle_, heads_[0], initial_weights(), eagle_};
     }
     const auto got = run_engine(models, o, requests);
     EXPECT_GT(got.stats.preemptions, 0) << "the pool was large enough: the test proves less";
