@@ -35,7 +35,7 @@ Arrays flatten(const RequestTrace& trace) {
     out.candidate_counts.push_back(static_cast<std::uint8_t>(generated.candidates.size()));
     for (const Candidate& candidate : generated.candidates) {
       out.candidate_tokens.push_back(candidate.token);
-      out.candidate_classes.push_back(candidate.klass);
+      out.candidate_classes.push_back(candidate.fusion_class);
     }
     out.top_counts.push_back(static_cast<std::uint8_t>(generated.top_ids.size()));
     out.top_ids.insert(out.top_ids.end(), generated.top_ids.begin(), generated.top_ids.end());

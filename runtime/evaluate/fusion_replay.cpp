@@ -37,7 +37,7 @@ Scores table_probabilities(const FusionPosition& position, const FusionTable& ta
   Scores scores;
   std::array<double, kMaxCandidates> logits{};
   for (int c = 0; c < position.n_candidates; ++c) {
-    logits[position.token_of[std::size_t(c)]] += table.bias[position.klass[std::size_t(c)]];
+    logits[position.token_of[std::size_t(c)]] += table.bias[position.fusion_class[std::size_t(c)]];
   }
   const double scale = position.inverse_temperature;
   double top = double(table.other) * scale;
@@ -98,7 +98,7 @@ std::vector<FusionPosition> fusion_positions(const RequestTrace& trace) {
     tokens.clear();
     for (const Candidate& candidate : generated.candidates) {
       const auto found = std::find(tokens.begin(), tokens.end(), candidate.token);
-      position.klass[position.n_candidates] = candidate.klass;
+      position.fusion_class[position.n_candidates] = candidate.fusion_class;
       position.token_of[position.n_candidates++] =
           static_cast<std::uint8_t>(found - tokens.begin());
       if (found == tokens.end()) tokens.push_back(candidate.token);

@@ -17,7 +17,7 @@ namespace foretoken {
 // + p_other = 1.
 struct FusionPosition {
   std::uint8_t n_candidates = 0, n_tokens = 0;
-  std::array<std::uint8_t, kMaxCandidates> klass{};     // of each candidate
+  std::array<std::uint8_t, kMaxCandidates> fusion_class{};  // of each candidate
   std::array<std::uint8_t, kMaxCandidates> token_of{};  // of each candidate: which distinct token
   std::array<float, kMaxCandidates> p{};                // the target's, of each distinct token
   float p_other = 0;                                    // of everything else

@@ -16,7 +16,7 @@ CandidateList list_of(const GeneratedTokenTrace& token) {
   CandidateList list;
   for (const Candidate& candidate : token.candidates) {
     // A trace from elsewhere may hold anything: what no table has a bias for is left out.
-    if (list.n < kMaxCandidates && candidate.klass < kFusionClasses) list.push(candidate);
+    if (list.n < kMaxCandidates && candidate.fusion_class < kFusionClasses) list.push(candidate);
   }
   return list;
 }

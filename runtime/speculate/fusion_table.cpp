@@ -23,9 +23,9 @@ FusionTable FusionTable::initial() {
   for (std::size_t order = 0; order < kOrder.size(); ++order) {
     for (std::size_t p = 0; p < kProbability.size(); ++p) {
       for (std::size_t c = 0; c < kCount.size(); ++c) {
-        const std::size_t klass =
+        const std::size_t fusion_class =
             kOwnClasses + (order * kProbabilityBuckets + p) * kCountBuckets + c;
-        table.bias[klass] = kOrder[order] * kProbability[p] * kCount[c];
+        table.bias[fusion_class] = kOrder[order] * kProbability[p] * kCount[c];
       }
     }
   }

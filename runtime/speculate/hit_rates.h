@@ -34,7 +34,7 @@ class HitRates {
     float hits = 0, trials = 0;
   };
   static std::size_t index(const Proposal& proposal) {
-    return static_cast<std::size_t>(proposal.kind) * kProposalClasses + proposal.klass;
+    return static_cast<std::size_t>(proposal.kind) * kProposalClasses + proposal.fusion_class;
   }
   static constexpr float kPriorStrength = 4;
   // As the estimator's cells: forgotten within a few hundred sightings.

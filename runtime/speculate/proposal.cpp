@@ -11,20 +11,21 @@ namespace foretoken {
 namespace {
 
 // Tokens of context that led to a candidate of this class: 1..4, or 5 for 5 and more.
-constexpr int matched(std::uint8_t klass) {
-  return klass < kOwnClasses ? klass + 1
-                             : TrafficStore::kMinOrder +
-                                   (klass - kOwnClasses) / (kProbabilityBuckets * kCountBuckets);
+constexpr int matched(std::uint8_t fusion_class) {
+  return fusion_class < kOwnClasses
+             ? fusion_class + 1
+             : TrafficStore::kMinOrder +
+                   (fusion_class - kOwnClasses) / (kProbabilityBuckets * kCountBuckets);
 }
 
 // Before any was seen: an own-context match comes true more often the longer it is; a traffic
 // continuation as often as it did before, less for what one or two sightings prove.
-float prior(std::uint8_t klass) {
+float prior(std::uint8_t fusion_class) {
   constexpr std::array<float, kOwnClasses> kOwn = {0.12f, 0.25f, 0.4f, 0.5f, 0.65f};
-  if (klass < kOwnClasses) return kOwn[klass];
+  if (fusion_class < kOwnClasses) return kOwn[fusion_class];
   constexpr std::array<float, kProbabilityBuckets> kProbability = {0.1f, 0.3f, 0.5f, 0.8f, 0.95f};
   constexpr std::array<float, kCountBuckets> kShrink = {0.35f, 0.5f, 0.7f, 0.85f};
-  const auto rest = static_cast<std::size_t>(klass - kOwnClasses);
+  const auto rest = static_cast<std::size_t>(fusion_class - kOwnClasses);
   return kProbability[rest / kCountBuckets % kProbabilityBuckets] * kShrink[rest % kCountBuckets];
 }
 
@@ -34,10 +35,12 @@ Proposal propose_ngram(const CandidateList& candidates) {
   if (candidates.n == 0) return {};
   const Candidate& first = candidates.items[0];
   // The list begins with the own context's, then traffic from the longest order down.
-  const bool both = first.klass < kOwnClasses && candidates.n > 1;
-  const bool take_traffic = both && matched(candidates.items[1].klass) > matched(first.klass);
+  const bool both = first.fusion_class < kOwnClasses && candidates.n > 1;
+  const bool take_traffic =
+      both && matched(candidates.items[1].fusion_class) > matched(first.fusion_class);
   const Candidate& chosen = take_traffic ? candidates.items[1] : first;
-  return {chosen.token, prior(chosen.klass), chosen.klass, true, SpeculatorKind::kNgram};
+  return {chosen.token, prior(chosen.fusion_class), chosen.fusion_class, true,
+          SpeculatorKind::kNgram};
 }
 
 Proposal propose_fusion(const CandidateList& candidates, const FusionTable& table,
@@ -52,7 +55,7 @@ Proposal propose_fusion(const CandidateList& candidates, const FusionTable& tabl
       tokens[n] = candidate.token;
       scores[n++] = 0;
     }
-    scores[i] += table.bias[candidate.klass];
+    scores[i] += table.bias[candidate.fusion_class];
   }
   if (n == 0) return {};
   for (const auto& [token, bias] : sampling.logit_bias) {

@@ -20,7 +20,7 @@ struct Proposal {
   float raw = 0;       // the speculator's own confidence, before calibration
   // by_class: raw is what proposals of this kind and class are worth before any came (hit_rates.h);
   // of ngram the class of the candidate it chose.
-  std::uint8_t klass = 0;
+  std::uint8_t fusion_class = 0;
   bool by_class = false;
   SpeculatorKind kind = SpeculatorKind::kNone;  // whose it is
   bool empty() const { return token < 0; }

@@ -68,13 +68,14 @@ FusionTable trained(const std::vector<std::vector<FusionPosition>>& requests, in
       for (const FusionPosition& position : positions) {
         std::array<double, kMaxCandidates> score{};
         for (int c = 0; c < position.n_candidates; ++c)
-          score[position.token_of[std::size_t(c)]] += table.bias[position.klass[std::size_t(c)]];
+          score[position.token_of[std::size_t(c)]] +=
+              table.bias[position.fusion_class[std::size_t(c)]];
         double sum = std::exp(double(table.other));
         for (int t = 0; t < position.n_tokens; ++t)
           sum += score[std::size_t(t)] = std::exp(score[std::size_t(t)]);
         for (int c = 0; c < position.n_candidates; ++c) {
           const std::size_t t = position.token_of[std::size_t(c)];
-          const std::size_t k = position.klass[std::size_t(c)];
+          const std::size_t k = position.fusion_class[std::size_t(c)];
           step(table.bias[k], k, score[t] / sum - double(position.p[t]));
         }
         step(table.other, kFusionClasses,

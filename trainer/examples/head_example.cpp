@@ -102,7 +102,7 @@ std::optional<HeadExample> head_example(const RequestTrace& trace, std::int64_t 
   if (!std::ranges::all_of(example.tokens, known) ||
       !std::ranges::all_of(example.teacher_ids, [&](TokenId t) { return t == -1 || known(t); }) ||
       !std::ranges::all_of(example.candidates, [&](const Candidate& c) {
-        return known(c.token) && c.klass < kFusionClasses;
+        return known(c.token) && c.fusion_class < kFusionClasses;
       })) {
     return std::nullopt;
   }

@@ -11,7 +11,8 @@
 namespace foretoken::trainer {
 
 struct FusionBatch {
-  torch::Tensor klass;     // int64 [n, kMaxCandidates]; kFusionClasses where there is no candidate
+  torch::Tensor
+      fusion_class;        // int64 [n, kMaxCandidates]; kFusionClasses where there is no candidate
   torch::Tensor token_of;  // int64 [n, kMaxCandidates]
   torch::Tensor token_mask;           // bool  [n, kMaxCandidates]: the distinct tokens that exist
   torch::Tensor p;                    // float [n, kMaxCandidates + 1], "other" last

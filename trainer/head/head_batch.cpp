@@ -112,8 +112,8 @@ HeadScores head_scores(const HeadParameters& head, const HeadVocabulary& vocabul
       out.raw[std::size_t(i)][c] = column < n_vocab ? scores[column] / gain : 0.0f;
     }
     for (std::size_t c = 0; c < candidates.size(); ++c) {
-      const int source = head_source(candidates[c].klass);
-      scores[columns[c]] += bias[candidates[c].klass] + terms[source] +
+      const int source = head_source(candidates[c].fusion_class);
+      scores[columns[c]] += bias[candidates[c].fusion_class] + terms[source] +
                             candidate_gain[source] * out.raw[std::size_t(i)][c];
     }
     scaled |= row.example->inverse_temperature != 1.0f;
@@ -195,10 +195,10 @@ HeadLoss head_loss(const Objective& objective, const HeadParameters& head, const
     std::array<float, kMaxCandidates> through_own{};
     for (std::size_t c = 0; c < candidates.size(); ++c) {
       const std::int32_t column = scored.columns[std::size_t(i)][c];
-      const int s = head_source(candidates[c].klass);
+      const int s = head_source(candidates[c].fusion_class);
       own_gradient.data_ptr<float>()[s] += g[column] * scored.raw[std::size_t(i)][c];
       if (column < n_vocab) through_own[c] = g[column] * candidate_gain[s] / gain;
-      bias_gradient.data_ptr<float>()[candidates[c].klass] += g[column];
+      bias_gradient.data_ptr<float>()[candidates[c].fusion_class] += g[column];
       source_gradient.data_ptr<float>()[i * kHeadSources + s] += g[column];
       if (column == next_extra) {  // its first candidate: the slot begins at `outside`
         *outside_gradient.data_ptr<float>() += g[column];

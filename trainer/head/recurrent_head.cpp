@@ -70,9 +70,9 @@ HeadParameters HeadParameters::initial(std::int64_t hidden, std::int64_t inner,
   // At a gain of 0.1 the vocabulary's logits are nearly flat: their mass is about its size. A
   // traffic candidate of order 4 is one of the orders 3 and 2 as well, and each brings its part.
   const float lift = std::log(static_cast<float>(n_vocab)) - table.other;
-  for (int klass = 0; klass < kFusionClasses; ++klass) {
-    head.bias.data_ptr<float>()[klass] =
-        table.bias[std::size_t(klass)] + (klass < kOwnClasses ? lift : lift / 3);
+  for (int fusion_class = 0; fusion_class < kFusionClasses; ++fusion_class) {
+    head.bias.data_ptr<float>()[fusion_class] =
+        table.bias[std::size_t(fusion_class)] + (fusion_class < kOwnClasses ? lift : lift / 3);
   }
   return head;
 }

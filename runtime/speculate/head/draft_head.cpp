@@ -91,7 +91,7 @@ Proposal DraftHead::choose(float* logits, const float* r, const CandidateList& c
   std::array<Raised, kMaxCandidates> raised;
   std::size_t n_raised = 0;
   for (const Candidate& candidate : candidates.view()) {
-    const auto s = std::size_t(head_source(candidate.klass));
+    const auto s = std::size_t(head_source(candidate.fusion_class));
     if (!known[s]) {
       const float* weights = &terms_.source[s * std::size_t(width)];
       double sum = 0;
@@ -99,7 +99,7 @@ Proposal DraftHead::choose(float* logits, const float* r, const CandidateList& c
       source_terms[s] = float(sum);
       known[s] = true;
     }
-    const float bonus = terms_.bias[candidate.klass] + source_terms[s];
+    const float bonus = terms_.bias[candidate.fusion_class] + source_terms[s];
     if (const int slot = slot_of(candidate.token); slot >= 0) {
       raised[n_raised++] = {slot, bonus + terms_.own[s] * logits[slot]};
       continue;

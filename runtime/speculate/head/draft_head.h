@@ -27,9 +27,10 @@
 namespace foretoken {
 
 inline constexpr int kHeadSources = 4;
-constexpr int head_source(std::uint8_t klass) {
-  return klass < kOwnClasses ? 0
-                             : 1 + (klass - kOwnClasses) / (kProbabilityBuckets * kCountBuckets);
+constexpr int head_source(std::uint8_t fusion_class) {
+  return fusion_class < kOwnClasses
+             ? 0
+             : 1 + (fusion_class - kOwnClasses) / (kProbabilityBuckets * kCountBuckets);
 }
 
 // How n-gram candidates enter a head's logits. Those of a head that was trained without them are

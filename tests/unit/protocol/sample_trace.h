@@ -29,8 +29,8 @@ inline RequestTrace sample_trace(std::uint64_t request = 42, int n_generated = 5
     trace.tokens.push_back(100 + i);
     GeneratedTokenTrace& generated = trace.generated.emplace_back();
     for (int c = 0; c < i % 4; ++c) {
-      const auto klass = static_cast<std::uint8_t>((11 * i + c) % kFusionClasses);
-      generated.candidates.push_back({100 + i + c, klass});
+      const auto fusion_class = static_cast<std::uint8_t>((11 * i + c) % kFusionClasses);
+      generated.candidates.push_back({100 + i + c, fusion_class});
     }
     for (int k = 0; k < 3 + i % 60; ++k) {
       generated.top_ids.push_back(100 + i + k);

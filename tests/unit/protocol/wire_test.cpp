@@ -46,7 +46,7 @@ void expect_equal(const RequestTrace& a, const RequestTrace& b) {
     ASSERT_EQ(x.candidates.size(), y.candidates.size());
     for (std::size_t c = 0; c < x.candidates.size(); ++c) {
       EXPECT_EQ(x.candidates[c].token, y.candidates[c].token);
-      EXPECT_EQ(x.candidates[c].klass, y.candidates[c].klass);
+      EXPECT_EQ(x.candidates[c].fusion_class, y.candidates[c].fusion_class);
     }
     EXPECT_EQ(x.top_ids, y.top_ids);
     EXPECT_EQ(x.top_logits, y.top_logits);
@@ -301,7 +301,7 @@ TEST(TraceWire, RefusesWhatCannotBe) {
   EXPECT_THAT(error([](T& t) { t.policy.told_as.pop_back(); }), shape);
   EXPECT_THAT(error([](T& t) { t.tokens.pop_back(); }), shape);
   EXPECT_THAT(error([](T& t) { t.tokens[0] = -1; }), shape);
-  EXPECT_THAT(error([](T& t) { t.generated[3].candidates[0].klass = 65; }),
+  EXPECT_THAT(error([](T& t) { t.generated[3].candidates[0].fusion_class = 65; }),
               HasSubstr("candidate class 65"));
   EXPECT_THAT(
       error([](T& t) { std::swap(t.generated[3].top_logits[0], t.generated[3].top_logits[1]); }),

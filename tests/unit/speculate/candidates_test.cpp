@@ -18,10 +18,10 @@ TEST(Candidates, ClassLayoutIsTheTraceFormats) {
   for (int order = 2; order <= 4; ++order) {
     for (std::uint32_t total : {1u, 2u, 3u, 5u, 10u, 20u, 1000u}) {
       for (std::uint32_t count = 1; count <= total; ++count) {
-        const int klass = traffic_class(order, count, total);
-        ASSERT_GE(klass, kOwnClasses + (order - 2) * 20);
-        ASSERT_LT(klass, kOwnClasses + (order - 1) * 20);
-        classes.insert(klass);
+        const int fusion_class = traffic_class(order, count, total);
+        ASSERT_GE(fusion_class, kOwnClasses + (order - 2) * 20);
+        ASSERT_LT(fusion_class, kOwnClasses + (order - 1) * 20);
+        classes.insert(fusion_class);
       }
     }
   }
@@ -57,20 +57,20 @@ TEST(Candidates, OwnContextFirstThenTrafficFromTheLongestOrder) {
   const CandidateList list = find_candidates(own, traffic, {});
   ASSERT_EQ(list.n, 7);
   EXPECT_EQ(list.items[0].token, 50);
-  EXPECT_EQ(list.items[0].klass, own_class(4));
+  EXPECT_EQ(list.items[0].fusion_class, own_class(4));
   EXPECT_EQ(list.items[1].token, 60);
-  EXPECT_EQ(list.items[1].klass, traffic_class(4, 3, 4));
+  EXPECT_EQ(list.items[1].fusion_class, traffic_class(4, 3, 4));
   EXPECT_EQ(list.items[2].token, 61);
-  EXPECT_EQ(list.items[3].klass, traffic_class(3, 3, 4));
+  EXPECT_EQ(list.items[3].fusion_class, traffic_class(3, 3, 4));
   EXPECT_EQ(list.items[5].token, 62) << "most frequent after (3, 4)";
-  EXPECT_EQ(list.items[5].klass, traffic_class(2, 5, 9));
+  EXPECT_EQ(list.items[5].fusion_class, traffic_class(2, 5, 9));
 
   // One token further along a hypothetical draft.
   const TokenId drafted[] = {50};
   const CandidateList next = find_candidates(own, traffic, drafted);
   ASSERT_GE(next.n, 1);
   EXPECT_EQ(next.items[0].token, 1);
-  EXPECT_EQ(next.items[0].klass, own_class(5));
+  EXPECT_EQ(next.items[0].fusion_class, own_class(5));
 }
 
 TEST(Candidates, NothingKnownIsAnEmptyList) {

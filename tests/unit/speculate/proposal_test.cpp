@@ -26,7 +26,7 @@ TEST(ProposeNgram, FollowsTheFixedRule) {
   EXPECT_EQ(propose_ngram(make({{1, own_class(2)}, {3, traffic2}})).token, 1);
   EXPECT_EQ(propose_ngram(make({{1, own_class(1)}, {3, traffic2}})).token, 3);
   EXPECT_EQ(propose_ngram(make({{1, own_class(1)}})).token, 1) << "what there is";
-  EXPECT_EQ(propose_ngram(make({{2, traffic4}, {3, traffic2}})).klass, traffic4);
+  EXPECT_EQ(propose_ngram(make({{2, traffic4}, {3, traffic2}})).fusion_class, traffic4);
 }
 
 TEST(ProposeFusion, AddsTheBiasesOfATokensCandidates) {
@@ -53,9 +53,9 @@ TEST(ProposeFusion, AddsTheBiasesOfATokensCandidates) {
 struct Coupled : testing::Test {
   Coupled() {
     for (int i = 0; i < 4; ++i) {
-      const auto klass = static_cast<std::uint8_t>(i);
-      table.bias[klass] = kLogits[i];
-      list.push({kIds[i], klass});
+      const auto fusion_class = static_cast<std::uint8_t>(i);
+      table.bias[fusion_class] = kLogits[i];
+      list.push({kIds[i], fusion_class});
       logits.push_back(kLogits[i]);
       ids.push_back(kIds[i]);
     }

@@ -22,10 +22,10 @@ inline ModelFingerprint test_fingerprint(std::uint8_t first = 1) {
 inline FusionTable true_table() {
   FusionTable table;
   table.other = 1.0f;
-  for (int klass = 0; klass < kFusionClasses; ++klass) {
-    table.bias[std::size_t(klass)] = klass < 5
-                                         ? 0.5f + 0.8f * static_cast<float>(klass)
-                                         : -2.0f + 0.07f * static_cast<float>((klass * 37) % 60);
+  for (int fusion_class = 0; fusion_class < kFusionClasses; ++fusion_class) {
+    table.bias[std::size_t(fusion_class)] =
+        fusion_class < 5 ? 0.5f + 0.8f * static_cast<float>(fusion_class)
+                         : -2.0f + 0.07f * static_cast<float>((fusion_class * 37) % 60);
   }
   return table;
 }
@@ -57,19 +57,19 @@ class SyntheticTraffic {
     std::vector<double> scores;
     const int n = 1 + int(random_() % 4);
     for (int i = 0; i < n; ++i) {
-      const auto klass =
+      const auto fusion_class =
           static_cast<std::uint8_t>(random_() % 3 == 0 ? random_() % 5 : 5 + random_() % 60);
       const TokenId token =
           100 + (random_() % 4 == 0 && i > 0 ? i - 1 : i);  // some tokens come twice
-      generated.candidates.push_back({token, klass});
+      generated.candidates.push_back({token, fusion_class});
       if (std::size_t(token - 100) >= scores.size())
         scores.resize(std::size_t(token - 100) + 1, -30.0);
       double& score = scores[std::size_t(token - 100)];
-      score = (score < -29 ? 0 : score) + truth_.bias[klass];
+      score = (score < -29 ? 0 : score) + truth_.bias[fusion_class];
     }
     if (shuffled) {
       for (Candidate& candidate : generated.candidates)
-        candidate.klass = static_cast<std::uint8_t>(random_() % 65);
+        candidate.fusion_class = static_cast<std::uint8_t>(random_() % 65);
     }
     scores.push_back(truth_.other);
     const double t = trace.sampling.temperature > 0 ? trace.sampling.temperature : 1.0;

@@ -15,13 +15,13 @@
 
 namespace foretoken {
 
-// An n-gram candidate for the token at one position. `klass` indexes the fusion table:
+// An n-gram candidate for the token at one position. `fusion_class` indexes the fusion table:
 //   0..4   the request's own context, longest suffix match of 1, 2, 3, 4, 5-or-more tokens
 //   5..64  traffic store: 5 + (order - 2) * 20 + probability_bucket * 4 + count_bucket, order 2..4
 // The buckets are defined in runtime/speculate/candidates.h and are part of the trace format.
 struct Candidate {
   TokenId token = 0;
-  std::uint8_t klass = 0;
+  std::uint8_t fusion_class = 0;
 };
 inline constexpr int kFusionClasses = 65;
 inline constexpr int kMaxCandidates = 8;  // 1 own-context + 2 for each of the orders 2, 3, 4; one spare

@@ -207,15 +207,15 @@ TEST_F(RecurrentHeadTest, ChoosesAsTheTargetWould) {
       for (const Candidate& c : list.view()) {
         double dot = 0;
         for (std::int64_t i = 0; i < kHidden; ++i) {
-          dot += double(parts_.source[std::size_t(head_source(c.klass) * kHidden + i)]) *
+          dot += double(parts_.source[std::size_t(head_source(c.fusion_class) * kHidden + i)]) *
                  double(ws.state(0)[i]);
         }
         for (std::size_t v = 0; v < scored.size(); ++v) {
           auto& [token, logit] = scored[v];
           if (token != c.token) continue;
-          logit += parts_.bias[c.klass] + float(dot);
+          logit += parts_.bias[c.fusion_class] + float(dot);
           if (v < parts_.vocab.size()) {
-            logit += parts_.candidate_gain[std::size_t(head_source(c.klass))] *
+            logit += parts_.candidate_gain[std::size_t(head_source(c.fusion_class))] *
                      (ws.logits(0)[v] / parts_.gain);
           }
         }
