@@ -15,10 +15,10 @@ class SwappingModel final : public ModelDecorator {
   // swap: called in the first pass and in every so many after it, on the engine's thread.
   SwappingModel(std::shared_ptr<const Model> inner, int every_passes, std::function<void()> swap)
       : ModelDecorator(std::move(inner)), every_passes_(every_passes), swap_(std::move(swap)) {}
-  void forward(const ForwardBatch& batch, KvCache& kv, ForwardWorkspace& workspace,
+  void forward(const ForwardBatch& batch, SequenceMemory& memory, ForwardWorkspace& workspace,
                kernels::ThreadPool& pool) const override {
     if (passes_++ % every_passes_ == 0) swap_();
-    inner_->forward(batch, kv, workspace, pool);
+    inner_->forward(batch, memory, workspace, pool);
   }
 
  private:
