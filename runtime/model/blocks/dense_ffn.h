@@ -21,7 +21,7 @@ class DenseFfnBlock {
   }
 
  private:
-  std::int64_t width_ = 0;
+  DenseFfnSpec spec_;
   Linear gate_, up_, down_;
 };
 
