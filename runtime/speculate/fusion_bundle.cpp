@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "runtime/speculate/head/registry.h"
+
 namespace foretoken {
 namespace {
 
@@ -28,10 +30,9 @@ Result<const BundleTensor*> tensor_of(const Bundle& bundle, const char* name, st
 }  // namespace
 
 Result<FusionTable> fusion_table_of(const Bundle& bundle) {
-  if (bundle.kind != "fusion" && bundle.kind != "head" && bundle.kind != "eagle3") {
-    return refusal("kind", fmt::format("found \"{}\", wanted \"fusion\", \"head\" or \"eagle3\"",
-                                       bundle.kind.substr(0, 64)));
-  }
+  if (bundle.kind != "fusion" && !find_head(bundle.kind))
+    return refusal("kind", fmt::format("found \"{}\", wanted \"fusion\" or {}",
+                                       bundle.kind.substr(0, 64), head_kinds()));
   auto bias = tensor_of(bundle, "fusion.bias", kFusionClasses);
   if (!bias) return bias.error();
   auto other = tensor_of(bundle, "fusion.other", 1);

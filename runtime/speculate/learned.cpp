@@ -2,8 +2,7 @@
 
 #include "foretoken/kernels/splitmix64.h"
 #include "runtime/speculate/fusion_bundle.h"
-#include "runtime/speculate/head/eagle3_head.h"
-#include "runtime/speculate/head/head_bundle.h"
+#include "runtime/speculate/head/registry.h"
 
 namespace foretoken {
 
@@ -20,16 +19,8 @@ Result<LearnedPointer> learned_from_bundle(const Bundle& bundle,
   auto weights = std::make_shared<LearnedWeights>();
   weights->version = bundle.version;
   weights->fusion = *table;
-  if (bundle.kind == "head") {
-    auto parts = head_parts_of(bundle);
-    if (!parts) return parts.error();
-    auto head = RecurrentHead::create(*parts, rows);
-    if (!head) return head.error();
-    weights->head = std::move(*head);
-  } else if (bundle.kind == "eagle3") {
-    auto parts = eagle3_of(bundle);
-    if (!parts) return parts.error();
-    auto head = Eagle3Head::create(parts->checkpoint, parts->terms, rows);
+  if (const HeadRow* row = find_head(bundle.kind)) {
+    auto head = row->make(bundle, rows);
     if (!head) return head.error();
     weights->head = std::move(*head);
   }

@@ -1,5 +1,5 @@
 // What was learned and serves: the fusion table (tier 0), and the head where the bundle has one
-// (tier 1), recurrent or EAGLE-3's, under one version. Immutable, shared: the engine holds the
+// (tier 1, any of head/registry.h), under one version. Immutable, shared: the engine holds the
 // served weights and a canary's, and tells every sequence which of them draft for it.
 #pragma once
 
@@ -28,7 +28,7 @@ using LearnedPointer = std::shared_ptr<const LearnedWeights>;
 // Version 0: the initial table, marked as such, no head.
 LearnedPointer initial_weights();
 
-// Kind "fusion", "head" or "eagle3". Errors begin with the reason: "kind: ", "shape: ", "taps: ",
+// Kind "fusion", or that of a row of head/registry.h. Errors begin with the reason: "kind: ", "shape: ", "taps: ",
 // "non-finite: " and those of eagle3_checkpoint.h. rows may be null for kind "fusion". Packs the
 // head's weights: not for the engine thread.
 Result<LearnedPointer> learned_from_bundle(const Bundle& bundle,

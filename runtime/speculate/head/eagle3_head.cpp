@@ -11,6 +11,8 @@
 #include "foretoken/kernels/convert.h"
 #include "foretoken/kernels/elementwise.h"
 #include "runtime/observe/stats.h"
+#include "runtime/speculate/head/head_bundle.h"
+#include "runtime/speculate/head/registry.h"
 
 namespace foretoken {
 namespace {
@@ -401,6 +403,16 @@ void Eagle3Head::Workspace::step(std::span<const TokenId> tokens, kernels::Threa
   kernels::linear(head_.lm_head_.packed, activations_, nullptr, logits_.data(), vocab_, pool);
   if (head_.config_.norm_output) std::copy_n(state_.data(), n * h, x);
   for (int i = 0; i < n; ++i) ++position_[std::size_t(i)];
+}
+
+// The registry's way to it (head/registry.cpp).
+Result<HeadPointer> eagle3_head_of(const Bundle& bundle,
+                                   const std::shared_ptr<const VocabularyRows>& rows) {
+  auto parts = eagle3_of(bundle);
+  if (!parts) return parts.error();
+  auto head = Eagle3Head::create(parts->checkpoint, parts->terms, rows);
+  if (!head) return head.error();
+  return HeadPointer(std::move(*head));
 }
 
 }  // namespace foretoken

@@ -9,6 +9,8 @@
 
 #include "foretoken/kernels/elementwise.h"
 #include "foretoken/kernels/sampling.h"
+#include "runtime/speculate/head/head_bundle.h"
+#include "runtime/speculate/head/registry.h"
 
 namespace foretoken {
 namespace {
@@ -219,6 +221,16 @@ void RecurrentHead::logits(const float* features, std::span<const TokenId> token
     std::copy_n(ws.HostHeadWorkspace::logits(0), vocab_.size(), out + i * vocab_.size());
     if (states) std::copy_n(ws.state(0), hidden_, states + i * std::size_t(hidden_));
   }
+}
+
+// The registry's way to it (head/registry.cpp).
+Result<HeadPointer> recurrent_head_of(const Bundle& bundle,
+                                      const std::shared_ptr<const VocabularyRows>& rows) {
+  auto parts = head_parts_of(bundle);
+  if (!parts) return parts.error();
+  auto head = RecurrentHead::create(*parts, rows);
+  if (!head) return head.error();
+  return HeadPointer(std::move(*head));
 }
 
 }  // namespace foretoken
