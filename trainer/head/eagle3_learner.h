@@ -13,6 +13,7 @@
 #include "runtime/model/vocabulary_rows.h"
 #include "runtime/speculate/head/eagle3_checkpoint.h"
 #include "trainer/examples/step_schedule.h"
+#include "trainer/learner/head_trainer.h"
 
 namespace foretoken::trainer {
 
@@ -25,25 +26,22 @@ struct Eagle3LearnerOptions : StepOptions {
   std::int64_t context_rows = 96;
 };
 
-class Eagle3Learner {
+class Eagle3Learner final : public HeadTrainer {
  public:
   Eagle3Learner(const Eagle3LearnerOptions& options, std::shared_ptr<const VocabularyRows> model,
                 const TraceSource& source);
-  ~Eagle3Learner();
+  ~Eagle3Learner() override;
 
-  void observe(std::uint64_t sequence, const RequestTrace& trace);
-  bool work(std::size_t fresh_waiting);  // one slice; false: nothing is due
-  void judged(std::int64_t trained_tokens, bool gained);
-  bool trained() const;
-  // The averaged head, rounded to the checkpoint's types; the bundle's kind becomes "eagle3".
-  void add_to(Bundle& bundle) const;
-  std::int64_t step() const;
-  double loss() const;
-  std::int64_t chains() const;
-
-  void save(StateMap& map) const;
-  // Of the same checkpoint's shapes. Errors: kInvalidInput.
-  Status restore(const StateMap& map);
+  void observe(std::uint64_t sequence, const RequestTrace& trace) override;
+  bool work(std::size_t fresh_waiting) override;
+  void judged(std::int64_t trained_tokens, bool gained) override;
+  bool trained() const override;
+  void add_to(Bundle& bundle) const override;
+  std::int64_t step() const override;
+  double loss() const override;
+  std::int64_t chains() const override;
+  void save(StateMap& map) const override;
+  Status restore(const StateMap& map) override;
 
  private:
   struct Impl;

@@ -11,6 +11,7 @@
 
 #include "runtime/model/vocabulary_rows.h"
 #include "trainer/examples/step_schedule.h"
+#include "trainer/learner/head_trainer.h"
 
 namespace foretoken::trainer {
 
@@ -28,27 +29,22 @@ struct HeadOptions : StepOptions {
   std::size_t cache_bytes = std::size_t{256} << 20;  // decoded features in memory
 };
 
-class HeadLearner {
+class HeadLearner final : public HeadTrainer {
  public:
   HeadLearner(const HeadOptions& options, std::shared_ptr<const VocabularyRows> model,
               const TraceSource& source);
-  ~HeadLearner();
+  ~HeadLearner() override;
 
-  void observe(std::uint64_t sequence, const RequestTrace& trace);
-  bool work(std::size_t fresh_waiting);  // one slice; false: nothing is due
-  void judged(std::int64_t trained_tokens, bool gained);
-
-  // False before the first step: there is nothing to serve.
-  bool trained() const;
-  // Adds the averaged weights, as they would be served, to a bundle that has the fusion table; its
-  // kind becomes "head".
-  void add_to(Bundle& bundle) const;
-  std::int64_t step() const;
-  double loss() const;          // moving average, nats a position; NaN before the first step
-  std::int64_t chains() const;  // trained on so far, every pass counted
-
-  void save(StateMap& map) const;
-  Status restore(const StateMap& map);
+  void observe(std::uint64_t sequence, const RequestTrace& trace) override;
+  bool work(std::size_t fresh_waiting) override;
+  void judged(std::int64_t trained_tokens, bool gained) override;
+  bool trained() const override;
+  void add_to(Bundle& bundle) const override;
+  std::int64_t step() const override;
+  double loss() const override;
+  std::int64_t chains() const override;
+  void save(StateMap& map) const override;
+  Status restore(const StateMap& map) override;
 
  private:
   struct Impl;

@@ -22,31 +22,13 @@ bool unflatten(const std::vector<float>& values, FusionTable& table) {
 }
 
 class SpeculatorLearner final : public Learner {
-  // (Before their use: the compiler deduces what they return.)
-  template <class Head, class Eagle3, class F>
-  static auto on(Head& head, Eagle3& eagle3, F& f) {
-    using Out = decltype(f(*head));
-    if (head) return f(*head);
-    if (eagle3) return f(*eagle3);
-    return Out();
-  }
-  // f(head) of whichever head learns; false, or nothing, where none does.
-  template <class F>
-  auto with_head(F&& f) {
-    return on(head_, eagle3_, f);
-  }
-  template <class F>
-  auto with_head(F&& f) const {
-    return on(head_, eagle3_, f);
-  }
-
  public:
   SpeculatorLearner(const LearnerOptions& options, const TraceSource& source)
       : options_(options), source_(source), fusion_(options.fusion, FusionTable::initial()) {
     if (options.model && options.eagle3)
-      eagle3_.emplace(*options.eagle3, options.model, source);
+      head_ = std::make_unique<Eagle3Learner>(*options.eagle3, options.model, source);
     else if (options.model)
-      head_.emplace(options.head, options.model, source);
+      head_ = std::make_unique<HeadLearner>(options.head, options.model, source);
   }
 
   void observe(std::uint64_t sequence, const RequestTrace& trace) override {
@@ -55,12 +37,12 @@ class SpeculatorLearner final : public Learner {
     group_sequences_.push_back(sequence);
     tokens_ += std::int64_t(trace.generated.size());
     ++requests_;
-    with_head([&](auto& head) { head.observe(sequence, trace); });
+    if (head_) head_->observe(sequence, trace);
   }
 
   bool work(std::size_t fresh_waiting) override {
     if (group_.size() < std::size_t(options_.fusion.positions_per_step))
-      return with_head([&](auto& head) { return head.work(fresh_waiting); });
+      return head_ && head_->work(fresh_waiting);
     fusion_.train(group_);
     group_.clear();
     group_sequences_.clear();
@@ -68,7 +50,7 @@ class SpeculatorLearner final : public Learner {
   }
 
   void judged(std::int64_t trained_tokens, bool gained) override {
-    with_head([&](auto& head) { head.judged(trained_tokens, gained); });
+    if (head_) head_->judged(trained_tokens, gained);
   }
 
   Bundle snapshot() const override {
@@ -76,19 +58,16 @@ class SpeculatorLearner final : public Learner {
     bundle.trained_tokens = tokens_;
     bundle.trained_requests = requests_;
     bundle.loss = facts().loss;
-    with_head([&](auto& head) {
-      if (head.trained()) head.add_to(bundle);
-    });
+    if (head_ && head_->trained()) head_->add_to(bundle);
     return bundle;
   }
 
   LearnerFacts facts() const override {
     LearnerFacts facts{fusion_.step(), tokens_, requests_, tokens_, fusion_.loss()};
-    with_head([&](auto& head) {
-      facts.step += head.step();
-      facts.positions = head.chains();
-      if (head.trained()) facts.loss = head.loss();
-    });
+    if (!head_) return facts;
+    facts.step += head_->step();
+    facts.positions = head_->chains();
+    if (head_->trained()) facts.loss = head_->loss();
     return facts;
   }
 
@@ -104,7 +83,7 @@ class SpeculatorLearner final : public Learner {
     map.put("fusion.group", group_sequences_);
     map.put_one("tokens", tokens_);
     map.put_one("requests", requests_);
-    with_head([&](auto& head) { head.save(map); });
+    if (head_) head_->save(map);
     return map.serialize();
   }
 
@@ -117,9 +96,8 @@ class SpeculatorLearner final : public Learner {
       return Error{ErrorCode::kInvalidInput,
                    "learner state: a table has the wrong shape or is not finite"};
     }
-    Status restored = Ok{};
-    with_head([&](auto& head) { restored = head.restore(*map); });
-    if (!restored) return restored;
+    if (head_)
+      if (Status restored = head_->restore(*map); !restored) return restored;
     state.first_moment = map->get<float>("fusion.first_moment");
     state.second_moment = map->get<float>("fusion.second_moment");
     state.step = map->get_one<std::int64_t>("fusion.step", 0);
@@ -143,8 +121,7 @@ class SpeculatorLearner final : public Learner {
   const LearnerOptions options_;
   const TraceSource& source_;
   FusionLearner fusion_;
-  std::optional<HeadLearner> head_;
-  std::optional<Eagle3Learner> eagle3_;
+  std::unique_ptr<HeadTrainer> head_;  // null: the fusion table alone
   std::vector<FusionPosition> group_;  // observed and not trained on yet
   std::vector<std::uint64_t> group_sequences_;
   std::int64_t tokens_ = 0, requests_ = 0;
