@@ -1,6 +1,6 @@
 // Offline acceptance equals live acceptance: a real engine serves and logs, and the replay of its
 // log (round starts, lengths and kinds taken from it) accepts exactly as many tokens in every
-// round. FORETOKEN_TEST_FULL=1: 20,000 tokens of each speculator at each temperature.
+// round, and drafts them alike where lengths went by cost. FORETOKEN_TEST_FULL=1: 20,000 tokens of each speculator at each temperature.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 
 #include "foretoken/protocol/trace.h"
 #include "runtime/evaluate/portfolio_replay.h"
+#include "runtime/evaluate/round_replay.h"
 #include "runtime/model/calibrate_kv.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
@@ -173,6 +174,11 @@ TEST_F(OfflineLive, EveryRoundAcceptsAsItDidLive) {
       EXPECT_GE(served.tokens, !full_tests() ? 500 : alone ? 20000 : 2000);
       std::int64_t wrong = 0, live = 0, drafted_by_kind = 0, accepted_by_kind = 0;
       for (const RequestTrace& trace : served.traces) {
+        // And it was drafted as the policy drafts when it is told the same again.
+        const auto choices = replay_rounds(trace);
+        ASSERT_TRUE(choices) << choices.error().message;
+        for (std::size_t i = 0; i < trace.rounds.size(); ++i)
+          EXPECT_EQ((*choices)[i], logged_choice(trace, i)) << "round " << i;
         for (const RoundTrace& round : trace.rounds) {
           live += round.accepted;
           for (std::size_t d = 0; d < round.kinds.size(); ++d) {
