@@ -38,7 +38,8 @@ zmq::const_buffer buffer_of(const CurveKey& key) { return zmq::buffer(key.data()
 // sockets.
 class CurveAuthenticator {
  public:
-  CurveAuthenticator(std::shared_ptr<zmq::context_t> context, std::vector<CurveKey> admitted, bool server)
+  CurveAuthenticator(std::shared_ptr<zmq::context_t> context, std::vector<CurveKey> admitted,
+                     bool server)
       : context_(std::move(context)),
         admitted_(std::move(admitted)),
         server_(server),
@@ -182,7 +183,9 @@ class ZmqSender final : public Sender {
     configure(socket_, high_water_mark);
   }
   zmq::socket_t& socket() { return socket_; }
-  void keep(std::shared_ptr<CurveAuthenticator> curve_authenticator) { curve_authenticator_ = std::move(curve_authenticator); }
+  void keep(std::shared_ptr<CurveAuthenticator> curve_authenticator) {
+    curve_authenticator_ = std::move(curve_authenticator);
+  }
   void retry(Retry retry) { retry_ = std::move(retry); }
 
   bool try_send(Message message) override {
@@ -226,7 +229,9 @@ class ZmqReceiver final : public Receiver {
     configure(socket_, high_water_mark);
   }
   zmq::socket_t& socket() { return socket_; }
-  void keep(std::shared_ptr<CurveAuthenticator> curve_authenticator) { curve_authenticator_ = std::move(curve_authenticator); }
+  void keep(std::shared_ptr<CurveAuthenticator> curve_authenticator) {
+    curve_authenticator_ = std::move(curve_authenticator);
+  }
   void retry(Retry retry) { retry_ = std::move(retry); }
 
   std::optional<Message> try_receive() override {
@@ -277,8 +282,8 @@ enum class Role { kServer, kTrainer };
 void secure(zmq::socket_t& socket, const LinkKeys& keys, Role role) {
   if (role == Role::kServer) {
     socket.set(zmq::sockopt::curve_server, true);
-    // The curve_authenticator's door is bound before these sockets are and outlives them: libzmq would let
-    // everybody in who knows the server's key if there were none.
+    // The curve_authenticator's door is bound before these sockets are and outlives them: libzmq
+    // would let everybody in who knows the server's key if there were none.
     socket.set(zmq::sockopt::zap_domain, "foretoken");
   } else {
     socket.set(zmq::sockopt::curve_serverkey, buffer_of(keys.peers.front()));
@@ -310,8 +315,8 @@ Result<Link> open_link(const LinkEndpoints& endpoints, Role role) {
       if (role == Role::kTrainer && endpoints.keys->peers.size() != 1) {
         return Error{ErrorCode::kInvalidInput, "link: a trainer's keys name exactly one server"};
       }
-      const auto curve_authenticator =
-          std::make_shared<CurveAuthenticator>(context, endpoints.keys->peers, role == Role::kServer);
+      const auto curve_authenticator = std::make_shared<CurveAuthenticator>(
+          context, endpoints.keys->peers, role == Role::kServer);
       secure(sender->socket(), *endpoints.keys, role);
       secure(receiver->socket(), *endpoints.keys, role);
       auto sender_failed = curve_authenticator->watch(sender->socket());

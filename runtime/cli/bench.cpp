@@ -6,8 +6,8 @@
 #include <fstream>
 
 #include "runtime/cli/command.h"
-#include "runtime/flags/flags.h"
 #include "runtime/evaluate/benchmark.h"
+#include "runtime/flags/flags.h"
 
 namespace foretoken {
 namespace {

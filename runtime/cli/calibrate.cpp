@@ -6,8 +6,8 @@
 #include <filesystem>
 
 #include "runtime/cli/command.h"
-#include "runtime/flags/flags.h"
 #include "runtime/cli/progress.h"
+#include "runtime/flags/flags.h"
 #include "runtime/server/kv_calibration.h"
 
 namespace foretoken {

@@ -17,9 +17,9 @@
 #include "foretoken/protocol/trace_segment.h"
 #include "runtime/cli/command.h"
 #include "runtime/cli/evaluate_quality.h"
-#include "runtime/flags/flags.h"
 #include "runtime/cli/progress.h"
 #include "runtime/evaluate/evaluation.h"
+#include "runtime/flags/flags.h"
 #include "runtime/unicode/unicode.h"
 
 namespace foretoken {

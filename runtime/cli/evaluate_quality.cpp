@@ -12,10 +12,10 @@
 #include "foretoken/protocol/atomic_file.h"
 #include "foretoken/protocol/signing.h"
 #include "foretoken/protocol/state_folder.h"
-#include "runtime/flags/flags.h"
 #include "runtime/cli/progress.h"
 #include "runtime/evaluate/needles.h"
 #include "runtime/evaluate/quality_report.h"
+#include "runtime/flags/flags.h"
 #include "runtime/server/kv_calibration.h"
 
 namespace foretoken {

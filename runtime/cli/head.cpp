@@ -10,11 +10,11 @@
 #include "foretoken/protocol/transport.h"
 #include "runtime/cli/command.h"
 #include "runtime/flags/flags.h"
-#include "runtime/server/spec_head.h"
-#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/model/arch/architecture.h"
 #include "runtime/model/config.h"
 #include "runtime/model/fingerprint.h"
+#include "runtime/server/spec_head.h"
+#include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/head/eagle3_head.h"
 #include "runtime/speculate/head/head_bundle.h"
 

@@ -17,8 +17,7 @@ void EngineCore::draft() {
                       prefill_rows, options_.max_batch_rows - r.n_jobs - prefill_rows);
     if (options_.on_drafted) options_.on_drafted(std::span(r.jobs.data(), std::size_t(r.n_jobs)));
   }
-  r.draft_ms =
-      std::chrono::duration<double, std::milli>(now() - begin).count();
+  r.draft_ms = std::chrono::duration<double, std::milli>(now() - begin).count();
 }
 
 }  // namespace foretoken

@@ -174,10 +174,7 @@ class ThreadedEngine final : public Engine {
   const EngineOptions& options() const override { return core_->options(); }
 
  private:
-  void beat() {
-    beat_.store(core_->now().time_since_epoch().count(),
-                std::memory_order_relaxed);
-  }
+  void beat() { beat_.store(core_->now().time_since_epoch().count(), std::memory_order_relaxed); }
 
   void end(RequestId id, FinishReason reason) {
     {
@@ -255,16 +252,13 @@ class ThreadedEngine final : public Engine {
           std::ranges::move(retired, std::back_inserter(retired_));
         }
         retired.clear();
-        core_->swap_took(
-            std::chrono::duration<double, std::milli>(core_->now() - begin)
-                .count());
+        core_->swap_took(std::chrono::duration<double, std::milli>(core_->now() - begin).count());
       }
       serving_.store(core_->has_work(), std::memory_order_relaxed);
       if (core_->has_work()) {
         const auto begin = core_->now();
         core_->round();
-        busy_ns_.fetch_add((core_->now() - begin).count(),
-                           std::memory_order_relaxed);
+        busy_ns_.fetch_add((core_->now() - begin).count(), std::memory_order_relaxed);
       }
       serving_.store(core_->has_work(), std::memory_order_relaxed);
       plain_now_.store(core_->plain_now() && core_->has_work(), std::memory_order_relaxed);

@@ -34,7 +34,7 @@ struct EngineOptions {
   // Prompt and output of one request. 0: the model's, at most 8192. Lowered to what the KV cache
   // holds: a draft needs no more, since it never passes the request's last token.
   std::int64_t max_model_len = 0;
-  int max_batch_rows = 256;        // prefill chunk and verify rows of one round
+  int max_batch_rows = 256;  // prefill chunk and verify rows of one round
   int max_queue = 256;
   std::size_t kv_cache_memory = 0;  // 0: a default from max_model_len and max_num_seqs
   KvMode kv_cache_dtype = KvMode::kInt2;
@@ -79,8 +79,8 @@ using TraceSink = std::function<void(std::unique_ptr<RequestTrace>)>;
 
 class Engine {
  public:
-  // draft_model may be null. calibrations may be null in bf16 mode. The clock says what rounds cost,
-  // and so what is drafted; it must outlive the engine.
+  // draft_model may be null. calibrations may be null in bf16 mode. The clock says what rounds
+  // cost, and so what is drafted; it must outlive the engine.
   static Result<std::unique_ptr<Engine>> create(
       std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
       std::shared_ptr<const Model> draft_model,

@@ -48,7 +48,7 @@ class GgufFile {
   virtual std::optional<std::vector<std::int64_t>> get_ints(std::string_view key) const = 0;
   virtual std::optional<std::vector<double>> get_floats(std::string_view key) const = 0;
   virtual std::vector<std::string> keys() const = 0;
-  virtual bool contains(std::string_view key) const = 0;               // of whatever type
+  virtual bool contains(std::string_view key) const = 0;         // of whatever type
   virtual std::string describe(std::string_view key) const = 0;  // for `inspect`: short, escaped
 
   virtual const GgufTensor* find(std::string_view name) const = 0;

@@ -14,7 +14,7 @@ namespace {
 
 using kernels::kPageTokens;
 
-// A draft is at most 64 tokens (DESIGN section 6): rows of one sequence beyond 1 + 64 are a
+// A draft is at most 64 tokens: rows of one sequence beyond 1 + 64 are a
 // prompt's, whose tokens are final.
 constexpr int kMaxVerifyRows = 65;
 

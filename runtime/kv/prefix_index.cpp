@@ -296,7 +296,8 @@ std::string PrefixIndex::validate(std::array<std::vector<int>, 2>& holders) cons
     if (!node.alive) continue;
     if (children[i] != node.children) return fmt::format("node {}: children miscounted", i);
     if (covering[i] != node.covering) return fmt::format("node {}: tails miscounted", i);
-    if (node.children == 0 && holds_nothing(node)) return fmt::format("node {} is an empty leaf", i);
+    if (node.children == 0 && holds_nothing(node))
+      return fmt::format("node {} is an empty leaf", i);
     const bool parent_sealed = node.parent < 0 || content_is_hot(at(node.parent).depth) ||
                                at(node.parent).page.sealed != kNoSlab;
     if (node.page.sealed != kNoSlab && !parent_sealed)

@@ -27,7 +27,8 @@ struct KvCalibrateOptions {
 };
 
 // The bundled text, calibration_text.txt: prose, code, dialogue, several languages; written for
-// this. Mixed on purpose: calibrating on one genre costs the others (a quarter more KL in our trials).
+// this. Mixed on purpose: calibrating on one genre costs the others (a quarter more KL in our
+// trials).
 std::string_view kv_calibration_text();
 
 // tokens: the text in the model's own tokenizer; at least 256. progress (may be null) is called

@@ -32,10 +32,10 @@ class Sampler {
   // else -inf.
   double logprob(TokenId token) const;
 
-  // Speculative rejection sampling (Leviathan et al. 2023): whether a draft that came from `support`
-  // (its distribution, sparse; empty: a point mass) is the token. If not, what is sampled of the row
-  // from now on comes from what is left, where further drafts for it are tried in turn (attempt 0,
-  // 1, ...).
+  // Speculative rejection sampling (Leviathan et al. 2023): whether a draft that came from
+  // `support` (its distribution, sparse; empty: a point mass) is the token. If not, what is sampled
+  // of the row from now on comes from what is left, where further drafts for it are tried in turn
+  // (attempt 0, 1, ...).
   bool accepts(TokenId draft, std::span<const std::pair<TokenId, float>> support,
                std::uint64_t position, std::uint32_t attempt);
 

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "runtime/model/calibrate_kv.h"
 #include "runtime/kv/calibration.h"
 #include "runtime/kv/kv_cache.h"
+#include "runtime/model/calibrate_kv.h"
 #include "runtime/model/model.h"
 #include "runtime/server/server_options.h"
 #include "runtime/text/tokenizer.h"

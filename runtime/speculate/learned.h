@@ -28,9 +28,9 @@ using LearnedPointer = std::shared_ptr<const LearnedWeights>;
 // Version 0: the initial table, marked as such, no head.
 LearnedPointer initial_weights();
 
-// Kind "fusion", or that of a row of head/registry.h. Errors begin with the reason: "kind: ", "shape: ", "taps: ",
-// "non-finite: " and those of eagle3_checkpoint.h. rows may be null for kind "fusion". Packs the
-// head's weights: not for the engine thread.
+// Kind "fusion", or that of a row of head/registry.h. Errors begin with the reason: "kind: ",
+// "shape: ", "taps: ", "non-finite: " and those of eagle3_checkpoint.h. rows may be null for kind
+// "fusion". Packs the head's weights: not for the engine thread.
 Result<LearnedPointer> learned_from_bundle(const Bundle& bundle,
                                            const std::shared_ptr<const VocabularyRows>& rows);
 

@@ -1,5 +1,5 @@
-// The model's own chat template: a Jinja subset, parsed once, rendered per request in a sandbox with
-// limits on steps and output. Immutable; any thread.
+// The model's own chat template: a Jinja subset, parsed once, rendered per request in a sandbox
+// with limits on steps and output. Immutable; any thread.
 #pragma once
 
 #include <memory>
@@ -23,7 +23,8 @@ class ChatTemplate {
                                                      std::string eos_token);
   virtual ~ChatTemplate() = default;
   // raise_exception() in the template, or a limit, becomes an error with its message.
-  virtual Result<std::string> render(const std::vector<ChatMessage>& messages, bool add_generation_prompt) const = 0;
+  virtual Result<std::string> render(const std::vector<ChatMessage>& messages,
+                                     bool add_generation_prompt) const = 0;
 };
 
 }  // namespace foretoken

@@ -292,7 +292,8 @@ struct Bench {
   Pages make_pages(int batch, int depth, bool int2) {
     const int n_pages = (depth + kPageTokens - 1) / kPageTokens;
     const std::size_t hot_slab = kernels::hot_page_bytes(kD) * kKvHeads,
-                      sealed_slab = kernels::sealed_page_bytes(kernels::KvMode::kInt2, kD) * kKvHeads;
+                      sealed_slab =
+                          kernels::sealed_page_bytes(kernels::KvMode::kInt2, kD) * kKvHeads;
     const std::size_t per_copy = batch * std::size_t(n_pages) * (int2 ? sealed_slab : hot_slab);
     const int copies =
         static_cast<int>(std::clamp<std::size_t>((std::size_t{640} << 20) / per_copy, 1, 32));
@@ -306,8 +307,9 @@ struct Bench {
             copies};
     fill_hot<<<2048, 256>>>(p.hot.data(), p.hot.size());
     if (int2)
-      fill_sealed<<<2048, 256>>>(p.sealed.data(), p.sealed.size(),
-                                 static_cast<int>(kernels::sealed_page_bytes(kernels::KvMode::kInt2, kD) / 4), 8 * kD, 64);
+      fill_sealed<<<2048, 256>>>(
+          p.sealed.data(), p.sealed.size(),
+          static_cast<int>(kernels::sealed_page_bytes(kernels::KvMode::kInt2, kD) / 4), 8 * kD, 64);
     CHECK(cudaDeviceSynchronize());
     std::mt19937_64 random(7);
     std::vector<std::size_t> hot_order(hot_pages), sealed_order(sealed_pages);

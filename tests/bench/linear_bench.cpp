@@ -50,10 +50,10 @@ double least(int repeats, const std::function<void()>& fn) {
 struct Buffer {
   static constexpr std::align_val_t kAlign{std::size_t{2} << 20};
   explicit Buffer(std::size_t n)
-      : bytes(n), data(static_cast<std::byte*>(::operator new (n, kAlign))) {
+      : bytes(n), data(static_cast<std::byte*>(::operator new(n, kAlign))) {
     madvise(data, n, MADV_HUGEPAGE);
   }
-  ~Buffer() { ::operator delete (data, kAlign); }
+  ~Buffer() { ::operator delete(data, kAlign); }
   std::size_t bytes;
   std::byte* data;
 };

@@ -1,4 +1,5 @@
-// Prints the instruction sets the kernels can run on here, one a line, widest last: tests/run forces each in turn.
+// Prints the instruction sets the kernels can run on here, one a line, widest last: tests/run
+// forces each in turn.
 #include <cstdio>
 #include <string>
 

@@ -17,8 +17,8 @@
 #include "trainer/examples/drift_detector.h"
 #include "trainer/examples/head_example.h"
 #include "trainer/learner/learner.h"
-#include "trainer/objective/objective.h"
 #include "trainer/learner/state_map.h"
+#include "trainer/objective/objective.h"
 
 namespace foretoken::trainer {
 

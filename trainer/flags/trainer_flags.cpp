@@ -62,8 +62,7 @@ void TrainerFlags::add_daemon(Flags& flags) {
       .option("retention-hours", retention_hours_,
               "requests older than this are deleted from the buffer; 0: kept while there is room")
       ->check(CLI::Range(0.0, 1e6));
-  flags
-      .option("learning-rate", learner.fusion.learning_rate, "of the fusion table's biases")
+  flags.option("learning-rate", learner.fusion.learning_rate, "of the fusion table's biases")
       ->check(CLI::Range(1e-6, 1.0));
   Flags::Choices<const Objective*> known;
   for (const Objective& objective : objectives()) known.emplace_back(objective.name, &objective);

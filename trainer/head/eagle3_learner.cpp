@@ -4,9 +4,9 @@
 
 #include "runtime/speculate/head/draft_head.h"
 #include "runtime/speculate/head/head_bundle.h"
+#include "trainer/examples/head_example.h"
 #include "trainer/head/adam.h"
 #include "trainer/head/eagle3_twin.h"
-#include "trainer/examples/head_example.h"
 #include "trainer/objective/objective.h"
 
 namespace foretoken::trainer {

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <limits>
 
-
 namespace foretoken::trainer {
 namespace {
 
@@ -129,9 +128,10 @@ HeadScores head_scores(const HeadParameters& head, const HeadVocabulary& vocabul
   return out;
 }
 
-HeadLoss head_loss(const Objective& objective, const HeadParameters& head, const HeadVocabulary& vocabulary,
-                   const HeadBatch& batch, const torch::Tensor& r_in,
-                   std::span<const double> row_weight, double refused_weight) {
+HeadLoss head_loss(const Objective& objective, const HeadParameters& head,
+                   const HeadVocabulary& vocabulary, const HeadBatch& batch,
+                   const torch::Tensor& r_in, std::span<const double> row_weight,
+                   double refused_weight) {
   torch::NoGradGuard no_grad;
   const auto r = r_in.detach();
   const HeadScores scored = head_scores(head, vocabulary, batch, r);

@@ -60,8 +60,8 @@ struct HeadLoss {
   std::vector<float> predicted;  // [n]; 0 where there is no row
   std::vector<bool> accepted;
 };
-HeadLoss head_loss(const Objective& objective, const HeadParameters& head, const HeadVocabulary& vocabulary,
-                   const HeadBatch& batch, const torch::Tensor& r,
+HeadLoss head_loss(const Objective& objective, const HeadParameters& head,
+                   const HeadVocabulary& vocabulary, const HeadBatch& batch, const torch::Tensor& r,
                    std::span<const double> row_weight, double refused_weight = 1);
 
 }  // namespace foretoken::trainer

@@ -3,9 +3,9 @@
 #include <cmath>
 
 #include "runtime/speculate/head/head_bundle.h"
-#include "trainer/head/adam.h"
 #include "trainer/examples/draft_vocabulary.h"
 #include "trainer/examples/example_cache.h"
+#include "trainer/head/adam.h"
 #include "trainer/head/head_batch.h"
 #include "trainer/learner/head_log.h"
 

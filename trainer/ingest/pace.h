@@ -7,8 +7,8 @@
 // - b jumps when a request arrives, and a hello comes once a second: the larger of the last two is
 //   what counts, so that a burst is met by the next slice but one second of quiet does not undo it.
 // - A slice that was kept from the core says the same at once: it began in a gap and a request
-//   came. It rests kPatience times what it waited besides, at most kLongestWait: about what is left of a
-//   burst of rounds.
+//   came. It rests kPatience times what it waited besides, at most kLongestWait: about what is left
+//   of a burst of rounds.
 // - A hello older than kStale is no news: the server is gone or away, and the share is the limit.
 #pragma once
 

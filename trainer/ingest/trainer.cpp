@@ -116,10 +116,10 @@ void Trainer::hear(const ServerHello& hello) {
   }
   if (!session_ || session_->fingerprint() != hello.model_fingerprint) {
     if (options_.model_fingerprint) {
-      return refuse(Error{
-          ErrorCode::kInvalidInput,
-          fmt::format("fingerprint: hello: the server's model is {}, this trainer's {}",
-                      to_hex(hello.model_fingerprint), to_hex(*options_.model_fingerprint))});
+      return refuse(
+          Error{ErrorCode::kInvalidInput,
+                fmt::format("fingerprint: hello: the server's model is {}, this trainer's {}",
+                            to_hex(hello.model_fingerprint), to_hex(*options_.model_fingerprint))});
     }
     if (session_) {
       if (auto s = session_->checkpoint(); !s) spdlog::warn("{}", s.error().message);

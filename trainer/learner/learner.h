@@ -47,8 +47,8 @@ class Learner {
   // the learner gives up going over old ones again. false: nothing is due.
   virtual bool work(std::size_t fresh_waiting) = 0;
 
-  // What the gate found of a snapshot that had learned from so many tokens: gained, it was promoted;
-  // else what it gains over what serves, if anything, is too little to be shown.
+  // What the gate found of a snapshot that had learned from so many tokens: gained, it was
+  // promoted; else what it gains over what serves, if anything, is too little to be shown.
   virtual void judged(std::int64_t trained_tokens, bool gained) = 0;
 
   // What would be served now: kind, tensors and training facts, unsigned and without a version.

@@ -22,8 +22,8 @@ struct Objective {
 
 inline constexpr float kMinQ = 1e-20f;  // below, logarithms are held
 
-std::span<const Objective> objectives();                 // the first is the default
-std::string objective_help();  // "overlap (...); forward-kl (...); ..."
+std::span<const Objective> objectives();  // the first is the default
+std::string objective_help();             // "overlap (...); forward-kl (...); ..."
 
 // Of one row; gradient need not be cleared.
 double row_objective(const Objective& objective, std::span<const float> p, std::span<const float> q,

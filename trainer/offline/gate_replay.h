@@ -22,7 +22,8 @@ struct GateReplayOptions {
   // As a server would say them (head ms 0: not measured); nullopt: as the recording's rounds show.
   std::optional<RoundCosts> costs;
   int slices_per_request = 0;  // of work between two requests; 0: all that is due
-  // A state folder, kept, in which the trainer has no state of this model yet; empty: a temporary one.
+  // A state folder, kept, in which the trainer has no state of this model yet; empty: a temporary
+  // one.
   std::filesystem::path output;
   std::filesystem::path json;  // empty: standard output
   const std::atomic<bool>* stopping = nullptr;

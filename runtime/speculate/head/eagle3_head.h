@@ -11,7 +11,8 @@
 // built again from them after a swap, after rounds without the head, after anything: the same
 // numbers either way. A row sees the last window() rows, fewer where features begin later.
 // Weights are rounded to Q8_0 for serving, half the bytes of bf16 at a thousandth of the logits'
-// spread (tests/unit/head/eagle3_head_test.cpp); the gate and the judge replay with the same.
+// spread (tests/unit/speculate/head/eagle3_head_test.cpp); the gate and the judge replay with the
+// same.
 #pragma once
 
 #include <memory>

@@ -1,6 +1,7 @@
 // Offline acceptance equals live acceptance: a real engine serves and logs, and the replay of its
 // log (round starts, lengths and kinds taken from it) accepts exactly as many tokens in every
-// round, and drafts them alike where lengths went by cost. FORETOKEN_TEST_FULL=1: 20,000 tokens of each speculator at each temperature.
+// round, and drafts them alike where lengths went by cost. FORETOKEN_TEST_FULL=1: 20,000 tokens of
+// each speculator at each temperature.
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -61,16 +61,16 @@ inline RequestTrace sample_trace(std::uint64_t request = 42, int n_generated = 5
       trace.policy.rounds.emplace_back();
       continue;
     }
-    trace.policy.rounds.push_back({2,    1,    7,    60,   4,      3,    8,    -1,  true,
-                                   true, true, 0.1,  0.09, 0.02,   0.08, 0.3,  300, 250,
-                                   11.5, 12.5, 3.25, -0.5, 2,      1,    77,   1.3, 1});
+    trace.policy.rounds.push_back({2,    1,    7,    60,   4,    3,    8,   -1,  true,
+                                   true, true, 0.1,  0.09, 0.02, 0.08, 0.3, 300, 250,
+                                   11.5, 12.5, 3.25, -0.5, 2,    1,    77,  1.3, 1});
     trace.policy.jobs.insert(trace.policy.jobs.end(), {{8, 120, 3, true}, {2, 99, 0, false}});
     trace.policy.costs.insert(trace.policy.costs.end(), {1, 1.07, 1.15, 1.3});
     trace.policy.seen.insert(trace.policy.seen.end(), {255, 9, 0, 3});
     trace.policy.told.insert(trace.policy.told.end(), {0.5f, 0.25f, 1.0f});
-    trace.policy.told_as.insert(trace.policy.told_as.end(),
-                                {std::uint8_t(1 | kToldMore), std::uint8_t(4 | kToldAgrees),
-                                 std::uint8_t(kToldExpected)});
+    trace.policy.told_as.insert(
+        trace.policy.told_as.end(),
+        {std::uint8_t(1 | kToldMore), std::uint8_t(4 | kToldAgrees), std::uint8_t(kToldExpected)});
   }
   trace.n_taps = 2;
   trace.tap_width = 3;

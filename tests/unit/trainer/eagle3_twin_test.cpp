@@ -6,8 +6,8 @@
 #include <cmath>
 #include <random>
 
-#include "runtime/speculate/head/eagle3_head.h"
 #include "runtime/model/feature_rows.h"
+#include "runtime/speculate/head/eagle3_head.h"
 #include "tests/support/eagle3_maker.h"
 #include "tests/support/gguf_writer.h"
 #include "trainer/head/eagle3_twin.h"

@@ -83,8 +83,7 @@ TEST(FusionLearner, EveryObjectiveLearns) {
   for (const Objective& objective : objectives()) {
     const double after = score(learn(0.8f, 200, false, objective), 0.8f);
     // Cross-entropy to the most probable token sharpens; it is not the same optimum.
-    EXPECT_LT(after,
-              before - (objective.name == "cross-entropy" ? 0.1 : 0.7) * (before - best))
+    EXPECT_LT(after, before - (objective.name == "cross-entropy" ? 0.1 : 0.7) * (before - best))
         << objective.name << ": " << before << " -> " << after << ", best " << best;
   }
 }

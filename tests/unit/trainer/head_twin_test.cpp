@@ -175,8 +175,7 @@ TEST_F(HeadTwin, APositionWhereADraftWasRefusedWeighsAsMuchAsIsAsked) {
   const std::vector<double> weights = {1.0, 0.8, 0.64};
   const auto r = run_head(head_, made.x, made.embedded);
   const auto loss = [&](double refused_weight) {
-    return head_loss(objectives().front(), head_, *vocabulary_, made, r, weights,
-                     refused_weight);
+    return head_loss(objectives().front(), head_, *vocabulary_, made, r, weights, refused_weight);
   };
   const HeadLoss without = loss(0), plain = loss(1), twice = loss(2);
   // It is predicted by the first step of one chain, the second of another, the third of a third.

@@ -40,7 +40,7 @@ void load_v(const std::byte* hot, int head_dim, int slot, float* v);
 // All matrices [in, out], row-major: a vector is multiplied from the left.
 struct KvTransform {
   // clang-format off
-  const float* k_encode = nullptr;  // [d, d]: channels = (k - page_mean) k_encode, in units of the step
+  const float* k_encode = nullptr;  // [d, d]: channels, in steps = (k - page_mean) k_encode
   const float* k_query = nullptr;   // [d, D]: by digit
   const float* k_weight = nullptr;  // [d]: of each channel in the row's least-squares scale
   const float* v_encode = nullptr;  // [d, d]: channels = (v - v_mean) v_encode
@@ -50,7 +50,7 @@ struct KvTransform {
   int k_n4 = 0, v_n4 = 0;           // max(0, D - d) <= n4 <= D/2
   // The published baselines that tests and measurements set it against:
   bool k_page_mean = true;          // false: the stored mean is 0
-  bool max_scale = false;           // true: the scale puts a row's largest channel on the outermost code
+  bool max_scale = false;           // true: a row's largest channel gets the outermost code
   // clang-format on
 };
 // Quantises a full hot page. Codes and scales are bit-equal on every ISA: one summation order, no

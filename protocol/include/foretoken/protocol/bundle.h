@@ -23,7 +23,14 @@ namespace foretoken {
 // the last extent: fp16 scale, then 32 int8 (34 bytes) or 16 bytes of nibbles less 8, low nibbles
 // first (18 bytes). Bool is a byte, 0 or 1.
 enum class TensorType : std::uint16_t {
-  kF32 = 1, kI32 = 2, kQ8_0 = 3, kQ4_0 = 4, kF16 = 5, kBF16 = 6, kI64 = 7, kBool = 8
+  kF32 = 1,
+  kI32 = 2,
+  kQ8_0 = 3,
+  kQ4_0 = 4,
+  kF16 = 5,
+  kBF16 = 6,
+  kI64 = 7,
+  kBool = 8
 };
 const char* tensor_type_name(TensorType type);
 // Bytes of a row-major tensor; nullopt: an extent is not positive, the last extent of a block type

@@ -30,8 +30,8 @@ struct ServerHello {
   float busy = 0;               // share of the last second in which the engine ran rounds, 0 to 1
   std::vector<float> round_ms;  // time of a round by rows, from 1 row on; empty: not measured yet
   float head_start_ms = 0, head_step_ms = 0;  // the head's cost of a draft; 0: not measured
-  SpeculatorVersion canary;  // received and on trial, or waiting for it; 0: none
-  bool pause = false;        // do not train until a hello says otherwise: plain serving is measured
+  SpeculatorVersion canary;                   // received and on trial, or waiting for it; 0: none
+  bool pause = false;  // do not train until a hello says otherwise: plain serving is measured
   SpeculatorVersion highest;  // numbers up to it are taken, whatever became of them
 };
 

@@ -20,9 +20,15 @@ struct SpeculatorVersion {
   auto operator<=>(const SpeculatorVersion&) const = default;
 };
 
-// Which speculator proposed a token: the number of its row in runtime/speculate/registry.h, which names it.
-// Part of the trace format: rows are appended, and a new one needs no name here.
-enum class SpeculatorKind : std::uint8_t { kNone = 0, kNgram = 1, kFusion = 2, kModel = 3, kHead = 4 };
+// Which speculator proposed a token: the number of its row in runtime/speculate/registry.h, which
+// names it. Part of the trace format: rows are appended, and a new one needs no name here.
+enum class SpeculatorKind : std::uint8_t {
+  kNone = 0,
+  kNgram = 1,
+  kFusion = 2,
+  kModel = 3,
+  kHead = 4
+};
 inline constexpr int kSpeculatorKinds = 16;  // at most: the size of tables by kind
 
 }  // namespace foretoken

@@ -1,5 +1,5 @@
-// The trace message: a FlatBuffers header plus raw tensor frames; the same bytes on the wire and in segments
-// on disk. Parsed as hostile input. Byte layout: PROTOCOL.md.
+// The trace message: a FlatBuffers header plus raw tensor frames; the same bytes on the wire and in
+// segments on disk. Parsed as hostile input. Byte layout: PROTOCOL.md.
 #pragma once
 
 #include <span>
@@ -10,11 +10,11 @@
 
 namespace foretoken {
 
-// Per generated token at most kMaxCandidates candidates and kTeacherTopK top tokens; every round has as
-// many confidences and kinds as drafted tokens.
+// Per generated token at most kMaxCandidates candidates and kTeacherTopK top tokens; every round
+// has as many confidences and kinds as drafted tokens.
 Message serialize(const RequestTrace& trace);
-// Errors begin with the reason's name: "truncated: ", "magic: ", "protocol: ", "checksum: ", "shape: ",
-// "non-finite: ".
+// Errors begin with the reason's name: "truncated: ", "magic: ", "protocol: ", "checksum: ",
+// "shape: ", "non-finite: ".
 Result<RequestTrace> parse_trace(std::span<const Frame> message);
 
 }  // namespace foretoken

@@ -14,8 +14,8 @@ inline std::size_t approximate_bytes(const RequestTrace& trace) noexcept {
                                           kMaxCandidates * sizeof(Candidate);
   return sizeof(RequestTrace) + trace.tokens.size() * sizeof(TokenId) +
          trace.generated.size() * kGeneratedBytes +
-         trace.rounds.size() * (sizeof(RoundTrace) + 128) +
-         trace.policy.bytes() + trace.tap_values.size() * sizeof(std::uint16_t) + trace.tap_scales.size() * sizeof(float);
+         trace.rounds.size() * (sizeof(RoundTrace) + 128) + trace.policy.bytes() +
+         trace.tap_values.size() * sizeof(std::uint16_t) + trace.tap_scales.size() * sizeof(float);
 }
 
 }  // namespace foretoken
