@@ -80,7 +80,7 @@ class ThreadedEngine final : public Engine {
           std::size_t(std::min<std::int64_t>(request.max_tokens, kReservedTokens));
       trace->generated.reserve(generated);
       trace->rounds.reserve(generated);
-      trace->policy.reserve(generated);
+      trace->policy.reserve(generated * std::size_t(o.max_num_seqs));
       trace->n_taps = kHeadTaps;
       trace->tap_width = std::int32_t(model_->config().hidden);
       if (const HeadTaps& taps = core_->taps(); taps != head_taps(model_->config().n_layers))

@@ -17,9 +17,10 @@ PolicyRecorder::PolicyRecorder(int max_sequences, int max_draft) {
   log_.jobs.reserve(jobs);
   log_.costs.reserve(jobs * (positions + 2));
   log_.seen.reserve(jobs * (positions + 2));
-  // Of one job's position: two cheap offers, drafted and asked for again before and after a step of
-  // the head and behind it, the head's own, and what head and model are expected to be worth.
-  constexpr std::size_t kToldAtMost = 16;
+  // Of one job's position: the cheap kinds' offers, first, before and after a step of the head, and
+  // behind its draft; the head's own; what the head is expected to be worth there, twice, and the
+  // model; and the model's.
+  constexpr std::size_t kToldAtMost = 4 * ProposalList::kMost + 5;
   log_.told.reserve(jobs * positions * kToldAtMost);
   log_.told_as.reserve(jobs * positions * kToldAtMost);
 }
