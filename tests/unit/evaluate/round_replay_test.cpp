@@ -26,10 +26,11 @@ class RoundReplay : public TinyEngine {
     std::vector<HarnessRequest> requests;
     for (int i = 0; std::int64_t(i) * kNewTokens < tokens; ++i) {
       HarnessRequest r;
-      r.prompt = prompt(60 + 17 * (i % 9), i % 4);
+      // Alone and short: a draft model's first burst is affordable at once.
+      r.prompt = options.max_num_seqs == 1 ? prompt(12, i) : prompt(60 + 17 * (i % 9), i % 4);
       r.sampling.temperature = temperature;
       r.sampling.seed = 400 + std::uint64_t(i);
-      if (i % 3 == 1) r.sampling.logit_bias = {{7, 1.5f}, {31, -4.0f}, {100, 2.0f}, {14, 1.0f}};
+      if (i % 3 == 1) r.sampling.logit_bias = {{7, 3.0f}, {31, -4.0f}, {100, 6.0f}, {14, 2.0f}};
       if (i % 3 == 2) r.sampling.repetition_penalty = 1.2f, r.sampling.presence_penalty = 0.3f;
       if (i % 4 == 3) r.stop_tokens = {3, 77, 200};
       r.speculation = i % 11 != 10;
@@ -78,6 +79,7 @@ TEST_F(RoundReplay, EveryRecordedRoundIsChosenAgain) {
     SpecType spec;
     int n_fixed;
     const LearnedWeights* learned;
+    int max_num_seqs = 3;
     SpecSampling sampling = SpecSampling::kInvariant;
   };
   const LearnedWeights *head = heads_[0].get(), *eagle = eagle_.get();
@@ -85,18 +87,18 @@ TEST_F(RoundReplay, EveryRecordedRoundIsChosenAgain) {
       {"ngram", spec_type("ngram"), -1, nullptr},
       {"head", spec_type("head"), -1, head},
       {"head, fixed", spec_type("head"), 4, eagle},
-      {"model", spec_type("model"), -1, nullptr},
+      {"model", spec_type("model"), -1, nullptr, 1},
       {"auto", spec_type("auto"), -1, head},
       {"auto, fixed", spec_type("auto"), 5, head},
-      {"auto, rejection", spec_type("auto"), -1, eagle, SpecSampling::kRejection}};
-  const std::int64_t tokens = full_tests() ? 1500 : 150;
+      {"auto, rejection", spec_type("auto"), -1, eagle, 3, SpecSampling::kRejection}};
+  const std::int64_t tokens = full_tests() ? 2400 : 360;
   std::int64_t n_tokens = 0, together = 0, dearer = 0, dearer_lengths = 0;
   std::array<std::int64_t, kSpeculatorKinds> drafted{};
   for (const Case& c : cases) {
     for (const float temperature : {0.0f, 0.8f}) {
       SCOPED_TRACE(std::string(c.name) + " T " + std::to_string(temperature));
       EngineOptions o = options();
-      o.max_num_seqs = 3;
+      o.max_num_seqs = c.max_num_seqs;
       o.spec_type = c.spec;
       o.spec_draft_n_fixed = c.n_fixed;
       o.spec_sampling = c.sampling;
@@ -125,7 +127,7 @@ TEST_F(RoundReplay, EveryRecordedRoundIsChosenAgain) {
     }
   }
   EXPECT_GE(n_tokens, full_tests() ? 20000 : 2000);
-  EXPECT_GT(together, n_tokens / 4);
+  EXPECT_GT(together, n_tokens / 10);
   EXPECT_GT(dearer, 0);
   EXPECT_GT(dearer_lengths, 0);
   for (const auto kind : {SpeculatorKind::kNgram, SpeculatorKind::kFusion, SpeculatorKind::kModel,
