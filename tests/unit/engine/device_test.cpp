@@ -48,10 +48,11 @@ class GuardedEngine : public TinyEngine {
   }
   // `there` is `models` elsewhere.
   void expect_equal(const HarnessModels& models, const HarnessModels& there, const EngineOptions& o,
-                    const std::vector<HarnessRequest>& requests, HarnessResult* out = nullptr) {
-    HarnessResult want = run_engine(models, o, requests, 2);
+                    const std::vector<HarnessRequest>& requests, HarnessResult* out = nullptr,
+                    int in_flight = 2) {
+    HarnessResult want = run_engine(models, o, requests, in_flight);
     const std::int64_t before = memory_->operations();
-    HarnessResult got = run_engine(there, o, requests, 2);
+    HarnessResult got = run_engine(there, o, requests, in_flight);
     EXPECT_GT(memory_->operations(), before + 100);
     EXPECT_EQ(got.outputs, want.outputs);
     const auto by_request = [](const auto& a, const auto& b) {
@@ -102,7 +103,7 @@ TEST_F(GuardedEngine, HeadsAndTheirSwapsAreAsOnTheCpu) {
     models.canary_fraction = 0.5;
     HarnessResult got;
     expect_equal(models, guarded(models), o, requests(), &got);
-    EXPECT_GT(got.stats.acceptance.accepted, 0);
+    EXPECT_GT(got.stats.acceptance.drafted, 0);
     models.swap_every_rounds = 5;
     models.swap_to = {heads_[0], eagle_, heads_[1]};
     expect_equal(models, guarded(models), o, requests());
@@ -137,7 +138,9 @@ TEST_F(GuardedEngine, PrefixHitsAndPreemptionAreAsOnTheCpu) {
   std::vector<HarnessRequest> twice = requests();
   for (const HarnessRequest& r : requests()) twice.push_back(r);
   HarnessResult got;
-  expect_equal(models, guarded(models), o, twice, &got);
+  // One after the other: what is found, and so where a trace's hidden states begin, is then
+  // certain.
+  expect_equal(models, guarded(models), o, twice, &got, 1);
   EXPECT_GT(got.cached.back(), 0);
   // Two requests do not fit together.
   const auto geometry = models_.model->kv_geometry();
