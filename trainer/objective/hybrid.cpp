@@ -8,6 +8,9 @@
 
 namespace foretoken::trainer {
 
+double forward_kl_loss(std::span<const float> p, std::span<const float> q,
+                       std::span<float> gradient);
+
 double hybrid_loss(std::span<const float> p, std::span<const float> q, std::span<float> gradient) {
   double overlap = 0;
   for (std::size_t i = 0; i < p.size(); ++i) overlap += std::min(p[i], q[i]);

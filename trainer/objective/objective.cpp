@@ -6,6 +6,14 @@
 #include <array>
 
 namespace foretoken::trainer {
+
+// Each in the file of its name.
+using Row = std::span<const float>;
+double overlap_loss(Row p, Row q, std::span<float> gradient);
+double forward_kl_loss(Row p, Row q, std::span<float> gradient);
+double cross_entropy_loss(Row p, Row q, std::span<float> gradient);
+double hybrid_loss(Row p, Row q, std::span<float> gradient);
+
 namespace {
 
 constexpr std::array kObjectives = {

@@ -29,12 +29,4 @@ std::string objective_help();             // "overlap (...); forward-kl (...); .
 double row_objective(const Objective& objective, std::span<const float> p, std::span<const float> q,
                      std::span<float> gradient);
 
-// The objectives, each in the file of its name.
-double overlap_loss(std::span<const float> p, std::span<const float> q, std::span<float> gradient);
-double forward_kl_loss(std::span<const float> p, std::span<const float> q,
-                       std::span<float> gradient);
-double cross_entropy_loss(std::span<const float> p, std::span<const float> q,
-                          std::span<float> gradient);
-double hybrid_loss(std::span<const float> p, std::span<const float> q, std::span<float> gradient);
-
 }  // namespace foretoken::trainer
