@@ -14,33 +14,22 @@
 
 #include "runtime/evaluate/needles.h"
 #include "runtime/evaluate/quality_report.h"
-#include "runtime/model/calibrate_kv.h"
-#include "runtime/model/model.h"
-#include "runtime/text/tokenizer.h"
+#include "tests/support/real_model.h"
 #include "tests/support/test_files.h"
 
 namespace foretoken {
 namespace {
 
-struct Subject {
-  std::shared_ptr<const Model> model;
-  std::unique_ptr<Tokenizer> tokenizer;
+struct Subject : testing::RealModel {
   std::shared_ptr<const KvCalibration> calibration;
   kernels::ThreadPool pool{static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))};
 };
 
 void load(const std::string& path, Subject& subject) {
-  auto model = Model::load(path, {});
-  ASSERT_TRUE(model) << model.error().message;
-  subject.model = *model;
-  auto tokenizer = Tokenizer::from_gguf(subject.model->file());
-  ASSERT_TRUE(tokenizer) << tokenizer.error().message;
-  subject.tokenizer = std::move(*tokenizer);
-  const auto tokens = subject.tokenizer->encode(kv_calibration_text(), false);
-  ASSERT_TRUE(tokens) << tokens.error().message;
-  auto calibration = calibrate_kv(*subject.model, *tokens, {}, subject.pool, nullptr);
-  ASSERT_TRUE(calibration) << calibration.error().message;
-  subject.calibration = *calibration;
+  static_cast<testing::RealModel&>(subject) = testing::load_real_model(path);
+  ASSERT_TRUE(subject.tokenizer);
+  subject.calibration = subject.calibrate({}, subject.pool);
+  ASSERT_TRUE(subject.calibration);
 }
 
 std::string read(const std::string& file) {

@@ -10,12 +10,10 @@
 #include <numeric>
 
 #include "foretoken/kernels/isa.h"
-#include "runtime/model/calibrate_kv.h"
-#include "runtime/text/chat_template.h"
-#include "runtime/text/tokenizer.h"
 #include "tests/support/engine_harness.h"
 #include "tests/support/faulty_logits.h"
 #include "tests/support/faulty_pages.h"
+#include "tests/support/real_model.h"
 #include "tests/support/test_files.h"
 
 namespace foretoken::testing {
@@ -58,34 +56,22 @@ class Law1 : public ::testing::Test {
   static void SetUpTestSuite() {
     const auto path = find_test_model(kModel);
     if (!path) return;
-    ModelLoadOptions load;
-    auto model = Model::load(*path, load);
-    ASSERT_TRUE(model) << model.error().message;
+    const RealModel real = load_real_model(*path);
+    ASSERT_TRUE(real.tokenizer);
     models_ = std::make_unique<HarnessModels>();
-    models_->model = *model;
-    auto tokenizer = Tokenizer::from_gguf((*model)->file());
-    ASSERT_TRUE(tokenizer) << tokenizer.error().message;
-    auto chat =
-        ChatTemplate::parse((*model)->file().get_string("tokenizer.chat_template").value(), "", "");
-    ASSERT_TRUE(chat) << chat.error().message;
-    for (const std::string& text : prompt_texts()) {
-      auto rendered = (*chat)->render({{"user", text}}, true);
-      ASSERT_TRUE(rendered) << rendered.error().message;
-      auto tokens = (*tokenizer)->encode(*rendered, true);
-      ASSERT_TRUE(tokens) << tokens.error().message;
-      prompts_.push_back(*tokens);
-      ASSERT_GT(prompts_.back().size() + kNewTokens, 640u)
+    models_->model = real.model;
+    prompts_ = real.chat_prompts(prompt_texts());
+    for (const auto& prompt : prompts_) {
+      ASSERT_GT(prompt.size() + kNewTokens, 640u)
           << "a prompt is too short to cross the seals this test is about";
     }
     kernels::ThreadPool pool(2);
-    auto text = (*tokenizer)->encode(kv_calibration_text(), false);
-    ASSERT_TRUE(text) << text.error().message;
-    auto calibration = calibrate_kv(**model, *text, {.max_tokens = 4096}, pool, {});
-    ASSERT_TRUE(calibration) << calibration.error().message;
-    models_->calibration = *calibration;
+    models_->calibration = real.calibrate({.max_tokens = 4096}, pool);
+    ASSERT_TRUE(models_->calibration);
     // Two drafts from the same file: all of it (long accepts) and less its last third (rejects).
-    whole_draft_ = *model;
-    load.drop_last_layers = (*model)->config().n_layers / 3;
+    whole_draft_ = real.model;
+    ModelLoadOptions load;
+    load.drop_last_layers = real.model->config().n_layers / 3;
     auto shallow = Model::load(*path, load);
     ASSERT_TRUE(shallow) << shallow.error().message;
     shallow_draft_ = *shallow;
@@ -93,7 +79,7 @@ class Law1 : public ::testing::Test {
     for (const auto& prompt : prompts_) all.insert(all.end(), prompt.begin(), prompt.end());
     // Two heads and a table alone: whatever drafts, and whenever it changes.
     for (std::uint64_t i = 0; i < 2; ++i)
-      learned_.push_back(untrained_head(*model, all, 256, 1024, 31 + i, 7 + i));
+      learned_.push_back(untrained_head(real.model, all, 256, 1024, 31 + i, 7 + i));
     auto table = std::make_shared<LearnedWeights>();
     table->version.value = 9;
     for (std::size_t c = 0; c < table->fusion.bias.size(); ++c)

@@ -10,10 +10,8 @@
 #include "foretoken/protocol/trace.h"
 #include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/evaluate/round_replay.h"
-#include "runtime/model/calibrate_kv.h"
-#include "runtime/text/chat_template.h"
-#include "runtime/text/tokenizer.h"
 #include "tests/support/engine_harness.h"
+#include "tests/support/real_model.h"
 #include "tests/support/test_files.h"
 
 namespace foretoken::testing {
@@ -41,28 +39,17 @@ class OfflineLive : public ::testing::Test {
   static void SetUpTestSuite() {
     const auto path = find_test_model(kModel);
     if (!path) return;
-    auto model = Model::load(*path, {});
-    ASSERT_TRUE(model) << model.error().message;
+    const RealModel real = load_real_model(*path);
+    ASSERT_TRUE(real.tokenizer);
     models_ = std::make_unique<HarnessModels>();
-    models_->model = *model;
-    auto tokenizer = Tokenizer::from_gguf((*model)->file());
-    ASSERT_TRUE(tokenizer) << tokenizer.error().message;
-    auto chat =
-        ChatTemplate::parse((*model)->file().get_string("tokenizer.chat_template").value(), "", "");
-    ASSERT_TRUE(chat) << chat.error().message;
+    models_->model = real.model;
+    prompts_ = real.chat_prompts(questions());
     std::vector<TokenId> all;
-    for (const std::string& text : questions()) {
-      auto rendered = (*chat)->render({{"user", text}}, true);
-      ASSERT_TRUE(rendered) << rendered.error().message;
-      auto tokens = (*tokenizer)->encode(*rendered, true);
-      ASSERT_TRUE(tokens) << tokens.error().message;
-      prompts_.push_back(*tokens);
-      all.insert(all.end(), tokens->begin(), tokens->end());
-    }
+    for (const auto& prompt : prompts_) all.insert(all.end(), prompt.begin(), prompt.end());
     // Some of the text's tokens are outside its vocabulary.
-    head_ = untrained_head(*model, all, 256, 1024, 11, 4);
-    other_ = untrained_head(*model, all, 256, 1024, 12, 5);
-    eagle_ = untrained_eagle3(*model, all, 1024, 13, 6);
+    head_ = untrained_head(real.model, all, 256, 1024, 11, 4);
+    other_ = untrained_head(real.model, all, 256, 1024, 12, 5);
+    eagle_ = untrained_eagle3(real.model, all, 1024, 13, 6);
     end_ = 2;  // <|im_end|>
   }
   static void TearDownTestSuite() {

@@ -3,30 +3,20 @@
 // served arithmetic, on requests it has not seen.
 #include <gtest/gtest.h>
 
-#include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/speculate/head/head_bundle.h"
 #include "tests/support/eagle3_maker.h"
-#include "tests/support/gguf_writer.h"
-#include "tests/unit/trainer/head_traffic.h"
-#include "trainer/head/speculator_learner.h"
+#include "tests/unit/trainer/learning_fixture.h"
 
 namespace foretoken::trainer {
 namespace {
 
-constexpr std::int64_t kHidden = 128;
-
-class Eagle3Learning : public ::testing::Test {
+class Eagle3Learning : public LearningFixture {
  protected:
   void SetUp() override {
-    foretoken::testing::TinyModelOptions model;
-    model.hidden = int(kHidden);
-    foretoken::testing::write_tiny_model(folder_.file("tiny.gguf"), model);
-    auto rows = VocabularyRows::open(folder_.file("tiny.gguf"));
-    ASSERT_TRUE(rows) << rows.error().message;
-    options_.model = *rows;
+    ASSERT_NO_FATAL_FAILURE(LearningFixture::SetUp());
     foretoken::testing::RandomEagle3 random = foretoken::testing::tiny_eagle3();
     random.config.n_draft_vocab = 320;
-    const HeadTaps taps = head_taps((*rows)->n_layers());
+    const HeadTaps taps = head_taps(options_.model->n_layers());
     random.config.layer_ids = {{taps[0] + 1, taps[1] + 1, taps[2] + 1}};  // as the traffic's
     random.type = SafetensorType::kBF16;
     start_ = foretoken::testing::random_eagle3(random);
@@ -34,24 +24,7 @@ class Eagle3Learning : public ::testing::Test {
     options_.eagle3->learning_rate = 3e-3;
     options_.eagle3->tokens_per_step = 120;
   }
-
-  double acceptance_length(const Bundle& bundle) const {
-    auto weights = learned_from_bundle(bundle, options_.model);
-    EXPECT_TRUE(weights) << weights.error().message;
-    PortfolioReplay replay(kinds_named("head"), weights->get());
-    HeadTraffic traffic(kHidden, 320, 1000);
-    double rounds = 0, emitted = 0;
-    for (int i = 0; i < 10; ++i) {
-      const PortfolioWalk walk = replay.walk_fixed(traffic.request(6, 60), 3);
-      rounds += double(walk.accepted.size());
-      for (const std::int32_t accepted : walk.accepted) emitted += accepted + 1;
-    }
-    return emitted / rounds;
-  }
-
-  foretoken::testing::TemporaryDirectory folder_;
   Eagle3Checkpoint start_;
-  LearnerOptions options_;
 };
 
 TEST_F(Eagle3Learning, LiftsAcceptanceAndStaysTheSameKindOfCheckpoint) {

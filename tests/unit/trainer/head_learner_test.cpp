@@ -2,48 +2,20 @@
 // with the served arithmetic, on requests it has not seen.
 #include <gtest/gtest.h>
 
-#include "runtime/evaluate/portfolio_replay.h"
-#include "tests/support/gguf_writer.h"
-#include "tests/unit/trainer/head_traffic.h"
-#include "trainer/head/speculator_learner.h"
+#include "tests/unit/trainer/learning_fixture.h"
 
 namespace foretoken::trainer {
 namespace {
 
-constexpr std::int64_t kHidden = 128;
-
-class HeadLearning : public ::testing::Test {
+class HeadLearning : public LearningFixture {
  protected:
   void SetUp() override {
-    foretoken::testing::TinyModelOptions model;
-    model.hidden = int(kHidden);
-    foretoken::testing::write_tiny_model(folder_.file("tiny.gguf"), model);
-    auto rows = VocabularyRows::open(folder_.file("tiny.gguf"));
-    ASSERT_TRUE(rows) << rows.error().message;
-    options_.model = *rows;
+    ASSERT_NO_FATAL_FAILURE(LearningFixture::SetUp());
     options_.head.inner = 64;
     options_.head.vocabulary = 320;
     options_.head.learning_rate = 3e-3;  // a tenth of a real head's width, a tenth of its traffic
     options_.head.tokens_per_step = 120;
   }
-
-  // Mean tokens a round of three drafted ones, the head alone.
-  double acceptance_length(const Learner& learner) const {
-    auto weights = learned_from_bundle(learner.snapshot(), options_.model);
-    EXPECT_TRUE(weights) << weights.error().message;
-    PortfolioReplay replay(kinds_named("head"), weights->get());
-    HeadTraffic traffic(kHidden, 320, 1000);
-    double rounds = 0, emitted = 0;
-    for (int i = 0; i < 10; ++i) {
-      const PortfolioWalk walk = replay.walk_fixed(traffic.request(6, 60), 3);
-      rounds += double(walk.accepted.size());
-      for (const std::int32_t accepted : walk.accepted) emitted += accepted + 1;
-    }
-    return emitted / rounds;
-  }
-
-  foretoken::testing::TemporaryDirectory folder_;
-  LearnerOptions options_;
 };
 
 TEST_F(HeadLearning, LiftsAcceptanceOnRequestsItHasNotSeen) {
@@ -53,9 +25,9 @@ TEST_F(HeadLearning, LiftsAcceptanceOnRequestsItHasNotSeen) {
   EXPECT_EQ(learner->snapshot().kind, "fusion");
   learn(*learner, traces, traffic, 12);
   ASSERT_EQ(learner->snapshot().kind, "head");
-  const double early = acceptance_length(*learner);
+  const double early = acceptance_length(learner->snapshot());
   learn(*learner, traces, traffic, 90);
-  const double late = acceptance_length(*learner);
+  const double late = acceptance_length(learner->snapshot());
   std::printf("tokens a round of 3 drafted: %.3f after 12 requests, %.3f after 102\n", early, late);
   // A perfect head: 1 + .85 + .85^2 + .85^3 = 3.19.
   EXPECT_LT(early, 1.6);
@@ -68,7 +40,7 @@ TEST_F(HeadLearning, LearnsNothingFromNoise) {
   HeadTraffic noise(kHidden, 320, 1, 0.0);
   const auto learner = learner_factory(options_)(traces);
   learn(*learner, traces, noise, 40);
-  EXPECT_LT(acceptance_length(*learner), 1.15);
+  EXPECT_LT(acceptance_length(learner->snapshot()), 1.15);
 }
 
 TEST_F(HeadLearning, WorksMoreWhenTrafficChangesAndLessOnceNothingIsGained) {
