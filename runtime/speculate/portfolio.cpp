@@ -52,7 +52,7 @@ Portfolio::Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpecu
 
 void Portfolio::open(const DraftContext& context) {
   sources_.open(context);
-  if (options_.features) options_.features->forget(context.slot);
+  if (head_) options_.features->forget(context.slot);
   if (model_) model_->open(context);
 }
 
