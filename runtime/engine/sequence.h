@@ -18,6 +18,8 @@
 
 namespace foretoken {
 
+struct LearnedWeights;
+
 using SteadyTime = std::chrono::steady_clock::time_point;
 
 // Whether this build checks the invariants of its sequences after every round.

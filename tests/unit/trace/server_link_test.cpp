@@ -230,13 +230,13 @@ TEST_F(ServerLinkTest, AFlippedBitOnTheWayIsNamedToo) {
 TEST_F(ServerLinkTest, ADamagedStateFileIsSetAsideAndNothingIsServed) {
   publish(signed_bytes(good_bundle(4)), 4);
   const auto state = *StateDir::open(options_.state_root, options_.model_fingerprint);
-  auto bytes = *read_file(state.bundle_path({4}), 1 << 20);
+  auto bytes = *read_file(state.bundles().path_of({4}), 1 << 20);
   bytes[100] ^= std::byte(1);
-  ASSERT_TRUE(write_file_atomically(state.bundle_path({4}), bytes));
+  ASSERT_TRUE(write_file_atomically(state.bundles().path_of({4}), bytes));
   start();
   EXPECT_TRUE(swaps_.empty());
-  EXPECT_FALSE(fs::exists(state.bundle_path({4})));
-  EXPECT_TRUE(fs::exists(state.bundle_path({4}).string() + ".damaged"));
+  EXPECT_FALSE(fs::exists(state.bundles().path_of({4})));
+  EXPECT_TRUE(fs::exists(state.bundles().path_of({4}).string() + ".damaged"));
   publish(signed_bytes(good_bundle(4)), 4);  // the trainer still has it
   EXPECT_THAT(swaps_, ElementsAre(4));
 }
