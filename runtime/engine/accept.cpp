@@ -104,8 +104,8 @@ void EngineCore::settle_reports(Sequence* sequence) {
     if (reported.sequence && reported.traced_as >= 0) {
       RowReport& r = logits_->report(reported.row);
       GeneratedTokenTrace& t = reported.sequence->trace->generated[std::size_t(reported.traced_as)];
-      t.top_ids = std::move(r.top_ids);
-      t.top_logits = std::move(r.top_values);
+      t.top_ids = r.top_ids;
+      t.top_logits = r.top_values;
       t.log_sum_exp = float(r.log_sum_exp);
       t.logprob = float(r.logprob);
     }

@@ -68,8 +68,8 @@ void EngineCore::admit() {
     if (s.trace) skip_taps(*s.trace, s.computed());
     if (!s.preempted) {
       s.timings.cached_n = s.computed();
-      stats_.prefix_cache_queries += s.n_prompt;
-      stats_.prefix_cache_hits += s.computed();
+      probe_->add(Count::kPrefixQueries, s.n_prompt);
+      probe_->add(Count::kPrefixHits, s.computed());
       s.admitted = now();
       s.timings.queue_ms =
           std::chrono::duration<double, std::milli>(s.admitted - s.submitted).count();
@@ -77,11 +77,34 @@ void EngineCore::admit() {
     s.store =
         portfolio_->acquire_store(options_.share_across_keys ? std::string() : s.request.key_id);
     s.learned = learned_.of(s.request.id).get();
+    s.domain = probe_->domain(s.request.domain);
+    reserve(s);
     portfolio_->open(context_of(s));
     if (s.trace) restore_features(s);
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }
+}
+
+// What its rounds will fill: nothing is allocated while it runs.
+void EngineCore::reserve(Sequence& s) {
+  const bool reported = s.trace || s.request.top_logprobs >= 0;
+  const bool rejection =
+      options_.spec_sampling == SpecSampling::kRejection && s.request.sampling.temperature > 0;
+  if (reported && (s.counts || !s.request.sampling.logit_bias.empty() || rejection))
+    logits_->keep_changed_rows();
+  if (!s.trace) return;
+  RequestTrace& trace = *s.trace;
+  const auto generated = std::size_t(s.request.max_tokens);
+  trace.generated.reserve(generated);
+  trace.rounds.reserve(generated);
+  // More sequences at once are rare, and their rounds long.
+  constexpr int kJobs = 8;
+  trace.policy.reserve(generated, std::size_t(std::min(kJobs, options_.max_num_seqs)),
+                       std::size_t(options_.spec_draft_n_max) + 2);
+  const auto positions = std::size_t(s.n_prompt - trace.tap_first) + generated;
+  trace.tap_scales.reserve(positions * kHeadTaps);
+  trace.tap_values.reserve(positions * kHeadTaps * std::size_t(trace.tap_width));
 }
 
 void EngineCore::preempt(Sequence& s) {
@@ -90,7 +113,7 @@ void EngineCore::preempt(Sequence& s) {
   slot_used_[std::size_t(s.slot)] = false;
   s.kv = s.slot = -1;
   s.preempted = true;
-  ++stats_.preemptions;
+  probe_->add(Count::kPreemptions);
   const auto it =
       std::find_if(running_.begin(), running_.end(), [&](const auto& p) { return p.get() == &s; });
   waiting_.push_front(std::move(*it));

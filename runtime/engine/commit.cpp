@@ -13,52 +13,38 @@ double ms_since(SteadyTime begin, SteadyTime now) {
 
 void EngineCore::commit() {
   Round& r = round_;
-  ++stats_.engine_rounds;
-  if (r.control) ++stats_.control_rounds;
-  int decoding = 0;
-  int decode_rows = 0;
-  double work = 0;
-  std::int64_t context = 0, emitted = 0;
-  bool comparable = !plan_.has_prefill;
-  const std::string* domain = nullptr;
+  probe_->add(Count::kRounds);
+  if (r.control) probe_->add(Count::kControlRounds);
+  RoundMeasurement m;
+  ProbedRound p = probed();
+  std::int64_t context = 0;
   for (int i = 0; i < r.n_entries; ++i) {
-    RoundEntry& e = r.entries[std::size_t(i)];
-    if (e.decode) {
-      ++decoding;
-      e.version = e.sequence->learned->version.value;
-      decode_rows += e.n_rows;
-      context += std::int64_t(e.sequence->tokens.size());
-      work += double(e.n_rows) * double(e.sequence->tokens.size()) / 1000.0;
-      emitted += std::int64_t(e.emitted.size());
-      comparable &= e.sequence->request.speculation;
-      if (i == 0) domain = &e.sequence->request.domain;
-      if (domain && *domain != e.sequence->request.domain) domain = nullptr;
-    }
+    const RoundEntry& e = r.entries[std::size_t(i)];
+    if (!e.decode) continue;
+    const auto length = std::int64_t(e.sequence->tokens.size());
+    ++m.sequences;
+    m.rows += e.n_rows;
+    m.work += double(e.n_rows) * double(length) / 1000.0;
+    m.emitted += int(e.emitted.size());
+    context += length;
   }
-  const std::string domain_label = domain ? *domain : std::string();
   for (int i = 0; i < r.n_entries; ++i) commit_one(r.entries[std::size_t(i)]);
   remove_finished();
 
-  const double round_ms = ms_since(r.started, now());
-  if (decoding > 0) {
-    RoundMeasurement m;
-    m.sequences = decoding;
-    m.rows = decode_rows;
-    m.prefill_rows = int(r.tokens.size()) - decode_rows;
-    m.work = work;
-    m.emitted = int(emitted);
-    m.verify_ms = round_ms - r.draft_ms;
-    m.control = r.control || r.plain;
-    portfolio_->measured(m);
-    SpeedupRound round;
-    round.sequences = decoding;
-    round.context = double(context) / decoding;
-    round.tokens = emitted;
-    round.ms = round_ms;
-    round.control = r.control;
-    round.probability = coin_.fraction();
-    measure(round, comparable, domain_label);
-  }
+  const SteadyTime now = this->now();
+  const double round_ms = ms_since(r.started, now);
+  if (m.sequences == 0) return;
+  m.prefill_rows = int(r.tokens.size()) - m.rows;
+  m.verify_ms = round_ms - r.draft_ms;
+  m.control = r.control || r.plain;
+  portfolio_->measured(m);
+  p.cost.sequences = m.sequences;
+  p.cost.context = double(context) / m.sequences;
+  p.cost.tokens = m.emitted;
+  p.cost.ms = round_ms;
+  p.cost.control = r.control;
+  p.cost.probability = coin_.fraction();
+  probe_->round(now, p);
 }
 
 void EngineCore::commit_one(RoundEntry& e) {
@@ -77,7 +63,7 @@ void EngineCore::commit_one(RoundEntry& e) {
     s.timings.prompt_n = s.n_prompt - s.timings.cached_n;
     s.timings.prompt_ms = ms_since(s.admitted, now);
     s.decode_started = now;
-    stats_.prompt_tokens += s.n_prompt;
+    probe_->add(Count::kPromptTokens, s.n_prompt);
   }
 
   const std::size_t before = s.tokens.size();
@@ -103,21 +89,9 @@ void EngineCore::commit_one(RoundEntry& e) {
       a.drafted_at[depth] = 1;
       a.accepted_at[depth] = int(depth) < e.accepted ? 1 : 0;
     }
-    stats_.acceptance.add(a);
-    // Labels come from requests: bounded, the rest share one.
-    constexpr std::size_t kMaxDomains = 256;
-    const bool known =
-        stats_.by_domain.contains(s.request.domain) || stats_.by_domain.size() < kMaxDomains;
-    stats_.by_domain[known ? s.request.domain : std::string("(other)")].add(a);
-    stats_.by_version[s.learned->version.value].add(a);
-    if (a.drafting_rounds) {
-      stats_.by_kind[std::string(speculator_name(draft.kinds[0]))].add(a);
-    }
-    if (recent_.empty() || now - recent_.back().at > std::chrono::seconds(1)) {
-      recent_.push_back({now, {}});
-      while (recent_.size() > 61) recent_.pop_front();
-    }
-    recent_.back().acceptance.add(a);
+    std::optional<SpeculatorKind> kind;
+    if (a.drafting_rounds) kind = draft.kinds[0];
+    probe_->decoded(now, s.domain, version_label(s), kind, a);
     s.timings.draft_n += a.drafted;
     s.timings.draft_n_accepted += a.accepted;
     s.timings.drafting_rounds += a.drafting_rounds;
@@ -146,7 +120,7 @@ void EngineCore::commit_one(RoundEntry& e) {
       round.control = r.control;
     }
   }
-  stats_.generated_tokens += std::int64_t(e.emitted.size());
+  probe_->add(Count::kGeneratedTokens, std::int64_t(e.emitted.size()));
   s.timings.predicted_n = s.n_generated();
   s.timings.predicted_ms = ms_since(s.decode_started, now);
   s.timings.speculator_version = s.learned->version.value;
@@ -188,11 +162,7 @@ void EngineCore::finish(Sequence& s, FinishReason reason, EngineEvent&& last) {
     slot_used_[std::size_t(s.slot)] = false;
     s.slot = s.kv = -1;
   }
-  if (whole) {
-    ++stats_.requests_finished;
-  } else {
-    ++stats_.requests_aborted;
-  }
+  probe_->add(whole ? Count::kFinished : Count::kAborted);
   if (s.trace) settle_reports(&s);
   if (s.trace && whole && trace_sink_) hand_in_trace(s);
   last.request = s.request.id;

@@ -155,12 +155,13 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
       std::make_unique<Portfolio>(portfolio, std::move(model_speculator), *self->pool_);
   self->coin_ = ControlCoin(o.control_fraction, 0x666f7265746f6bull);
   self->learned_.served = initial_weights();
-  NetSpeedupOptions windows;
-  windows.plain_fraction = o.spec_draft_n_max > 0 ? o.plain_fraction : 0;
-  windows.seed = 0x706c61696eull;
-  self->windows_ = std::make_unique<NetSpeedupWindows>(windows);
-  self->swap_pauses_.reserve(kSwapPauses);
-  self->speedup_by_version_.reserve(kVersionsMeasured + 1);
+  EngineProbeOptions probe;
+  probe.control_fraction = o.control_fraction;
+  probe.speculates = o.spec_draft_n_max > 0;
+  probe.windows.plain_fraction = probe.speculates ? o.plain_fraction : 0;
+  probe.windows.seed = 0x706c61696eull;
+  self->probe_ = std::make_unique<EngineProbe>(probe);
+  self->served_label_ = self->probe_->version(self->learned_.served->version);
 
   self->max_logit_rows_ = o.max_num_seqs * (1 + o.spec_draft_n_max);
   self->workspace_ = model->make_workspace(o.max_batch_rows, self->max_logit_rows_);
@@ -173,7 +174,10 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(
   self->plan_.decode.reserve(std::size_t(o.max_num_seqs));
   self->plan_.prefill.reserve(std::size_t(o.max_num_seqs));
   self->round_.entries.resize(std::size_t(o.max_num_seqs));
-  for (RoundEntry& e : self->round_.entries) e.path.reserve(kMaxDraft + 1);
+  for (RoundEntry& e : self->round_.entries) {
+    e.emitted.reserve(kMaxDraft + 1);
+    e.path.reserve(kMaxDraft + 1);
+  }
   self->round_.jobs.resize(std::size_t(o.max_num_seqs));
   self->round_.tokens.reserve(std::size_t(o.max_batch_rows));
   self->round_.groups.reserve(std::size_t(o.max_num_seqs));
@@ -195,6 +199,41 @@ DraftContext EngineCore::context_of(const Sequence& sequence) const {
   context.learned = sequence.learned;
   context.rejection = options_.spec_sampling == SpecSampling::kRejection;
   return context;
+}
+
+std::unique_ptr<Sequence> EngineCore::sequence_of(EngineRequest request) const {
+  const auto n = std::int64_t(request.prompt.size());
+  auto sequence = std::make_unique<Sequence>();
+  sequence->n_prompt = n;
+  sequence->tokens.reserve(std::size_t(n + request.max_tokens) + 1);
+  sequence->tokens = request.prompt;
+  sequence->submitted = now();
+  if (wants_penalties(request.sampling)) {
+    sequence->counts = std::make_unique<TokenCounts>(model_->config().n_vocab);
+    for (const TokenId token : request.prompt) sequence->counts->add_prompt(token);
+  }
+  if (request.trace && trace_sink_) {
+    auto trace = std::make_unique<RequestTrace>();
+    trace->request = request.id;
+    trace->domain = request.domain;
+    trace->key_id = request.key_id;
+    trace->model_fingerprint = model_->fingerprint();
+    const SamplingParams& sampling = request.sampling;
+    trace->sampling = {sampling.temperature, sampling.top_k,
+                       sampling.top_p,       sampling.min_p,
+                       sampling.seed,        sampling.logit_bias,
+                       request.stop_tokens,  options_.spec_sampling == SpecSampling::kRejection};
+    trace->n_prompt = std::int32_t(n);
+    trace->n_taps = kHeadTaps;
+    trace->tap_width = std::int32_t(model_->config().hidden);
+    if (taps_ != head_taps(model_->config().n_layers))
+      trace->tap_layers.assign(taps_.begin(), taps_.end());
+    trace->tap_first = std::int32_t(std::max<std::int64_t>(0, n - kTracedPrompt));
+    sequence->trace = std::move(trace);
+  }
+  sequence->chain = chain_of(request);
+  sequence->request = std::move(request);
+  return sequence;
 }
 
 // Requests that opted out of traces share pages with their own kind of the same key alone, whatever
@@ -232,8 +271,10 @@ void EngineCore::set_learned(SpeculatorChoice choice, std::vector<LearnedPointer
   if (learned_.canary) retired.push_back(std::move(learned_.canary));
   learned_ = std::move(choice);
   portfolio_->prepare(learned_.served.get(), learned_.canary.get());
+  served_label_ = probe_->version(learned_.served->version);
+  if (learned_.canary) canary_label_ = probe_->version(learned_.canary->version);
   for (auto& s : running_) s->learned = learned_.of(s->request.id).get();
-  stats_.swaps += changes;
+  probe_->add(Count::kSwaps, changes);
 }
 
 void EngineCore::round() {
@@ -257,9 +298,11 @@ void EngineCore::round() {
 }
 
 void EngineCore::fill(EngineStats& stats) const {
-  stats = stats_;
   const SteadyTime now = this->now();
-  auto seconds = [](auto d) { return std::chrono::duration<double>(d).count(); };
+  const auto seconds = [](auto d) { return std::chrono::duration<double>(d).count(); };
+  stats = {};
+  probe_->fill(stats, now);
+  portfolio_->fill(stats);
   stats.uptime_s = seconds(now - started_);
   stats.requests_running = std::int64_t(running_.size());
   stats.requests_waiting = std::int64_t(waiting_.size());
@@ -267,38 +310,6 @@ void EngineCore::fill(EngineStats& stats) const {
   if (learned_.canary) stats.canary = learned_.canary->version;
   stats.version_age_s = seconds(now - version_since_);
   stats.kv = memory_->stats();
-  AcceptanceStats minute;
-  double span = 0;
-  for (const Recent& r : recent_) {
-    if (now - r.at > std::chrono::seconds(60)) continue;
-    span = std::max(span, seconds(now - r.at));
-    minute.add(r.acceptance);
-  }
-  stats.acceptance_last_minute = minute;
-  stats.decode_tokens_per_s_last_minute =
-      span > 0 ? double(minute.emitted) / std::max(span, 1.0) : 0;
-  portfolio_->fill(stats);
-  stats.speedup = speedup_.overall();
-  stats.speedup_last_minute = speedup_.last_minute(seconds(now.time_since_epoch()));
-  for (const auto& [domain, acceptance] : stats_.by_domain) {
-    if (const auto interval = speedup_.by_label(domain))
-      stats.speedup_by_domain[domain] = *interval;
-  }
-  for (const SpeculatorRow& row : kSpeculators) {
-    if (const auto interval = speedup_by_kind_[std::size_t(row.kind)].estimate())
-      stats.speedup_by_kind[std::string(row.name)] = *interval;
-  }
-  for (const auto& [version, sums] : speedup_by_version_) {
-    if (const auto interval = sums.estimate()) stats.speedup_by_version[version] = *interval;
-  }
-  stats.net_speedup = windows_->estimate();
-  std::vector<double> pauses = swap_pauses_;
-  std::ranges::sort(pauses);
-  if (!pauses.empty()) {
-    stats.swap_pause_p50_ms = pauses[pauses.size() / 2];
-    stats.swap_pause_p99_ms = pauses[(pauses.size() * 99 + 99) / 100 - 1];
-  }
-  stats.speedup_sums = std::make_shared<const SpeedupSums>(speedup_.total());
 }
 
 }  // namespace foretoken

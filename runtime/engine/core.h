@@ -10,12 +10,11 @@
 
 #include "foretoken/kernels/thread_pool.h"
 #include "runtime/engine/engine.h"
+#include "runtime/engine/probe.h"
 #include "runtime/engine/sequence.h"
 #include "runtime/model/feature_rows.h"
 #include "runtime/model/logit_rows.h"
 #include "runtime/model/model.h"
-#include "runtime/observe/net_speedup.h"
-#include "runtime/observe/speedup.h"
 #include "runtime/schedule/round_schedule.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/speculate/portfolio.h"
@@ -34,7 +33,6 @@ struct RoundEntry {
   // Of its rows, those whose logits gave the emitted tokens: the path that was accepted, from row
   // 0.
   std::vector<int> path;
-  std::uint64_t version = 0;     // of the weights that drafted for it
   std::vector<TokenId> emitted;  // accepted drafts and the target's own token
   std::vector<TokenLogprob> logprobs;
   int first_report = 0;  // of its emitted tokens, if they are reported
@@ -74,6 +72,8 @@ class EngineCore {
   SteadyTime now() const {  // any thread
     return SteadyTime(std::chrono::duration_cast<SteadyTime::duration>(clock_->monotonic()));
   }
+  // All that a request needs while it runs. Any thread.
+  std::unique_ptr<Sequence> sequence_of(EngineRequest request) const;
   void enqueue(std::unique_ptr<Sequence> sequence);
   // Ends within one round: whole, or aborted.
   void end(RequestId id, FinishReason reason);
@@ -82,14 +82,9 @@ class EngineCore {
   std::vector<SavedTraffic> save_traffic() const;
   std::vector<Error> restore_traffic(const std::vector<SavedTraffic>& saved);
   void forget_traffic(const std::string& key_id);
-  // The names of a request's pages begin with what they depend on and who may share them. Any
-  // thread.
-  PageChain chain_of(const EngineRequest& request) const;
-  bool plain_now() const { return windows_->plain_now(); }
+  bool plain_now() const { return probe_->plain_now(); }
   // How long the engine's thread was kept from its next round by a swap.
-  void swap_took(double ms);
-  bool traces() const { return static_cast<bool>(trace_sink_); }
-  const HeadTaps& taps() const { return taps_; }
+  void swap_took(double ms) { probe_->swap_took(ms); }
   bool has_work() const { return !waiting_.empty() || !running_.empty(); }
   std::int64_t n_waiting() const { return std::int64_t(waiting_.size()); }
   void round();  // one whole round
@@ -104,6 +99,7 @@ class EngineCore {
   void verify();  // verify.cpp: the forward pass
   void accept();  // accept.cpp
   void commit();  // commit.cpp
+  void reserve(Sequence& sequence);
   void preempt(Sequence& sequence);
   void finish(Sequence& sequence, FinishReason reason, EngineEvent&& last);
   void remove_finished();
@@ -116,9 +112,14 @@ class EngineCore {
   void tell_logprobs();
   void settle_reports(Sequence* sequence = nullptr);
   void commit_one(RoundEntry& entry);
-  void end_captures();  // measure.cpp
+  ProbedRound probed() const;  // measure.cpp
+  void end_captures();
   void hand_in_trace(Sequence& sequence);
-  void measure(const SpeedupRound& round, bool comparable, const std::string& domain);
+  int version_label(const Sequence& sequence) const {
+    return sequence.learned == learned_.served.get() ? served_label_ : canary_label_;
+  }
+  // The names of a request's pages begin with what they depend on and who may share them.
+  PageChain chain_of(const EngineRequest& request) const;
 
   const Clock* clock_ = nullptr;
   std::shared_ptr<const Model> model_;
@@ -162,24 +163,8 @@ class EngineCore {
   int max_logit_rows_ = 0;
   ControlCoin coin_{0, 1};
 
-  EngineStats stats_;  // cumulative parts
-  SpeedupEstimator speedup_;
-  std::unique_ptr<NetSpeedupWindows> windows_;
-  // Treatment: rounds that drafted with this kind alone, or for sequences of this version alone.
-  // Control: every control round (kinds), every control round of those sequences (versions): what a
-  // token costs without speculation, at equal concurrency and context, is the same whoever would
-  // have drafted.
-  std::array<SpeedupSums, kSpeculatorKinds> speedup_by_kind_;
-  static constexpr std::size_t kVersionsMeasured = 8;  // the newest
-  std::vector<std::pair<std::uint64_t, SpeedupSums>> speedup_by_version_;
-  static constexpr std::size_t kSwapPauses = 1024;
-  std::vector<double> swap_pauses_;  // ms, the last ones, as a ring
-  std::size_t next_pause_ = 0;
-  struct Recent {
-    SteadyTime at;
-    AcceptanceStats acceptance;
-  };
-  std::deque<Recent> recent_;  // per-second sums of the last minute
+  std::unique_ptr<EngineProbe> probe_;
+  int served_label_ = 0, canary_label_ = 0;  // the probe's
 };
 
 }  // namespace foretoken

@@ -7,7 +7,7 @@ void EngineCore::draft() {
   Round& r = round_;
   const auto begin = now();
   // Tossed for the whole round before the controller chooses, whatever it would choose (law 6).
-  r.plain = windows_->plain(std::chrono::duration<double>(begin.time_since_epoch()).count());
+  r.plain = probe_->plain(begin);
   if (r.plain) end_captures();
   r.control = !r.plain && r.n_jobs > 0 && options_.control_fraction > 0 &&
               options_.spec_draft_n_max > 0 && coin_.toss();

@@ -53,46 +53,7 @@ class ThreadedEngine final : public Engine {
     }
     if (auto limit = token_limit(n, request.max_tokens, o.max_model_len); !limit)
       return limit.error();
-    auto sequence = std::make_unique<Sequence>();
-    sequence->n_prompt = n;
-    sequence->tokens.reserve(std::size_t(n + request.max_tokens) + 1);
-    sequence->tokens = request.prompt;
-    sequence->submitted = core_->now();
-    if (wants_penalties(request.sampling)) {
-      sequence->counts = std::make_unique<TokenCounts>(model_->config().n_vocab);
-      for (const TokenId token : request.prompt) sequence->counts->add_prompt(token);
-    }
-    if (request.trace && core_->traces()) {
-      auto trace = std::make_unique<RequestTrace>();
-      trace->request = request.id;
-      trace->domain = request.domain;
-      trace->key_id = request.key_id;
-      trace->model_fingerprint = model_->fingerprint();
-      trace->sampling = {request.sampling.temperature, request.sampling.top_k,
-                         request.sampling.top_p,       request.sampling.min_p,
-                         request.sampling.seed,        request.sampling.logit_bias,
-                         request.stop_tokens,          o.spec_sampling == SpecSampling::kRejection};
-      trace->n_prompt = std::int32_t(n);
-      // Reserved here, on the caller's thread, so that the engine's seldom allocates: what an
-      // ordinary request needs, a long one grows.
-      constexpr std::int64_t kReservedTokens = 1024;
-      const auto generated =
-          std::size_t(std::min<std::int64_t>(request.max_tokens, kReservedTokens));
-      trace->generated.reserve(generated);
-      trace->rounds.reserve(generated);
-      trace->policy.reserve(generated * std::size_t(o.max_num_seqs));
-      trace->n_taps = kHeadTaps;
-      trace->tap_width = std::int32_t(model_->config().hidden);
-      if (const HeadTaps& taps = core_->taps(); taps != head_taps(model_->config().n_layers))
-        trace->tap_layers.assign(taps.begin(), taps.end());
-      trace->tap_first = std::int32_t(std::max<std::int64_t>(0, n - kTracedPrompt));
-      const auto positions = std::size_t(n - trace->tap_first) + generated;
-      trace->tap_scales.reserve(positions * kHeadTaps);
-      trace->tap_values.reserve(positions * kHeadTaps * std::size_t(trace->tap_width));
-      sequence->trace = std::move(trace);
-    }
-    sequence->chain = core_->chain_of(request);
-    sequence->request = std::move(request);
+    auto sequence = core_->sequence_of(std::move(request));
     {
       std::lock_guard lock(mutex_);
       if (draining_ || stop_)

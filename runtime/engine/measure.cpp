@@ -1,4 +1,5 @@
-// measure: what a round says of the speedup, gross and net, and what a swap cost.
+// measure: whose round it was, for the probe; captures that a plain window ends; traffic that is
+// kept.
 #include <algorithm>
 
 #include "runtime/engine/core.h"
@@ -12,7 +13,7 @@ void EngineCore::end_captures() {
   settle_reports();
   for (auto& s : running_) {
     if (!s->trace) continue;
-    ++stats_.traces_plain_window;
+    probe_->add(Count::kPlainWindowTraces);
     if (s->trace->rounds.size() >= kLeastRounds)
       hand_in_trace(*s);
     else
@@ -26,54 +27,30 @@ void EngineCore::hand_in_trace(Sequence& s) {
   trace_sink_(std::move(s.trace));
 }
 
-void EngineCore::measure(const SpeedupRound& round, bool comparable, const std::string& domain) {
-  if (!comparable || options_.spec_draft_n_max == 0) return;
-  const double now_s = std::chrono::duration<double>(now().time_since_epoch()).count();
-  windows_->record(now_s, round.sequences, round.tokens, round.ms);
-  if (round_.plain || options_.control_fraction <= 0) return;
-  const int label = domain.empty() ? -1 : speedup_.label(domain);
-  speedup_.record(round, now_s, std::span(&label, label >= 0 ? 1 : 0));
-
-  // Who drafted: one kind throughout, one version throughout, or nobody in particular.
+// Whose round it was, before its sequences move on.
+ProbedRound EngineCore::probed() const {
+  ProbedRound p;
+  p.comparable = !plan_.has_prefill;
+  p.plain = round_.plain;
+  std::optional<int> domain, version;
   std::optional<SpeculatorKind> kind;
-  std::optional<std::uint64_t> version;
-  bool one_kind = true, one_version = true;
+  bool one_kind = true;
+  const auto agree = [](std::optional<int>& all, int one) { all = !all || *all == one ? one : -1; };
   for (int i = 0; i < round_.n_entries; ++i) {
     const RoundEntry& e = round_.entries[std::size_t(i)];
     if (!e.decode) continue;
-    one_version &= !version || *version == e.version;
-    version = e.version;
+    p.comparable &= e.sequence->request.speculation;
+    agree(domain, e.sequence->domain);
+    agree(version, version_label(*e.sequence));
     for (const SpeculatorKind k : round_.jobs[std::size_t(e.job)].draft.kinds) {
       one_kind &= !kind || *kind == k;
       kind = k;
     }
   }
-  if (round.control) {
-    for (SpeedupSums& sums : speedup_by_kind_) sums.record(round);
-  } else if (kind && one_kind) {
-    speedup_by_kind_[std::size_t(*kind)].record(round);
-  }
-  if (!version || !one_version) return;
-  auto found = std::ranges::find(speedup_by_version_, *version,
-                                 &std::pair<std::uint64_t, SpeedupSums>::first);
-  if (found == speedup_by_version_.end()) {
-    if (speedup_by_version_.size() == kVersionsMeasured)
-      speedup_by_version_.erase(speedup_by_version_.begin());
-    speedup_by_version_.emplace_back(*version, SpeedupSums{});
-    found = speedup_by_version_.end() - 1;
-  }
-  found->second.record(round);
-}
-
-void EngineCore::swap_took(double ms) {
-  stats_.swap_pause_last_ms = ms;
-  stats_.swap_pause_max_ms = std::max(stats_.swap_pause_max_ms, ms);
-  if (swap_pauses_.size() < kSwapPauses) {
-    swap_pauses_.push_back(ms);
-  } else {
-    swap_pauses_[next_pause_] = ms;
-    next_pause_ = (next_pause_ + 1) % kSwapPauses;
-  }
+  p.domain = domain.value_or(-1);
+  p.version = version.value_or(-1);
+  if (one_kind) p.kind = kind;
+  return p;
 }
 
 std::vector<SavedTraffic> EngineCore::save_traffic() const {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "foretoken/protocol/bounded_vector.h"
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
 #include "runtime/model/sampling_params.h"
@@ -35,7 +36,7 @@ struct RequestTimings {
 struct EngineEvent {
   RequestId request;
   int choice = 0;
-  std::vector<TokenId> tokens;
+  BoundedVector<TokenId, kMaxDraftNodes + 1> tokens;
   std::vector<TokenLogprob> logprobs;  // parallel to tokens if asked for
   std::optional<FinishReason> finish;
   std::optional<TokenId> stop_token;  // the end-of-generation token that ended it (not in tokens)

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "foretoken/protocol/trace_record.h"
+#include "runtime/engine/probe.h"
 #include "runtime/engine/request.h"
 #include "runtime/model/sampling_params.h"
 #include "runtime/model/sequence_memory.h"
@@ -19,8 +20,6 @@
 namespace foretoken {
 
 struct LearnedWeights;
-
-using SteadyTime = std::chrono::steady_clock::time_point;
 
 // Whether this build checks the invariants of its sequences after every round.
 #if !defined(NDEBUG) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -38,6 +37,7 @@ struct Sequence {
   std::int64_t n_prompt = 0;
   PageChain chain;                          // empty: without the prefix cache
   int store = 0;                            // traffic store of its key
+  int domain = 0;                           // the probe's label
   bool keeps_pages = true;                  // false: forgotten while under way
   std::unique_ptr<TokenCounts> counts;      // only with penalties
   std::unique_ptr<RequestTrace> trace;      // only when captured

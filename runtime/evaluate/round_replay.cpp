@@ -146,8 +146,8 @@ RoundChoice replay_round(const PolicyLog& log, const PolicyRound& round, const P
 RoundChoice logged_choice(const RequestTrace& trace, std::size_t round) {
   const RoundTrace& logged = trace.rounds[round];
   RoundChoice choice;
-  choice.kinds = logged.kinds;
-  choice.confidences = logged.confidences;
+  choice.kinds.assign(logged.kinds.begin(), logged.kinds.end());
+  choice.confidences.assign(logged.confidences.begin(), logged.confidences.end());
   choice.head_steps = trace.policy.rounds[round].head_steps;
   choice.cost = trace.policy.rounds[round].cost;
   return choice;

@@ -5,6 +5,9 @@
 #include "foretoken/kernels/sampling.h"
 
 namespace foretoken {
+namespace {
+constexpr std::size_t kReserved = 64;  // most likely tokens a row: as many as traces want
+}  // namespace
 
 HostLogitRows::HostLogitRows(int max_rows, std::int64_t n_columns,
                              std::pmr::memory_resource* memory)
@@ -29,6 +32,10 @@ float* HostLogitRows::values(std::int64_t n_rows) {
 void HostLogitRows::begin(int n_rows) {
   if (rows_.size() < std::size_t(n_rows)) {
     rows_.resize(std::size_t(n_rows));
+    for (Row& r : rows_) {
+      r.report.top_ids.reserve(kReserved);
+      r.report.top_values.reserve(kReserved);
+    }
     reported_.reserve(std::size_t(n_rows));
     for (auto* of_blocks : {&maxima_, &sums_, &scaled_sums_})
       of_blocks->resize(std::size_t(n_rows) * std::size_t(n_blocks_));
@@ -60,6 +67,10 @@ void HostLogitRows::keep_raw(int i, bool changes) {
   if (!changes) return;
   r.kept.assign(r.raw, r.raw + n_columns_);
   r.raw = r.kept.data();
+}
+
+void HostLogitRows::keep_changed_rows() {
+  for (Row& r : rows_) r.kept.reserve(std::size_t(n_columns_));
 }
 
 TokenId HostLogitRows::token(int i) {

@@ -54,6 +54,9 @@ class LogitRows {
   virtual std::span<float> host_row(int row) = 0;
   virtual void chosen(int row, TokenId token, double logprob) = 0;
 
+  // Before passes some of whose reported rows choosing will change: room for copies of them.
+  virtual void keep_changed_rows() {}
+
   // What is left for idle workers, task by task in any order: of the reports of rows whose token is
   // chosen.
   virtual int tasks() const = 0;
@@ -77,6 +80,7 @@ class HostLogitRows final : public LogitRows {
   TokenId token(int row) override;
   std::span<float> host_row(int row) override;
   void chosen(int row, TokenId token, double logprob) override;
+  void keep_changed_rows() override;
   int tasks() const override { return int(reported_.size()); }
   void run_task(int i) override;
   RowReport& report(int row) override { return rows_[std::size_t(row)].report; }

@@ -13,8 +13,11 @@ bool NetSpeedupWindows::Window::empty() const {
 
 void NetSpeedupWindows::close() {
   if (!open_.empty()) {
-    windows_.push_back(open_);
-    if (windows_.size() > kWindows) windows_.pop_front();
+    if (windows_.size() < kWindows)
+      windows_.push_back(open_);
+    else
+      windows_[next_] = open_;
+    next_ = (next_ + 1) % kWindows;
   }
   open_ = {};
 }

@@ -14,8 +14,8 @@
 
 #include <array>
 #include <cstdint>
-#include <deque>
 #include <optional>
+#include <vector>
 
 #include "runtime/observe/speedup.h"
 #include "runtime/observe/stats.h"
@@ -35,7 +35,9 @@ struct NetSpeedupOptions {
 class NetSpeedupWindows {
  public:
   explicit NetSpeedupWindows(const NetSpeedupOptions& options)
-      : options_(options), coin_(options.plain_fraction, options.seed) {}
+      : options_(options), coin_(options.plain_fraction, options.seed) {
+    if (options.plain_fraction > 0) windows_.reserve(kWindows);  // none is allocated in a round
+  }
 
   // Before a round that decodes. now_s: monotonic. true: this round is plain.
   bool plain(double now_s);
@@ -67,7 +69,8 @@ class NetSpeedupWindows {
   bool plain_ = false, started_ = false;
   double window_began_s_ = 0, last_round_s_ = 0;
   Window open_;
-  std::deque<Window> windows_;
+  std::vector<Window> windows_;  // the last ones, as a ring
+  std::size_t next_ = 0;
 };
 
 }  // namespace foretoken

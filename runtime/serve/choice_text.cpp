@@ -11,7 +11,7 @@ std::int64_t count_characters(std::string_view text) {
 
 }  // namespace
 
-ChoiceText::Output ChoiceText::push(const std::vector<TokenId>& tokens,
+ChoiceText::Output ChoiceText::push(std::span<const TokenId> tokens,
                                     const std::vector<TokenLogprob>& logprobs) {
   Output output;
   for (std::size_t i = 0; i < tokens.size() && !matched_; ++i) {

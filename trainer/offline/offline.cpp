@@ -76,7 +76,7 @@ class Recording final : public TraceSource {
  private:
   SegmentReader reader_;
   bool without_candidates_;
-  std::map<std::uint64_t, std::vector<std::vector<Candidate>>> candidates_;
+  std::map<std::uint64_t, std::vector<decltype(GeneratedTokenTrace::candidates)>> candidates_;
 };
 
 struct Tau {

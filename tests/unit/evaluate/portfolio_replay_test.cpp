@@ -131,7 +131,7 @@ TEST(ReplayScore, HostileCandidatesAndRoundsAreLeftOut) {
   trace.tokens = {1, 2, 3, 4};
   trace.n_prompt = 2;
   trace.generated.resize(3);  // one more than there are tokens
-  for (auto& token : trace.generated) token.candidates.assign(20, Candidate{3, 200});
+  for (auto& token : trace.generated) token.candidates.assign(kMaxCandidates, Candidate{3, 200});
   trace.rounds.resize(2);
   trace.rounds[0].start = -5;
   trace.rounds[1].start = 1 << 30;

@@ -315,17 +315,25 @@ TEST(TraceWire, RefusesWhatCannotBe) {
   EXPECT_THAT(error([](T& t) { t.rounds[0].parents = {-1, 1}; }), HasSubstr("follows 1"));
   EXPECT_THAT(error([](T& t) { t.rounds[0].parents = {0, -1}; }), HasSubstr("follows 0"));
   EXPECT_THAT(error([](T& t) { t.rounds[0].parents = {1 << 30, -1}; }), shape);
-  EXPECT_THAT(error([](T& t) {
-                RoundTrace& round = t.rounds[0];
-                round.drafted.assign(kMaxDraftNodes + 1, 1);
-                round.confidences.assign(kMaxDraftNodes + 1, 0.5f);
-                round.kinds.assign(kMaxDraftNodes + 1, SpeculatorKind::kNgram);
-              }),
-              HasSubstr("65 drafted"));
   EXPECT_THAT(error([](T& t) { t.tap_values.pop_back(); }), shape);
   EXPECT_THAT(error([](T& t) { t.tap_first = -1; }), shape);
   EXPECT_THAT(error([](T& t) { t.tap_layers.push_back(1); }), shape);
   EXPECT_THAT(error([](T& t) { t.tap_first = int(t.tokens.size()) - 1; }), shape);
+}
+
+// No record can hold it: its header says so.
+TEST(TraceWire, RefusesADraftLargerThanARecordHolds) {
+  const RoundTrace round = sample_trace().rounds[0];
+  const Message message = serialize(sample_trace());
+  std::vector<Frame> frames(message.begin() + 1, message.end());
+  const std::int32_t found[2] = {round.start, std::int32_t(round.drafted.size())};
+  const auto* bytes = reinterpret_cast<const std::byte*>(found);
+  const auto at = std::search(frames[0].begin(), frames[0].end(), bytes, bytes + sizeof found);
+  ASSERT_NE(at, frames[0].end());
+  const std::int32_t too_many = kMaxDraftNodes + 1;
+  std::memcpy(&at[4], &too_many, sizeof too_many);
+  EXPECT_THAT(error_of(parse_trace(seal(MessageType::kTrace, std::move(frames)))),
+              HasSubstr("65 drafted"));
 }
 
 TEST(BundleFile, ComesBackAsItWas) {

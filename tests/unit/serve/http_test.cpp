@@ -298,7 +298,8 @@ TEST_F(Http, ASlowReaderIsCancelledNotBuffered) {
   HttpServerOptions http;
   http.max_unsent_bytes = 64 << 10;
   engine_.answer = std::string(1 << 20, 'x');
-  engine_.tokens_per_round = 2000;
+  engine_.tokens_per_round = 64;
+  engine_.round_ms = 0;
   serve(http);
   auto backend = std::make_shared<Backend>();
   backend->engine = &engine_;

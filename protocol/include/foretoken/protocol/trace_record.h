@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "foretoken/protocol/bounded_vector.h"
 #include "foretoken/protocol/ids.h"
 
 namespace foretoken {
@@ -35,11 +36,12 @@ inline constexpr int kMaxDraftNodes =
 inline constexpr int kTracedPrompt = 256;  // positions at the prompt's end whose taps are logged
 
 struct GeneratedTokenTrace {
-  std::vector<Candidate> candidates;  // as this server saw them, looked up once
-  std::vector<TokenId> top_ids;       // the target's top-k, before temperature and filters
-  std::vector<float> top_logits;      // same order, descending
-  float log_sum_exp = 0;              // over the whole vocabulary, before temperature and filters
-  float logprob = 0;                  // of the emitted token, after temperature and filters
+  BoundedVector<Candidate, kMaxCandidates> candidates;  // as this server saw them, looked up once
+  // The target's top-k, before temperature and filters.
+  BoundedVector<TokenId, kTeacherTopK> top_ids;
+  BoundedVector<float, kTeacherTopK> top_logits;  // same order, descending
+  float log_sum_exp = 0;  // over the whole vocabulary, before temperature and filters
+  float logprob = 0;      // of the emitted token, after temperature and filters
 };
 
 // Whether each drafted token follows the one before it (empty: so too).
@@ -50,13 +52,13 @@ inline bool is_chain(std::span<const std::int32_t> parents) {
 }
 
 struct RoundTrace {
-  std::int32_t start = 0;        // absolute position of the first token this round could emit
-  std::vector<TokenId> drafted;  // the nodes of a tree, parents first; at most kMaxDraftNodes
-  std::vector<std::int32_t>
-      parents;                     // of each the drafted token it follows, -1: none; empty: a chain
-  std::vector<float> confidences;  // one a drafted token
-  std::vector<SpeculatorKind> kinds;  // one a drafted token
-  std::int32_t accepted = 0;          // of them, along one path
+  std::int32_t start = 0;  // absolute position of the first token this round could emit
+  BoundedVector<TokenId, kMaxDraftNodes> drafted;  // the nodes of a tree, parents first
+  // Of each the drafted token it follows, -1: none; empty: a chain.
+  BoundedVector<std::int32_t, kMaxDraftNodes> parents;
+  BoundedVector<float, kMaxDraftNodes> confidences;     // one a drafted token
+  BoundedVector<SpeculatorKind, kMaxDraftNodes> kinds;  // one a drafted token
+  std::int32_t accepted = 0;                            // of them, along one path
   SpeculatorVersion version;
   float draft_ms = 0;
   float verify_ms = 0;
@@ -102,13 +104,16 @@ struct PolicyLog {
   std::vector<float> told;
   std::vector<std::uint8_t> told_as;  // of each: ToldAs bits
   bool operator==(const PolicyLog&) const = default;
-  // Of rounds of one job, with an ordinary draft's length.
-  void reserve(std::size_t n_rounds) {
+  // Of rounds of so many jobs, of drafts of so many positions. What is not used stays untouched.
+  void reserve(std::size_t n_rounds, std::size_t n_jobs, std::size_t n_positions) {
+    const std::size_t rows = n_rounds * n_jobs * (n_positions + 1);
+    constexpr std::size_t kTold = 6;  // offers for a position, and what more is expected to be worth
     rounds.reserve(n_rounds);
-    jobs.reserve(n_rounds);
-    for (auto* rows : {&seen, &told_as}) rows->reserve(16 * n_rounds);
-    costs.reserve(16 * n_rounds);
-    told.reserve(16 * n_rounds);
+    jobs.reserve(n_rounds * n_jobs);
+    costs.reserve(rows);
+    seen.reserve(rows);
+    told.reserve(kTold * rows);
+    told_as.reserve(kTold * rows);
   }
   std::size_t bytes() const {
     return rounds.size() * sizeof(PolicyRound) + jobs.size() * sizeof(PolicyJobTrace) +

@@ -9,12 +9,9 @@
 namespace foretoken {
 
 inline std::size_t approximate_bytes(const RequestTrace& trace) noexcept {
-  constexpr std::size_t kGeneratedBytes = sizeof(GeneratedTokenTrace) +
-                                          kTeacherTopK * (sizeof(TokenId) + sizeof(float)) +
-                                          kMaxCandidates * sizeof(Candidate);
   return sizeof(RequestTrace) + trace.tokens.size() * sizeof(TokenId) +
-         trace.generated.size() * kGeneratedBytes +
-         trace.rounds.size() * (sizeof(RoundTrace) + 128) + trace.policy.bytes() +
+         trace.generated.size() * sizeof(GeneratedTokenTrace) +
+         trace.rounds.size() * sizeof(RoundTrace) + trace.policy.bytes() +
          trace.tap_values.size() * sizeof(std::uint16_t) + trace.tap_scales.size() * sizeof(float);
 }
 
