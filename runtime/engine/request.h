@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "foretoken/protocol/bounded_vector.h"
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
+#include "foretoken/protocol/trace_record.h"
 #include "runtime/model/sampling_params.h"
 
 namespace foretoken {
