@@ -13,7 +13,6 @@ LONG_FUNCTIONS = {
     "protocol/trace.cpp serialize": "a list: one statement a field of the message",
     "runtime/cli/evaluate.cpp evaluate": "the report, part by part in the order in which it is printed",
     "runtime/cli/serve_flags.cpp ServeFlags::add_to": "a list: one statement a flag",
-    "runtime/engine/commit.cpp EngineCore::commit_one": "the order in which a round's outcome reaches each of its keepers is what is to be read here",
     "runtime/engine/core.cpp EngineCore::create": "the composition of the engine: what is made, in the order in which it needs each other",
     "runtime/evaluate/quality.cpp measure_kv_quality": "one walk over windows with a dozen running sums",
     "runtime/evaluate/quality_plot.cpp quality_svg": "a drawing, from top to bottom",

@@ -107,7 +107,8 @@ struct PolicyLog {
   // Of rounds of so many jobs, of drafts of so many positions. What is not used stays untouched.
   void reserve(std::size_t n_rounds, std::size_t n_jobs, std::size_t n_positions) {
     const std::size_t rows = n_rounds * n_jobs * (n_positions + 1);
-    constexpr std::size_t kTold = 6;  // offers for a position, and what more is expected to be worth
+    // Offers for a position, and what more is expected to be worth.
+    constexpr std::size_t kTold = 6;
     rounds.reserve(n_rounds);
     jobs.reserve(n_rounds * n_jobs);
     costs.reserve(rows);
