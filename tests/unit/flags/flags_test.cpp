@@ -148,7 +148,7 @@ TEST(Flags, HelpShowsChoicesDefaultsAndVariables) {
   CaptureStdout();
   EXPECT_EQ(p.parse({"--help"}), 0);
   const std::string help = GetCapturedStdout();
-  for (const char* text : {"red or green", "[FORETOKEN_COLOUR]", "[ANOTHER_NAME]", "[64K]"})
+  for (const char* text : {"red or green", "[FORETOKEN_COLOUR]", "[ANOTHER_NAME]", "=64K"})
     EXPECT_THAT(help, HasSubstr(text));
   EXPECT_THAT(help, ::testing::Not(HasSubstr("FORETOKEN_SECRET")));
 }
