@@ -10,6 +10,7 @@
 
 #include "foretoken/protocol/trace.h"
 #include "runtime/evaluate/portfolio_replay.h"
+#include "tests/support/test_files.h"
 #include "tests/unit/engine/tiny_engine.h"
 
 namespace foretoken::testing {
