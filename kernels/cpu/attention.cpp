@@ -219,7 +219,8 @@ void attention(const AttentionCall& call, std::byte* scratch, std::size_t scratc
   if (!split) {
     pool.tasks(n_units, [&](int index, int worker) {
       std::byte* mine = workers + worker * worker_bytes;
-      const AttentionUnit unit = PathPages(mine, d).of(units[index]);
+      PathPages path(mine, d);
+      const AttentionUnit unit = path.of(units[index]);
       const AttentionQueries queries = take_queries(mine, worker_rows, d);
       const AttentionState total = take_state(mine, worker_rows, d),
                            next = take_state(mine, worker_rows, d);
