@@ -14,6 +14,11 @@
 namespace foretoken {
 namespace {
 
+using testing::GgufWriter;
+using testing::TemporaryDirectory;
+using testing::TinyModelOptions;
+using testing::write_tiny_model;
+
 constexpr int kHidden = 128;
 
 std::shared_ptr<const VocabularyRows> rows_of(const TemporaryDirectory& folder,
