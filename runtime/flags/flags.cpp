@@ -138,7 +138,8 @@ std::optional<std::size_t> parse_bytes(const std::string& text) {
     factor = 1024.0 * 1024 * 1024 * 1024;
   else if (!unit.empty() && unit != "B")
     return std::nullopt;
-  if (!(value >= 0) || value * factor > 1e15) return std::nullopt;
+  constexpr double kMost = 1125899906842624;  // 1024T
+  if (!(value >= 0) || value * factor > kMost) return std::nullopt;
   return static_cast<std::size_t>(value * factor);
 }
 
