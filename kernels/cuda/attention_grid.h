@@ -132,7 +132,9 @@ std::size_t plan_grid(const AttentionCall& call, int first, int n, std::byte* sc
     // does.
     const int first_limit = grid.int2_limit(rows.first_position);
     const int end_part = (n_pages + P::kHotPages - 1) / P::kHotPages;
-    s.n_low = first_limit > 0 ? (call.sink_pages + P::kHotPages - 1) / P::kHotPages : 0;
+    // The parts with the sinks come before the INT2 ones as soon as any row reads those, for all
+    // rows alike: parts are merged in order, and a row's order must not depend on its company.
+    s.n_low = s.sealed_end > 0 ? (call.sink_pages + P::kHotPages - 1) / P::kHotPages : 0;
     s.high_begin = std::max(first_limit / P::kHotPages, s.n_low);
     s.n_high = end_part - s.high_begin;
     s.first_state = states, s.first_meta = metas;
