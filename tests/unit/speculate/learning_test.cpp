@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "runtime/speculate/cheap_choice.h"
+#include "runtime/speculate/learned.h"
 #include "simulated_traffic.h"
 
 namespace foretoken {
@@ -246,7 +247,7 @@ TEST(CheapChoice, AgreementAndDisagreementHaveTheirOwnCalibration) {
   AcceptanceEstimator acceptance;
   std::mt19937 random(4);
   const auto by = [](SpeculatorKind kind, TokenId token, float raw) {
-    return Proposal{token, raw, 0, kind};
+    return Proposal{.token = token, .raw = raw, .kind = kind};
   };
   const auto both = [&](TokenId ngram, TokenId fusion) {
     return ProposalList{by(SpeculatorKind::kNgram, ngram, .5f),
@@ -264,20 +265,20 @@ TEST(CheapChoice, AgreementAndDisagreementHaveTheirOwnCalibration) {
       acceptance.update(claim, raw, Form(), false, hit);
     });
   }
-  const auto choose = [&](TokenId ngram, TokenId fusion) {
-    return DraftPolicy::choose(cheap_offers(both(ngram, fusion), calibrate));
+  const auto choose = [&](const ProposalList& said) {
+    return DraftPolicy::choose(cheap_offers(said, calibrate));
   };
-  const Offer same = choose(1, 1);
+  const Offer same = choose(both(1, 1));
   EXPECT_EQ(same.token, 1);
   EXPECT_NEAR(same.confidence, .8f, .08f);
-  const Offer other = choose(1, 2);
+  const Offer other = choose(both(1, 2));
   EXPECT_EQ(other.kind, SpeculatorKind::kFusion);
   EXPECT_EQ(other.token, 2);
   EXPECT_NEAR(other.confidence, .6f, .08f);
   // Alone each is believed for all it said.
-  EXPECT_NEAR(choose(with(1, .5f), {}).confidence, .5f, .08f);
-  EXPECT_NEAR(choose({}, with(2, .4f)).confidence, .7f, .08f);
-  EXPECT_TRUE(choose({}, {}).empty());
+  EXPECT_NEAR(choose({by(SpeculatorKind::kNgram, 1, .5f)}).confidence, .5f, .08f);
+  EXPECT_NEAR(choose({by(SpeculatorKind::kFusion, 2, .4f)}).confidence, .7f, .08f);
+  EXPECT_TRUE(choose({}).empty());
 }
 
 TEST(DraftSources, DeterministicGivenTheSameRequests) {
