@@ -66,8 +66,9 @@ TEST(Evaluation, DraftsThatDoNotPayAreNotDrafted) {
   Evaluation evaluation(options, initial_weights());
   SyntheticTraffic traffic(1);
   for (int i = 0; i < 50; ++i) evaluation.add(traffic.next(0));
-  EXPECT_EQ(evaluation.all().portfolios[4].drafted, 0);
-  EXPECT_NEAR(ratio_estimate(evaluation.all().portfolios[4].speedup).value, 1, 1e-12);
+  // But for what the policy explores: at most half a per cent of the time.
+  EXPECT_LE(evaluation.all().portfolios[4].drafted, 2);
+  EXPECT_NEAR(ratio_estimate(evaluation.all().portfolios[4].speedup).value, 1, 0.005);
 }
 
 TEST(Evaluation, AnIntervalCoversWhatMoreRequestsShow) {

@@ -158,7 +158,7 @@ TEST_F(RoundReplay, WhatTheRecordLacksIsNamed) {
   EXPECT_THAT(error_of(old), HasSubstr("request " + std::to_string(old.request.value)));
   // A replay that decides by itself goes on.
   PortfolioReplay replay(spec_type("auto"), heads_[0].get());
-  EXPECT_GT(replay.walk_fixed(old, 3).stats.accepted, 0);
+  EXPECT_GT(replay.walk_fixed(old, 3).stats.drafted, 0);
   RequestTrace gap = traces[0];
   gap.gap = true;
   EXPECT_THAT(error_of(gap), HasSubstr("gap"));
