@@ -41,20 +41,21 @@ struct Simulated {
 
 class CostSimulation : public TinyEngine {
  protected:
-  // What is drafted is always right and costs nothing to draft (the target is its own draft model,
-  // off the clock): whether it is worth its rows is all there is to decide.
+  // What is drafted is always right and cheap to draft (the target is its own draft model, at a
+  // twentieth of the time): whether it is worth its rows is all there is to decide.
   Simulated run(Machine machine, SpecType spec = spec_type("model")) {
     SimulatedClock clock;
     HarnessModels models = models_;
     models.model = std::make_shared<TimedModel>(models_.model, machine, clock);
-    models.draft = models_.model;
+    models.draft = std::make_shared<TimedModel>(models_.model, Machine{1, 0}, clock);
     models.draft_calibration = models_.calibration;
     models.clock = &clock;
     EngineOptions o = options();
     o.spec_type = spec;
     o.spec_draft_n_max = 8;
     std::vector<HarnessRequest> requests(1);
-    requests[0].prompt = prompt(120);
+    requests[0].prompt =
+        prompt(16);  // short: what a draft model has to catch up with is a price too
     requests[0].max_tokens = 600;
     HarnessResult result = run_engine(models, o, requests);
     Simulated out;
