@@ -16,7 +16,7 @@
 namespace foretoken {
 namespace {
 
-constexpr char kMagic[8] = {'F', 'T', 'K', 'B', 'U', 'N', 'D', 'L'};
+constexpr char kBundleMagic[8] = {'F', 'T', 'K', 'B', 'U', 'N', 'D', 'L'};
 constexpr std::uint32_t kFormatVersion = 2;
 constexpr std::size_t kPreambleBytes = 32, kAlignment = 64, kDigestBytes = 32;
 // After the digest: the signer's public key and the signature over everything before it.
@@ -32,7 +32,7 @@ void digest(std::span<const std::byte> bytes, std::byte* out) {
                      0);
 }
 
-Error invalid(const char* reason, std::string text) {
+Error bad_bundle(const char* reason, std::string text) {
   return Error{ErrorCode::kInvalidInput, fmt::format("{}: bundle: {}", reason, text)};
 }
 
@@ -78,13 +78,13 @@ Status read_tensors(const wire::BundleHeader& header, std::span<const std::byte>
                     Bundle& bundle) {
   const auto* infos = header.tensors();
   if (!infos || infos->size() > kMaxTensors) {
-    return invalid("shape",
-                   fmt::format("{} tensors, at most {}", infos ? infos->size() : 0, kMaxTensors));
+    return bad_bundle(
+        "shape", fmt::format("{} tensors, at most {}", infos ? infos->size() : 0, kMaxTensors));
   }
   std::uint64_t end = 0;  // tensors lie in directory order without overlap
   for (const wire::TensorInfo* info : *infos) {
     if (!info->name() || info->name()->size() == 0 || info->name()->size() > 128) {
-      return invalid("shape", "a tensor's name is empty or over 128 bytes");
+      return bad_bundle("shape", "a tensor's name is empty or over 128 bytes");
     }
     const std::string name = info->name()->str();
     if (info->dtype() < wire::DType::F32 || info->dtype() > wire::DType::Bool) {
@@ -95,26 +95,26 @@ Status read_tensors(const wire::BundleHeader& header, std::span<const std::byte>
     BundleTensor tensor;
     tensor.type = static_cast<TensorType>(info->dtype());
     if (!info->shape() || info->shape()->size() == 0 || info->shape()->size() > kMaxRank)
-      return invalid("shape", name + ": rank");
+      return bad_bundle("shape", name + ": rank");
     tensor.shape.assign(info->shape()->begin(), info->shape()->end());
     const auto size = tensor_bytes(tensor.type, tensor.shape);
     if (!size) {
-      return invalid("shape",
-                     fmt::format("{}: {} of extents [{}] cannot be", name,
-                                 tensor_type_name(tensor.type), fmt::join(tensor.shape, ", ")));
+      return bad_bundle("shape",
+                        fmt::format("{}: {} of extents [{}] cannot be", name,
+                                    tensor_type_name(tensor.type), fmt::join(tensor.shape, ", ")));
     }
     if (info->offset() % kAlignment != 0 || info->offset() < end ||
         info->offset() > region.size() || *size > region.size() - info->offset()) {
-      return invalid("shape", fmt::format("{}: {} bytes at offset {} in {} bytes", name, *size,
-                                          info->offset(), region.size()));
+      return bad_bundle("shape", fmt::format("{}: {} bytes at offset {} in {} bytes", name, *size,
+                                             info->offset(), region.size()));
     }
     end = info->offset() + *size;
     const auto bytes = region.subspan(info->offset(), *size);
     tensor.bytes.assign(bytes.begin(), bytes.end());
     if (const auto at = first_non_finite(tensor))
-      return invalid("non-finite", fmt::format("{}[{}]", name, *at));
+      return bad_bundle("non-finite", fmt::format("{}[{}]", name, *at));
     if (!bundle.tensors.emplace(name, std::move(tensor)).second) {
-      return invalid("shape", fmt::format("{} appears twice", name));
+      return bad_bundle("shape", fmt::format("{} appears twice", name));
     }
   }
   return Ok{};
@@ -122,11 +122,11 @@ Status read_tensors(const wire::BundleHeader& header, std::span<const std::byte>
 
 Result<Bundle> parse(std::span<const std::byte> bytes, const TrustedSigners* trusted) {
   if (bytes.size() < kPreambleBytes + kDigestBytes) {
-    return invalid("truncated", fmt::format("found {} bytes, wanted at least {}", bytes.size(),
-                                            kPreambleBytes + kDigestBytes));
+    return bad_bundle("truncated", fmt::format("found {} bytes, wanted at least {}", bytes.size(),
+                                               kPreambleBytes + kDigestBytes));
   }
-  if (std::memcmp(bytes.data(), kMagic, sizeof kMagic) != 0) {
-    return invalid("magic", "the file does not begin with FTKBUNDL");
+  if (std::memcmp(bytes.data(), kBundleMagic, sizeof kBundleMagic) != 0) {
+    return bad_bundle("magic", "the file does not begin with FTKBUNDL");
   }
   if (const auto format = load<std::uint32_t>(bytes.data() + 8); format != kFormatVersion) {
     return Error{
@@ -137,49 +137,50 @@ Result<Bundle> parse(std::span<const std::byte> bytes, const TrustedSigners* tru
   const std::uint64_t region_bytes = load<std::uint64_t>(bytes.data() + 16);
   const std::uint32_t seal_bytes = load<std::uint32_t>(bytes.data() + 24);
   if (seal_bytes != kSealBytes || load<std::uint32_t>(bytes.data() + 28) != 0) {
-    return invalid("signature", fmt::format("missing: found {} bytes of signer and signature, "
-                                            "wanted {}",
-                                            seal_bytes, kSealBytes));
+    return bad_bundle("signature", fmt::format("missing: found {} bytes of signer and signature, "
+                                               "wanted {}",
+                                               seal_bytes, kSealBytes));
   }
   const std::size_t region_at = aligned(kPreambleBytes + header_bytes);
   if (region_bytes > bytes.size() || region_at > bytes.size() ||
       region_at + region_bytes + kDigestBytes + kSealBytes != bytes.size()) {
-    return invalid("truncated", fmt::format("found {} bytes, wanted {} of header, {} of tensors, "
-                                            "digest and signature",
-                                            bytes.size(), header_bytes, region_bytes));
+    return bad_bundle("truncated",
+                      fmt::format("found {} bytes, wanted {} of header, {} of tensors, "
+                                  "digest and signature",
+                                  bytes.size(), header_bytes, region_bytes));
   }
   // The digest first: an accident is named as one.
   const std::size_t digest_at = region_at + region_bytes;
   std::byte expected[kDigestBytes];
   digest(bytes.first(digest_at), expected);
   if (std::memcmp(expected, bytes.data() + digest_at, kDigestBytes) != 0) {
-    return invalid("checksum", "the BLAKE2b digest does not match");
+    return bad_bundle("checksum", "the BLAKE2b digest does not match");
   }
   Bundle bundle;
   std::memcpy(bundle.signer.data(), bytes.data() + digest_at + kDigestBytes, kSignerBytes);
   if (trusted && std::find(trusted->begin(), trusted->end(), bundle.signer) == trusted->end()) {
-    return invalid("signature",
-                   fmt::format("of key {}, which is not trusted", key_id(bundle.signer)));
+    return bad_bundle("signature",
+                      fmt::format("of key {}, which is not trusted", key_id(bundle.signer)));
   }
   const std::size_t signature_at = digest_at + kDigestBytes + kSignerBytes;
   Signature signature;
   std::memcpy(signature.data(), bytes.data() + signature_at, signature.size());
   if (!signature_is_valid(bytes.first(signature_at), signature, bundle.signer)) {
-    return invalid("signature", fmt::format("wrong: not made by key {} over these bytes",
-                                            key_id(bundle.signer)));
+    return bad_bundle("signature", fmt::format("wrong: not made by key {} over these bytes",
+                                               key_id(bundle.signer)));
   }
   // From here on every byte is the signer's: what follows guards against a wrong or lying one.
   const auto* header_at = reinterpret_cast<const std::uint8_t*>(bytes.data() + kPreambleBytes);
   flatbuffers::Verifier verifier(header_at, header_bytes);
   if (header_bytes < 8 || !wire::VerifyBundleHeaderBuffer(verifier)) {
-    return invalid("truncated", "the header is not a valid BundleHeader");
+    return bad_bundle("truncated", "the header is not a valid BundleHeader");
   }
   const wire::BundleHeader& header = *wire::GetBundleHeader(header_at);
   bundle.version = {header.version()};
   bundle.parent = {header.parent()};
   if (!header.model_fingerprint() ||
       header.model_fingerprint()->size() != bundle.model_fingerprint.size()) {
-    return invalid("shape", "the model fingerprint is not 32 bytes");
+    return bad_bundle("shape", "the model fingerprint is not 32 bytes");
   }
   std::copy(header.model_fingerprint()->begin(), header.model_fingerprint()->end(),
             bundle.model_fingerprint.begin());
@@ -188,11 +189,11 @@ Result<Bundle> parse(std::span<const std::byte> bytes, const TrustedSigners* tru
   bundle.trained_requests = header.trained_requests();
   bundle.created_unix_ms = header.created_unix_ms();
   bundle.loss = header.loss();
-  if (!std::isfinite(bundle.loss)) return invalid("non-finite", "loss");
+  if (!std::isfinite(bundle.loss)) return bad_bundle("non-finite", "loss");
   if (header.verdict()) bundle.verdict = header.verdict()->str();
   if (header.config()) {
     if (header.config()->size() > kMaxConfigBytes)
-      return invalid("shape", fmt::format("config: {} bytes", header.config()->size()));
+      return bad_bundle("shape", fmt::format("config: {} bytes", header.config()->size()));
     bundle.config = header.config()->str();
   }
   if (auto s = read_tensors(header, bytes.subspan(region_at, region_bytes), bundle); !s)
@@ -287,7 +288,7 @@ std::vector<std::byte> serialize(const Bundle& bundle, const SigningKey& key) {
   const std::size_t region_at = aligned(kPreambleBytes + builder.GetSize());
   const std::size_t digest_at = region_at + region_bytes;
   std::vector<std::byte> bytes(digest_at + kDigestBytes + kSealBytes);
-  std::memcpy(bytes.data(), kMagic, sizeof kMagic);
+  std::memcpy(bytes.data(), kBundleMagic, sizeof kBundleMagic);
   store<std::uint32_t>(bytes.data() + 8, kFormatVersion);
   store<std::uint32_t>(bytes.data() + 12, builder.GetSize());
   store<std::uint64_t>(bytes.data() + 16, region_bytes);

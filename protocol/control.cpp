@@ -19,7 +19,7 @@ using flatbuffers::FlatBufferBuilder;
 constexpr std::size_t kMaxTextBytes = 4096;  // verdicts and reasons end up in /stats
 constexpr std::size_t kMaxRoundTimes = 256;
 
-Error invalid(const char* reason, std::string text) {
+Error bad_control(const char* reason, std::string text) {
   return Error{ErrorCode::kInvalidInput, fmt::format("{}: control: {}", reason, text)};
 }
 
@@ -39,16 +39,16 @@ Result<const Body*> body_of(std::span<const Frame> message, MessageType wanted,
                             std::size_t n_frames, const Body* (wire::Control::*accessor)() const) {
   auto type = check_envelope(message);
   if (!type) return type.error();
-  if (*type != wanted) return invalid("protocol", "the message is of another type");
-  if (message.size() != n_frames + 1) return invalid("truncated", "frame count");
+  if (*type != wanted) return bad_control("protocol", "the message is of another type");
+  if (message.size() != n_frames + 1) return bad_control("truncated", "frame count");
   const Frame& frame = message[1];
   const auto* at = reinterpret_cast<const std::uint8_t*>(frame.data());
   flatbuffers::Verifier verifier(at, frame.size());
   if (frame.size() < 8 || !wire::VerifyControlBuffer(verifier)) {
-    return invalid("truncated", "the header is not a valid Control");
+    return bad_control("truncated", "the header is not a valid Control");
   }
   const Body* body = (wire::GetControl(at)->*accessor)();
-  if (!body) return invalid("protocol", "the body is of another type");
+  if (!body) return bad_control("protocol", "the body is of another type");
   return body;
 }
 
@@ -109,7 +109,7 @@ flatbuffers::Offset<VerdictList> write_verdicts(FlatBufferBuilder& builder,
 Status read_verdicts(const VerdictList* list, std::vector<CandidateVerdict>& verdicts) {
   if (!list) return Ok{};
   if (list->size() > kMaxVerdicts)
-    return invalid("shape", fmt::format("{} verdicts, at most {}", list->size(), kMaxVerdicts));
+    return bad_control("shape", fmt::format("{} verdicts, at most {}", list->size(), kMaxVerdicts));
   for (const wire::Verdict* from : *list) {
     CandidateVerdict& verdict = verdicts.emplace_back();
     verdict.candidate = from->candidate();
@@ -120,8 +120,8 @@ Status read_verdicts(const VerdictList* list, std::vector<CandidateVerdict>& ver
     verdict.text = text_of(from->text());
     if (!from->figures()) continue;
     if (from->figures()->size() > kMaxFigures) {
-      return invalid("shape", fmt::format("{} figures of a verdict, at most {}",
-                                          from->figures()->size(), kMaxFigures));
+      return bad_control("shape", fmt::format("{} figures of a verdict, at most {}",
+                                              from->figures()->size(), kMaxFigures));
     }
     // What could not be computed is NaN; it reaches /stats as null.
     for (const wire::Figure* figure : *from->figures())
@@ -196,7 +196,7 @@ Result<ServerHello> parse_server_hello(std::span<const Frame> message) {
   ServerHello hello;
   if (!from.model_fingerprint() ||
       from.model_fingerprint()->size() != hello.model_fingerprint.size()) {
-    return invalid("shape", "the model fingerprint is not 32 bytes");
+    return bad_control("shape", "the model fingerprint is not 32 bytes");
   }
   std::copy(from.model_fingerprint()->begin(), from.model_fingerprint()->end(),
             hello.model_fingerprint.begin());
@@ -215,14 +215,14 @@ Result<ServerHello> parse_server_hello(std::span<const Frame> message) {
   hello.pause = from.pause();
   if (const auto* times = from.round_ms()) {
     if (times->size() > kMaxRoundTimes)
-      return invalid("shape", fmt::format("{} round times", times->size()));
+      return bad_control("shape", fmt::format("{} round times", times->size()));
     hello.round_ms.assign(times->begin(), times->end());
   }
   const auto is_time = [](float ms) { return std::isfinite(ms) && ms >= 0; };
   if (!(hello.busy >= 0 && hello.busy <= 1) || !is_time(hello.head_start_ms) ||
       !is_time(hello.head_step_ms) ||
       !std::all_of(hello.round_ms.begin(), hello.round_ms.end(), is_time)) {
-    return invalid("non-finite", "a time or share of the hello");
+    return bad_control("non-finite", "a time or share of the hello");
   }
   return hello;
 }
@@ -236,7 +236,7 @@ Result<TrainerStatus> parse_trainer_status(std::span<const Frame> message) {
   if (from.model_fingerprint()) {
     ModelFingerprint fingerprint{};
     if (from.model_fingerprint()->size() != fingerprint.size()) {
-      return invalid("shape", "the model fingerprint is not 32 bytes");
+      return bad_control("shape", "the model fingerprint is not 32 bytes");
     }
     std::copy(from.model_fingerprint()->begin(), from.model_fingerprint()->end(),
               fingerprint.begin());
@@ -246,7 +246,7 @@ Result<TrainerStatus> parse_trainer_status(std::span<const Frame> message) {
   status.current = {from.current_version()};
   status.step = from.step();
   status.loss = from.loss();
-  if (std::isinf(status.loss)) return invalid("non-finite", "loss");
+  if (std::isinf(status.loss)) return bad_control("non-finite", "loss");
   status.trained_tokens = from.trained_tokens();
   status.trained_requests = from.trained_requests();
   status.buffer_requests = from.buffer_requests();
@@ -265,8 +265,8 @@ Result<BundleChunk> parse_bundle_chunk(std::span<const Frame> message) {
   if (from.total_bytes() == 0 || from.total_bytes() > kMaxBundleBytes || size == 0 ||
       size > kMaxChunkBytes || from.offset() > from.total_bytes() ||
       size > from.total_bytes() - from.offset()) {
-    return invalid("shape", fmt::format("bundle chunk of {} bytes at {} of {}", size, from.offset(),
-                                        from.total_bytes()));
+    return bad_control("shape", fmt::format("bundle chunk of {} bytes at {} of {}", size,
+                                            from.offset(), from.total_bytes()));
   }
   return BundleChunk{
       {from.version()}, from.total_bytes(), from.offset(), from.bundle_hash(), message[2]};
@@ -307,7 +307,7 @@ Result<std::optional<std::vector<std::byte>>> BundleAssembler::add(BundleChunk c
   const bool overlaps_previous =
       at != pieces_.begin() && (at - 1)->offset + (at - 1)->bytes.size() > chunk.offset;
   if (overlaps_next || overlaps_previous)
-    return invalid("shape", "a bundle chunk overlaps another");
+    return bad_control("shape", "a bundle chunk overlaps another");
   received_ += chunk.bytes.size();
   pieces_.insert(at, std::move(chunk));
   if (received_ < total_bytes_) return Out{};
@@ -318,7 +318,7 @@ Result<std::optional<std::vector<std::byte>>> BundleAssembler::add(BundleChunk c
   const std::uint64_t wanted = bundle_hash_;
   start({});
   if (content_hash(whole) != wanted)
-    return invalid("checksum", "the bundle's chunks do not make the bundle announced");
+    return bad_control("checksum", "the bundle's chunks do not make the bundle announced");
   return Out{std::move(whole)};
 }
 

@@ -11,7 +11,7 @@ namespace foretoken {
 namespace {
 
 constexpr std::size_t kEnvelopeBytes = 32;
-constexpr char kMagic[4] = {'F', 'T', 'K', 'N'};
+constexpr char kFrameMagic[4] = {'F', 'T', 'K', 'N'};
 
 std::uint64_t hash_frames(std::span<const Frame> frames) {
   XXH3_state_t* state = XXH3_createState();
@@ -41,7 +41,7 @@ std::size_t total_bytes(std::span<const Frame> message) {
 Message seal(MessageType type, std::vector<Frame> frames) {
   Frame envelope(kEnvelopeBytes);
   std::byte* at = envelope.data();
-  std::memcpy(at, kMagic, sizeof kMagic);
+  std::memcpy(at, kFrameMagic, sizeof kFrameMagic);
   store<std::uint16_t>(at + 4, kProtocolVersion);
   store<std::uint16_t>(at + 6, static_cast<std::uint16_t>(type));
   store<std::uint32_t>(at + 8, static_cast<std::uint32_t>(frames.size()));
@@ -61,7 +61,7 @@ Result<MessageType> check_envelope(std::span<const Frame> message) {
                                message.empty() ? 0 : message[0].size(), kEnvelopeBytes));
   }
   const std::byte* at = message[0].data();
-  if (std::memcmp(at, kMagic, sizeof kMagic) != 0)
+  if (std::memcmp(at, kFrameMagic, sizeof kFrameMagic) != 0)
     return invalid("magic: message does not begin with FTKN");
   // The version is looked at before the hash: another version may hash otherwise, and should be
   // named.

@@ -16,7 +16,7 @@ namespace {
 
 using Kind = wire::TraceFrameKind;
 
-Error invalid(const char* reason, std::string text) {
+Error bad_trace(const char* reason, std::string text) {
   return Error{ErrorCode::kInvalidInput, fmt::format("{}: trace: {}", reason, text)};
 }
 
@@ -67,21 +67,21 @@ class FrameDirectory {
     const auto* infos = header.frames();
     const std::size_t n_infos = infos ? infos->size() : 0;
     if (n_infos != frames.size()) {
-      return invalid("truncated",
-                     fmt::format("frames: found {}, wanted {}", frames.size(), n_infos));
+      return bad_trace("truncated",
+                       fmt::format("frames: found {}, wanted {}", frames.size(), n_infos));
     }
     for (std::size_t i = 0; i < n_infos; ++i) {
       const wire::FrameInfo& info = *infos->Get(static_cast<flatbuffers::uoffset_t>(i));
       const std::uint64_t wanted = std::uint64_t{info.element_bytes()} * info.count();
       if (frames[i].size() != wanted) {
-        return invalid("truncated", fmt::format("frame {}: found {} bytes, wanted {}", i,
-                                                frames[i].size(), wanted));
+        return bad_trace("truncated", fmt::format("frame {}: found {} bytes, wanted {}", i,
+                                                  frames[i].size(), wanted));
       }
       const auto kind = static_cast<std::size_t>(info.kind());
       if (kind == 0 || kind >= directory.entries_.size())
         continue;  // of a later minor revision: skipped
       if (directory.entries_[kind].frame) {
-        return invalid("shape", fmt::format("frame kind {} appears twice", kind));
+        return bad_trace("shape", fmt::format("frame kind {} appears twice", kind));
       }
       directory.entries_[kind] = {&frames[i], info.element_bytes()};
     }
@@ -95,9 +95,9 @@ class FrameDirectory {
     const Entry& entry = entries_[static_cast<std::size_t>(kind)];
     const std::size_t found = entry.frame ? entry.frame->size() / sizeof(T) : 0;
     if ((entry.frame && entry.element_bytes != sizeof(T)) || found != count) {
-      return invalid("shape", fmt::format("{}: found {} elements of {} bytes, wanted {} of {}",
-                                          wire::EnumNameTraceFrameKind(kind), found,
-                                          entry.element_bytes, count, sizeof(T)));
+      return bad_trace("shape", fmt::format("{}: found {} elements of {} bytes, wanted {} of {}",
+                                            wire::EnumNameTraceFrameKind(kind), found,
+                                            entry.element_bytes, count, sizeof(T)));
     }
     if (entry.frame) out = from_bytes<T>(*entry.frame);
     return Ok{};
@@ -139,26 +139,26 @@ Status read_generated(const FrameDirectory& frames, std::size_t n_generated, Req
   if (auto s = frames.take(Kind::TopIds, n_top, in.top_ids); !s) return s.error();
   if (auto s = frames.take(Kind::TopLogits, n_top, in.top_logits); !s) return s.error();
   if (!tokens_valid(in.candidate_tokens) || !tokens_valid(in.top_ids)) {
-    return invalid("shape", "a candidate or top token id is negative");
+    return bad_trace("shape", "a candidate or top token id is negative");
   }
   if (!all_finite(in.top_logits) || !all_finite(in.log_sum_exp) || !all_finite(in.logprob)) {
-    return invalid("non-finite", "a logit or log-probability is not finite");
+    return bad_trace("non-finite", "a logit or log-probability is not finite");
   }
   trace.generated.resize(n_generated);
   std::size_t candidate_at = 0, top_at = 0;
   for (std::size_t i = 0; i < n_generated; ++i) {
     GeneratedTokenTrace& generated = trace.generated[i];
     if (in.candidate_counts[i] > kMaxCandidates || in.top_counts[i] > kTeacherTopK) {
-      return invalid(
+      return bad_trace(
           "shape",
           fmt::format("generated token {}: {} candidates and {} top tokens, at most {} and {}", i,
                       in.candidate_counts[i], in.top_counts[i], kMaxCandidates, kTeacherTopK));
     }
     for (int c = 0; c < in.candidate_counts[i]; ++c, ++candidate_at) {
       if (in.candidate_classes[candidate_at] >= kFusionClasses) {
-        return invalid("shape",
-                       fmt::format("generated token {}: candidate class {}, wanted below {}", i,
-                                   in.candidate_classes[candidate_at], kFusionClasses));
+        return bad_trace("shape",
+                         fmt::format("generated token {}: candidate class {}, wanted below {}", i,
+                                     in.candidate_classes[candidate_at], kFusionClasses));
       }
       generated.candidates.push_back(
           {in.candidate_tokens[candidate_at], in.candidate_classes[candidate_at]});
@@ -170,8 +170,8 @@ Status read_generated(const FrameDirectory& frames, std::size_t n_generated, Req
                                 in.top_logits.begin() + std::ptrdiff_t(top_end));
     if (!std::is_sorted(generated.top_logits.begin(), generated.top_logits.end(),
                         std::greater<>())) {
-      return invalid("shape",
-                     fmt::format("generated token {}: top logits are not in descending order", i));
+      return bad_trace(
+          "shape", fmt::format("generated token {}: top logits are not in descending order", i));
     }
     top_at = top_end;
     generated.log_sum_exp = in.log_sum_exp[i];
@@ -191,13 +191,13 @@ Status read_rounds(const FrameDirectory& frames, const wire::TraceHeader& header
     if (round.n_drafted() < 0 || round.n_drafted() > kMaxDraftNodes || round.accepted() < 0 ||
         round.accepted() > round.n_drafted() || round.start() <= previous_start ||
         round.start() >= std::int64_t(trace.tokens.size())) {
-      return invalid(
+      return bad_trace(
           "shape",
           fmt::format("round {}: start {}, {} drafted, {} accepted in a request of {} tokens", i,
                       round.start(), round.n_drafted(), round.accepted(), trace.tokens.size()));
     }
     if (!std::isfinite(round.draft_ms()) || !std::isfinite(round.verify_ms())) {
-      return invalid("non-finite", fmt::format("round {}: times", i));
+      return bad_trace("non-finite", fmt::format("round {}: times", i));
     }
     previous_start = round.start();
     n_drafted += std::uint64_t(round.n_drafted());
@@ -209,8 +209,8 @@ Status read_rounds(const FrameDirectory& frames, const wire::TraceHeader& header
   if (frames.has(Kind::DraftParents)) {
     if (auto s = frames.take(Kind::DraftParents, n_drafted, in.parents); !s) return s.error();
   }
-  if (!tokens_valid(in.drafted)) return invalid("shape", "a drafted token id is negative");
-  if (!all_finite(in.confidences)) return invalid("non-finite", "a confidence is not finite");
+  if (!tokens_valid(in.drafted)) return bad_trace("shape", "a drafted token id is negative");
+  if (!all_finite(in.confidences)) return bad_trace("non-finite", "a confidence is not finite");
   std::size_t at = 0;
   trace.rounds.reserve(n_rounds);
   for (std::size_t i = 0; i < n_rounds; ++i) {
@@ -225,14 +225,14 @@ Status read_rounds(const FrameDirectory& frames, const wire::TraceHeader& header
     round.control = from.control();
     for (int d = 0; d < from.n_drafted(); ++d, ++at) {
       if (in.draft_kinds[at] >= kSpeculatorKinds) {
-        return invalid("shape", fmt::format("round {}: speculator kind {}, wanted below {}", i,
-                                            in.draft_kinds[at], kSpeculatorKinds));
+        return bad_trace("shape", fmt::format("round {}: speculator kind {}, wanted below {}", i,
+                                              in.draft_kinds[at], kSpeculatorKinds));
       }
       if (!in.parents.empty()) {
         if (in.parents[at] < -1 || in.parents[at] >= d) {
-          return invalid("shape",
-                         fmt::format("round {}: drafted token {} follows {}, wanted -1 to {}", i, d,
-                                     in.parents[at], d - 1));
+          return bad_trace(
+              "shape", fmt::format("round {}: drafted token {} follows {}, wanted -1 to {}", i, d,
+                                   in.parents[at], d - 1));
         }
         round.parents.push_back(in.parents[at]);
       }
@@ -253,7 +253,7 @@ Status read_sampling(const wire::TraceHeader& header, TraceSampling& sampling) {
   sampling.rejection = header.rejection();
   const std::size_t n_bias = header.bias_tokens() ? header.bias_tokens()->size() : 0;
   if (n_bias != (header.bias_values() ? header.bias_values()->size() : 0))
-    return invalid("shape", "logit bias: as many tokens as values were wanted");
+    return bad_trace("shape", "logit bias: as many tokens as values were wanted");
   for (flatbuffers::uoffset_t i = 0; i < n_bias; ++i)
     sampling.logit_bias.emplace_back(header.bias_tokens()->Get(i), header.bias_values()->Get(i));
   if (const auto* stops = header.stop_tokens())
@@ -262,7 +262,7 @@ Status read_sampling(const wire::TraceHeader& header, TraceSampling& sampling) {
   if (!std::isfinite(sampling.temperature) || sampling.temperature < 0 ||
       !std::isfinite(sampling.top_p) || !std::isfinite(sampling.min_p) ||
       !std::ranges::all_of(sampling.logit_bias, valid) || !tokens_valid(sampling.stop_tokens))
-    return invalid("non-finite", "sampling parameters");
+    return bad_trace("non-finite", "sampling parameters");
   return Ok{};
 }
 
@@ -286,8 +286,8 @@ Status read_policy(const FrameDirectory& frames, const wire::TraceHeader& header
                    RequestTrace& trace) {
   const std::size_t n_rounds = header.policy_rounds() ? header.policy_rounds()->size() : 0;
   if (n_rounds != 0 && n_rounds != trace.rounds.size()) {
-    return invalid("shape", fmt::format("{} rounds of the policy, wanted none or {}", n_rounds,
-                                        trace.rounds.size()));
+    return bad_trace("shape", fmt::format("{} rounds of the policy, wanted none or {}", n_rounds,
+                                          trace.rounds.size()));
   }
   PolicyLog& log = trace.policy;
   std::size_t n_jobs = 0, n_costs = 0, n_told = 0;
@@ -321,19 +321,19 @@ Status read_policy(const FrameDirectory& frames, const wire::TraceHeader& header
              .random = in.random(),
              .cost = in.cost(),
              .head_steps = in.head_steps()};
-    if (!is_sane(round)) return invalid("shape", fmt::format("round {}: the policy's state", i));
+    if (!is_sane(round)) return bad_trace("shape", fmt::format("round {}: the policy's state", i));
     n_jobs += std::size_t(round.n_jobs);
     n_costs += std::size_t(round.n_costs);
     n_told += std::size_t(round.n_told);
   }
   const std::size_t found = header.policy_jobs() ? header.policy_jobs()->size() : 0;
   if (found != n_jobs)
-    return invalid("shape", fmt::format("{} jobs of the policy, wanted {}", found, n_jobs));
+    return bad_trace("shape", fmt::format("{} jobs of the policy, wanted {}", found, n_jobs));
   for (std::size_t i = 0; i < found; ++i) {
     const wire::PolicyJob& in = *header.policy_jobs()->Get(flatbuffers::uoffset_t(i));
     log.jobs.push_back({in.max_tokens(), in.n_tokens(), in.model_lag(), in.head_ready()});
     if (in.max_tokens() < 0 || in.n_tokens() < 0 || in.model_lag() < 0)
-      return invalid("shape", fmt::format("job {} of the policy: a negative count", i));
+      return bad_trace("shape", fmt::format("job {} of the policy: a negative count", i));
   }
   if (auto s = frames.take(Kind::PolicyCosts, n_costs, log.costs); !s) return s.error();
   if (auto s = frames.take(Kind::PolicySeen, n_costs, log.seen); !s) return s.error();
@@ -342,7 +342,7 @@ Status read_policy(const FrameDirectory& frames, const wire::TraceHeader& header
   const auto is_cost = [](double value) { return std::isfinite(value) && value > 0; };
   const auto is_probability = [](float value) { return value >= 0 && value <= 1; };
   if (!std::ranges::all_of(log.costs, is_cost) || !std::ranges::all_of(log.told, is_probability))
-    return invalid("non-finite", "a cost that is none, or a confidence outside [0, 1]");
+    return bad_trace("non-finite", "a cost that is none, or a confidence outside [0, 1]");
   return Ok{};
 }
 
@@ -455,12 +455,12 @@ Message serialize(const RequestTrace& trace) {
 Result<RequestTrace> parse_trace(std::span<const Frame> message) {
   auto type = check_envelope(message);
   if (!type) return type.error();
-  if (*type != MessageType::kTrace) return invalid("protocol", "the message is of another type");
+  if (*type != MessageType::kTrace) return bad_trace("protocol", "the message is of another type");
   const Frame& header_frame = message[1];
   const auto* header_bytes = reinterpret_cast<const std::uint8_t*>(header_frame.data());
   flatbuffers::Verifier verifier(header_bytes, header_frame.size());
   if (header_frame.size() < 8 || !wire::VerifyTraceHeaderBuffer(verifier)) {
-    return invalid("truncated", "the header is not a valid TraceHeader");
+    return bad_trace("truncated", "the header is not a valid TraceHeader");
   }
   const wire::TraceHeader& header = *wire::GetTraceHeader(header_bytes);
 
@@ -473,7 +473,7 @@ Result<RequestTrace> parse_trace(std::span<const Frame> message) {
   if (header.key_id()) trace.key_id = header.key_id()->str().substr(0, kMaxLabelBytes);
   if (!header.model_fingerprint() ||
       header.model_fingerprint()->size() != trace.model_fingerprint.size()) {
-    return invalid("shape", "the model fingerprint is not 32 bytes");
+    return bad_trace("shape", "the model fingerprint is not 32 bytes");
   }
   std::copy(header.model_fingerprint()->begin(), header.model_fingerprint()->end(),
             trace.model_fingerprint.begin());
@@ -482,14 +482,14 @@ Result<RequestTrace> parse_trace(std::span<const Frame> message) {
   trace.n_prompt = header.n_prompt();
   trace.gap = header.gap();
   const std::int64_t n_generated = header.n_generated();
-  if (trace.n_prompt < 0 || n_generated < 0) return invalid("shape", "a negative token count");
+  if (trace.n_prompt < 0 || n_generated < 0) return bad_trace("shape", "a negative token count");
 
   // take() compares every count with the bytes that are there before anything is allocated.
   auto frames = FrameDirectory::read(header, message.subspan(2));
   if (!frames) return frames.error();
   const auto n_tokens = std::size_t(std::int64_t{trace.n_prompt} + n_generated);
   if (auto s = frames->take(Kind::Tokens, n_tokens, trace.tokens); !s) return s.error();
-  if (!tokens_valid(trace.tokens)) return invalid("shape", "a token id is negative");
+  if (!tokens_valid(trace.tokens)) return bad_trace("shape", "a token id is negative");
   if (auto s = read_generated(*frames, std::size_t(n_generated), trace); !s) return s.error();
   if (auto s = read_rounds(*frames, header, trace); !s) return s.error();
   if (auto s = read_policy(*frames, header, trace); !s) return s.error();
@@ -502,13 +502,14 @@ Result<RequestTrace> parse_trace(std::span<const Frame> message) {
   if (trace.n_taps < 0 || trace.n_taps > kMaxTaps || trace.tap_width < 0 ||
       trace.tap_width > kMaxTapWidth || n_positions < 0 || trace.tap_first < 0 ||
       trace.tap_first + n_positions > std::int64_t(n_tokens)) {
-    return invalid("shape", fmt::format("taps: [{}, {}, {}] from position {} of {}", n_positions,
-                                        trace.n_taps, trace.tap_width, trace.tap_first, n_tokens));
+    return bad_trace(
+        "shape", fmt::format("taps: [{}, {}, {}] from position {} of {}", n_positions, trace.n_taps,
+                             trace.tap_width, trace.tap_first, n_tokens));
   }
   if (const auto* layers = header.tap_layers()) {
     if (layers->size() != std::size_t(trace.n_taps))
-      return invalid("shape",
-                     fmt::format("{} tap layers of {} taps", layers->size(), trace.n_taps));
+      return bad_trace("shape",
+                       fmt::format("{} tap layers of {} taps", layers->size(), trace.n_taps));
     trace.tap_layers.assign(layers->begin(), layers->end());
   }
   const auto n_scales = std::size_t(n_positions * trace.n_taps);
@@ -518,7 +519,7 @@ Result<RequestTrace> parse_trace(std::span<const Frame> message) {
       !s) {
     return s.error();
   }
-  if (!all_finite(trace.tap_scales)) return invalid("non-finite", "a tap scale is not finite");
+  if (!all_finite(trace.tap_scales)) return bad_trace("non-finite", "a tap scale is not finite");
   return trace;
 }
 

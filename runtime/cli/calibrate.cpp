@@ -13,14 +13,14 @@
 namespace foretoken {
 namespace {
 
-struct Options {
+struct CalibrateOptions {
   std::string model, output;
   std::vector<std::string> texts;
   KvCalibrateOptions calibrate;
   int threads = 0;
 };
 
-Status calibrate(const Options& options) {
+Status calibrate(const CalibrateOptions& options) {
   // Before the minutes of work, not after them.
   const std::filesystem::path folder = std::filesystem::absolute(options.output).parent_path();
   if (::access(folder.c_str(), W_OK) != 0) {
@@ -47,7 +47,7 @@ Status calibrate(const Options& options) {
 }
 
 int calibrate_main(int argc, char** argv) {
-  Options options;
+  CalibrateOptions options;
   Flags flags(argv[0],
               "Fits a model's low-bit KV modes to text: at first start the server does so with a "
               "bundled text; your own is better where your traffic is of one kind.");

@@ -30,7 +30,7 @@ namespace json = boost::json;
 // Requests before the first that is counted, to learn the portfolios' calibration from.
 constexpr std::int64_t kWarmRequests = 64;
 
-struct Options {
+struct EvaluateOptions {
   std::string traces, bundle, against, model, rounds = "both", round_ms;
   std::int64_t from_request = 0, to_request = 0;
   int draft_length = 4, max_draft = 8;
@@ -62,7 +62,7 @@ Result<Loaded> load(const std::string& path, const std::shared_ptr<const Vocabul
   return Loaded{std::move(bundle).value(), std::move(weights).value()};
 }
 
-Result<RoundCosts> costs_of_flags(const Options& options) {
+Result<RoundCosts> costs_of_flags(const EvaluateOptions& options) {
   std::vector<float> values;
   std::size_t at = 0;
   while (at <= options.round_ms.size()) {
@@ -102,7 +102,8 @@ Status each_request(const std::string& path, Survey* survey, Visit visit) {
   return Ok{};
 }
 
-Result<Survey> survey_of(const Options& options, const std::optional<ModelFingerprint>& wanted) {
+Result<Survey> survey_of(const EvaluateOptions& options,
+                         const std::optional<ModelFingerprint>& wanted) {
   std::error_code error;
   if (!std::filesystem::exists(options.traces, error))
     return Error{ErrorCode::kNotFound, fmt::format("{}: no such file or folder", options.traces)};
@@ -219,7 +220,7 @@ void print_domain(const Evaluation& evaluation, const std::string& name,
   }
 }
 
-std::string describe(RoundPlan plan, const Options& options) {
+std::string describe(RoundPlan plan, const EvaluateOptions& options) {
   switch (plan) {
     case RoundPlan::kByCost:
       return fmt::format("Drafts as long as they pay, up to {}", options.max_draft);
@@ -232,13 +233,13 @@ std::string describe(RoundPlan plan, const Options& options) {
 }
 
 // Of the comparison: as the gate's, but where another plan is asked for.
-EvaluationOptions evaluation_options(const Options& options, const RoundCosts& costs) {
+EvaluationOptions evaluation_options(const EvaluateOptions& options, const RoundCosts& costs) {
   if (options.rounds == "fixed") return {RoundPlan::kFixed, options.draft_length, costs};
   if (options.rounds == "logged") return {RoundPlan::kLogged, options.draft_length, costs};
   return {RoundPlan::kByCost, options.max_draft, costs};
 }
 
-Result<json::object> evaluate(const Options& options) {
+Result<json::object> evaluate(const EvaluateOptions& options) {
   std::shared_ptr<const VocabularyRows> rows;
   if (!options.model.empty()) {
     auto opened = VocabularyRows::open(options.model);
@@ -378,7 +379,7 @@ Result<json::object> evaluate(const Options& options) {
 
 int evaluate_main(int argc, char** argv) {
   if (asks_for_quality(argc, argv)) return evaluate_quality_main(argc, argv);
-  Options options;
+  EvaluateOptions options;
   Flags flags(argv[0],
               "What each portfolio of speculators would have made of recorded traces, offline. "
               "Of KV cache modes: --quality MODEL, see --quality MODEL --help.");

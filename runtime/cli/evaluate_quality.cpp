@@ -21,7 +21,7 @@
 namespace foretoken {
 namespace {
 
-struct Options {
+struct QualityOptions {
   std::string model, json_file, plot;
   std::vector<std::string> texts, modes;
   std::int64_t context = 4096;
@@ -32,10 +32,10 @@ struct Options {
   KvCalibrationChoice calibration;
 };
 
-Error invalid(std::string text) { return Error{ErrorCode::kInvalidInput, std::move(text)}; }
+Error bad_input(std::string text) { return Error{ErrorCode::kInvalidInput, std::move(text)}; }
 
 // Modes, and the controls that show what the calibration is worth.
-Result<std::vector<KvQualityCase>> cases_of(const Options& options, const Model& model,
+Result<std::vector<KvQualityCase>> cases_of(const QualityOptions& options, const Model& model,
                                             const Tokenizer& tokenizer) {
   std::vector<KvQualityCase> cases;
   std::vector<std::string> names = options.modes;
@@ -52,7 +52,7 @@ Result<std::vector<KvQualityCase>> cases_of(const Options& options, const Model&
     } else {
       const auto mode = parse_kv_mode(name);
       if (!mode) {
-        return invalid(
+        return bad_input(
             fmt::format("--modes: found \"{}\", wanted {}, or the controls naive or hadamard", name,
                         kv_mode_names()));
       }
@@ -72,7 +72,7 @@ struct Text {
   std::vector<TokenId> tokens;
 };
 
-Result<std::vector<Text>> read_texts(const Options& options, const Tokenizer& tokenizer) {
+Result<std::vector<Text>> read_texts(const QualityOptions& options, const Tokenizer& tokenizer) {
   std::vector<Text> texts;
   for (const std::string& path : options.texts) {
     auto text = read_text(path);
@@ -82,9 +82,9 @@ Result<std::vector<Text>> read_texts(const Options& options, const Tokenizer& to
       return Error{tokens.error().code, fmt::format("{}: {}", path, tokens.error().message)};
     const auto wanted = static_cast<std::size_t>(options.context * options.windows_per_text);
     if (tokens->size() < wanted) {
-      return invalid(fmt::format("{}: {} tokens, wanted at least {} ({} windows of --context {})",
-                                 path, tokens->size(), wanted, options.windows_per_text,
-                                 options.context));
+      return bad_input(fmt::format("{}: {} tokens, wanted at least {} ({} windows of --context {})",
+                                   path, tokens->size(), wanted, options.windows_per_text,
+                                   options.context));
     }
     texts.push_back({path, std::move(*text), std::move(*tokens)});
   }
@@ -92,7 +92,7 @@ Result<std::vector<Text>> read_texts(const Options& options, const Tokenizer& to
 }
 
 // Windows in the middle of equal parts of the text.
-std::vector<KvQualityWindow> windows_of(const Options& options, const Tokenizer& tokenizer,
+std::vector<KvQualityWindow> windows_of(const QualityOptions& options, const Tokenizer& tokenizer,
                                         const std::vector<Text>& texts) {
   std::vector<KvQualityWindow> windows;
   const auto n = static_cast<std::size_t>(options.windows_per_text);
@@ -111,8 +111,8 @@ std::vector<KvQualityWindow> windows_of(const Options& options, const Tokenizer&
   return windows;
 }
 
-Result<std::vector<NeedleContext>> needle_contexts(const Options& options, std::int64_t length,
-                                                   const Tokenizer& tokenizer,
+Result<std::vector<NeedleContext>> needle_contexts(const QualityOptions& options,
+                                                   std::int64_t length, const Tokenizer& tokenizer,
                                                    const std::vector<Text>& texts) {
   std::vector<NeedleContext> contexts;
   std::size_t asked = 0;
@@ -128,9 +128,9 @@ Result<std::vector<NeedleContext>> needle_contexts(const Options& options, std::
   return contexts;
 }
 
-Result<QualityReport> evaluate(const Options& options) {
+Result<QualityReport> evaluate_kv(const QualityOptions& options) {
   if (options.texts.empty())
-    return invalid("--text: missing, wanted files that neither calibration nor you tuned on");
+    return bad_input("--text: missing, wanted files that neither calibration nor you tuned on");
   Progress loading("loading");
   auto loaded = Model::load(
       options.model, {.threads = options.calibration.threads, .progress = std::ref(loading)});
@@ -188,7 +188,7 @@ bool asks_for_quality(int argc, char** argv) {
 }
 
 int evaluate_quality_main(int argc, char** argv) {
-  Options options;
+  QualityOptions options;
   options.calibration.state_dir = default_state_root().string();
   Flags flags(argv[0],
               "What each KV cache mode costs a model on your text, through the real cache, against "
@@ -228,7 +228,7 @@ int evaluate_quality_main(int argc, char** argv) {
                "write JSON to this file, -: print it instead of the table");
   flags.option("plot", options.plot, "write a plot to this file, SVG");
   if (const auto status = flags.parse(argc, argv)) return *status;
-  const auto report = evaluate(options);
+  const auto report = evaluate_kv(options);
   Status done = report ? Status(Ok{}) : Status(report.error());
   if (report) {
     if (options.json_file != "-") fmt::print("{}", quality_table(*report));

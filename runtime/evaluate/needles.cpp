@@ -16,7 +16,6 @@
 namespace foretoken {
 namespace {
 
-constexpr int kChunkRows = 64;
 constexpr std::size_t kMostAsked = 32;  // of one context: the prefill is what costs
 // Of the tokens between sink and window, what facts may take: the rest is text.
 constexpr double kShareOfFacts = 0.5;
@@ -180,21 +179,21 @@ Result<NeedleFigures> measure_needles(const Model& model, std::span<const Needle
     figures.length = std::max(figures.length, context.length);
     figures.asked += static_cast<int>(context.questions.size());
   }
-  auto made = make_quality_caches(model, cases, options, longest, kChunkRows);
+  auto made = make_quality_caches(model, cases, options, longest, kQualityChunkRows);
   if (!made) return made.error();
   const auto caches = std::move(made).value();
-  auto workspace = model.make_workspace(kChunkRows, kChunkRows);
-  const auto logits = model.make_logit_rows(kChunkRows);
+  auto workspace = model.make_workspace(kQualityChunkRows, kQualityChunkRows);
+  const auto logits = model.make_logit_rows(kQualityChunkRows);
   std::size_t done = 0;
   for (const NeedleContext& context : contexts) {
     const auto end = static_cast<std::int64_t>(context.tokens.size());
     for (std::size_t c = 0; c < cases.size(); ++c) {
       SequenceMemory& cache = *caches[c];
       cache.open();
-      if (!cache.reserve(0, end + kChunkRows))
+      if (!cache.reserve(0, end + kQualityChunkRows))
         return Error{ErrorCode::kInternal, "needles: their own cache is too small"};
-      for (std::int64_t first = 0; first < end; first += kChunkRows) {
-        const int n = static_cast<int>(std::min<std::int64_t>(kChunkRows, end - first));
+      for (std::int64_t first = 0; first < end; first += kQualityChunkRows) {
+        const int n = static_cast<int>(std::min<std::int64_t>(kQualityChunkRows, end - first));
         const KvRows rows{0, first, n, 0};
         ForwardBatch batch;
         batch.tokens = std::span(context.tokens).subspan(first, n);

@@ -15,8 +15,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kChunkRows = 64;  // logits of so many rows are held at once, twice
-
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
@@ -147,17 +145,18 @@ Result<std::vector<KvQuality>> measure_kv_quality(const Model& model,
   if (windows.empty()) return Error{ErrorCode::kInvalidInput, "KV quality: no text"};
   std::vector<KvQualityCase> cases{{"bf16", KvMode::kBf16, nullptr}};
   cases.insert(cases.end(), others.begin(), others.end());
-  auto made = make_quality_caches(
-      model, cases, options, static_cast<std::int64_t>(windows[longest].tokens.size()), kChunkRows);
+  auto made = make_quality_caches(model, cases, options,
+                                  static_cast<std::int64_t>(windows[longest].tokens.size()),
+                                  kQualityChunkRows);
   if (!made) return made.error();
   const auto caches = std::move(made).value();
-  auto workspace = model.make_workspace(kChunkRows, kChunkRows);
+  auto workspace = model.make_workspace(kQualityChunkRows, kQualityChunkRows);
   const std::int64_t vocabulary = model.config().n_vocab;
-  const auto reference = model.make_logit_rows(kChunkRows),
-             logits = model.make_logit_rows(kChunkRows);
-  std::vector<const float*> rows_of_reference(kChunkRows), rows_of_case(kChunkRows);
-  std::vector<ReferenceRow> rows_of_bf16(kChunkRows);
-  std::vector<RowScore> scores(kChunkRows);
+  const auto reference = model.make_logit_rows(kQualityChunkRows),
+             logits = model.make_logit_rows(kQualityChunkRows);
+  std::vector<const float*> rows_of_reference(kQualityChunkRows), rows_of_case(kQualityChunkRows);
+  std::vector<ReferenceRow> rows_of_bf16(kQualityChunkRows);
+  std::vector<RowScore> scores(kQualityChunkRows);
   std::vector<KvQuality> results(cases.size());
   // [case][window] blocks
   std::vector<std::vector<std::vector<Sums>>> blocks(
@@ -169,8 +168,9 @@ Result<std::vector<KvQuality>> measure_kv_quality(const Model& model,
   for (std::size_t w = 0; w < windows.size(); ++w) {
     const std::vector<TokenId>& window = windows[w].tokens;
     for (const auto& cache : caches) cache->open();
-    for (std::size_t first = 0; first < window.size(); first += kChunkRows) {
-      const int n = static_cast<int>(std::min<std::size_t>(kChunkRows, window.size() - first));
+    for (std::size_t first = 0; first < window.size(); first += kQualityChunkRows) {
+      const int n =
+          static_cast<int>(std::min<std::size_t>(kQualityChunkRows, window.size() - first));
       const KvRows rows{0, static_cast<std::int64_t>(first), n, 0};
       // A row predicts the token after it: the last one predicts nothing.
       std::vector<int> wanted;

@@ -78,6 +78,9 @@ Result<std::vector<KvQuality>> measure_kv_quality(const Model& model,
                                                   kernels::ThreadPool& pool,
                                                   std::function<void(double)> progress);
 
+// Logits of so many rows are held at once.
+inline constexpr int kQualityChunkRows = 64;
+
 // A cache of one sequence for each case, with room for `tokens` and `max_rows` rows a pass.
 Result<std::vector<std::unique_ptr<SequenceMemory>>> make_quality_caches(
     const Model& model, std::span<const KvQualityCase> cases, const KvQualityOptions& options,

@@ -13,7 +13,7 @@
 namespace foretoken {
 namespace {
 
-constexpr int kChunkRows = 64;
+constexpr int kProbeRows = 64;
 constexpr double kDeviations = 3;  // one in a thousand heads that are no worse
 
 }  // namespace
@@ -53,21 +53,21 @@ Result<TapCheck> check_taps(const Model& model, const DraftHead& head,
   const KvOptions options{.mode = KvMode::kBf16,
                           .memory_bytes = page_bytes * (text.size() / kernels::kPageTokens + 2),
                           .max_sequences = 1,
-                          .max_rows = kChunkRows,
+                          .max_rows = kProbeRows,
                           .max_model_len = std::int64_t(text.size()) + 1};
   auto kv = model.make_memory(options, nullptr);
   if (!kv) return kv.error();
   const auto sequence = (*kv)->open();
   if (!sequence || !(*kv)->reserve(*sequence, std::int64_t(text.size())))
     return Error{ErrorCode::kInternal, "tap check: no room for the probe"};
-  const auto workspace = model.make_workspace(kChunkRows, kChunkRows);
-  const auto logits = model.make_logit_rows(kChunkRows);
-  const auto features = model.make_feature_rows(layers, kChunkRows, 0);
+  const auto workspace = model.make_workspace(kProbeRows, kProbeRows);
+  const auto logits = model.make_logit_rows(kProbeRows);
+  const auto features = model.make_feature_rows(layers, kProbeRows, 0);
   const auto hidden = std::size_t(config.hidden);
   std::vector<float> taps(layers.size() * hidden);
   std::vector<TokenId> says(text.size());  // the target's choice for the token after each position
-  std::vector<int> every(kChunkRows);
-  for (int i = 0; i < kChunkRows; ++i) every[std::size_t(i)] = i;
+  std::vector<int> every(kProbeRows);
+  for (int i = 0; i < kProbeRows; ++i) every[std::size_t(i)] = i;
   struct Logged {
     std::vector<std::uint16_t> values;
     std::vector<float> scales;
@@ -79,7 +79,7 @@ Result<TapCheck> check_taps(const Model& model, const DraftHead& head,
   }
   std::vector<float> one(kHeadTaps * hidden);
   for (std::size_t done = 0; done < text.size();) {
-    const std::size_t n = std::min<std::size_t>(kChunkRows, text.size() - done);
+    const std::size_t n = std::min<std::size_t>(kProbeRows, text.size() - done);
     const KvRows rows{*sequence, std::int64_t(done), int(n), 0};
     ForwardBatch batch;
     batch.tokens = text.subspan(done, n);

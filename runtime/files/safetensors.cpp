@@ -24,7 +24,7 @@ static_assert(std::endian::native == std::endian::little,
 // A head has some twenty tensors, the largest published shards some thousands of a hundred bytes
 // of header each.
 constexpr std::uint64_t kMaxHeaderBytes = std::uint64_t{16} << 20;
-constexpr std::size_t kMaxTensors = 65536, kMaxRank = 8, kMaxNameBytes = 512;
+constexpr std::size_t kMaxSafetensors = 65536, kMaxRank = 8, kMaxNameBytes = 512;
 constexpr std::uint64_t kMaxElements = std::uint64_t{1} << 48;
 
 struct TypeInfo {
@@ -85,9 +85,9 @@ class MappedSafetensors final : public SafetensorsFile {
     if (code || !header.is_object())
       return error("header: {}", code ? code.message() : "not a JSON object");
     const auto region = bytes_.subspan(8 + std::size_t(header_bytes));
-    if (header.get_object().size() > kMaxTensors)
+    if (header.get_object().size() > kMaxSafetensors)
       return error("header: {} keys found, at most {} wanted", header.get_object().size(),
-                   kMaxTensors);
+                   kMaxSafetensors);
     for (const auto& [key, value] : header.get_object()) {
       if (Status s = key == "__metadata__" ? read_metadata(value) : read_tensor(key, value, region);
           !s)

@@ -52,7 +52,7 @@ std::optional<Interval> interval(const json::object& stats, std::string_view nam
   return out;
 }
 
-std::string text_at(const json::object& o, std::string_view key) {
+std::string safe_text_at(const json::object& o, std::string_view key) {
   const json::value* v = o.if_contains(key);
   if (!v || !v->is_string()) return "";
   // Names and reasons come from afar: nothing of them steers the terminal.
@@ -78,15 +78,15 @@ std::vector<SpeculatorEvent> events_of(const json::object& stats) {
     if (!candidate || !time) return;
     std::string text = "candidate " + std::to_string(static_cast<std::int64_t>(*candidate));
     if (version) text += " (v" + std::to_string(static_cast<std::int64_t>(*version)) + ")";
-    events.push_back({static_cast<std::int64_t>(*time), text + ": " + text_at(e, "verdict")});
+    events.push_back({static_cast<std::int64_t>(*time), text + ": " + safe_text_at(e, "verdict")});
   });
   each("speculator", "events", [&](const json::object& e) {
     const auto version = number(e, {"version"}), time = number(e, {"unix_ms"});
     if (!version || !time) return;
-    const std::string reason = text_at(e, "reason");
+    const std::string reason = safe_text_at(e, "reason");
     events.push_back({static_cast<std::int64_t>(*time),
                       "v" + std::to_string(static_cast<std::int64_t>(*version)) + " " +
-                          text_at(e, "event") + (reason.empty() ? "" : ": " + reason)});
+                          safe_text_at(e, "event") + (reason.empty() ? "" : ": " + reason)});
   });
   std::stable_sort(events.begin(), events.end(),
                    [](const auto& a, const auto& b) { return a.unix_ms < b.unix_ms; });

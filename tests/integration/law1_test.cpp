@@ -170,7 +170,7 @@ std::string name_of(const Case& c) {
 std::vector<Case> cases() {
   constexpr KvMode kInt2 = KvMode::kInt2, kBf16 = KvMode::kBf16;
   if (!full_tests()) {
-    std::vector<Case> quick = {
+    return {
         {spec_type("ngram"), 4, 1, 256, 2, kInt2, kInt2, 0.0f, false, false},
         {spec_type("head"), 8, 3, 64, 1, kInt2, kInt2, 0.8f, true, false},
         {spec_type("model"), 5, 3, 256, 2, kInt2, kInt2, 0.0f, false, true},
@@ -179,8 +179,6 @@ std::vector<Case> cases() {
         {spec_type("auto"), 3, 3, 256, 1, kBf16, kInt2, 0.0f, true, false},
         {spec_type("none"), 0, 8, 64, 1, kInt2, kInt2, 0.8f, false, false},
     };
-    if (std::getenv("FORETOKEN_ISA") != nullptr) quick.resize(4);  // as on the widest, but fewer
-    return quick;
   }
   const std::vector<SpecType> specs = all_spec_types();
   std::vector<int> spec_levels(specs.size());

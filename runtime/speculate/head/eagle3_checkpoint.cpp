@@ -22,9 +22,6 @@ namespace json = boost::json;
 constexpr std::size_t kMaxConfigBytes = std::size_t{1} << 20;
 constexpr const char* kLayerPrefix[] = {"midlayer.", "layers.0."};
 
-Error refusal(const char* reason, std::string text) {
-  return Error{ErrorCode::kInvalidInput, fmt::format("{}: eagle3: {}", reason, text)};
-}
 std::string shown(const json::value& value) {
   return printable(json::serialize(value).substr(0, 80));
 }
@@ -75,8 +72,8 @@ class Fields {
   }
   void wrong(const char* key, const std::string& found, const std::string& wanted) const {
     if (status_)
-      status_ = refusal("config", fmt::format("{}{}: found {}, wanted {}", where_, key,
-                                              printable(found), wanted));
+      status_ = bad_eagle3("config", fmt::format("{}{}: found {}, wanted {}", where_, key,
+                                                 printable(found), wanted));
   }
   const json::object& object() const { return object_; }
 
@@ -187,21 +184,21 @@ Result<std::vector<TokenId>> read_vocabulary(const Eagle3Config& c, const Eagle3
     const std::int64_t offset = d2t ? i64_at(*d2t, i) : 0;
     const std::int64_t room = c.n_vocab - std::int64_t(i);
     if (offset < -std::int64_t(i) || offset >= room) {
-      return refusal("vocabulary",
-                     fmt::format("d2t[{}]: offset {} is outside the target's {} tokens", i, offset,
-                                 c.n_vocab));
+      return bad_eagle3("vocabulary",
+                        fmt::format("d2t[{}]: offset {} is outside the target's {} tokens", i,
+                                    offset, c.n_vocab));
     }
     const std::int64_t token = std::int64_t(i) + offset;
     if (taken[std::size_t(token)])
-      return refusal("vocabulary", fmt::format("d2t[{}]: token {} comes twice", i, token));
+      return bad_eagle3("vocabulary", fmt::format("d2t[{}]: token {} comes twice", i, token));
     taken[std::size_t(token)] = true;
     vocab[i] = TokenId(token);
   }
   for (std::size_t token = 0; t2d && token < taken.size(); ++token) {
     const auto flag = std::to_integer<unsigned>(t2d->bytes[token]);
     if (flag != unsigned(taken[token])) {
-      return refusal("vocabulary", fmt::format("t2d[{}]: found {}, wanted {}, as d2t says", token,
-                                               flag, int(taken[token])));
+      return bad_eagle3("vocabulary", fmt::format("t2d[{}]: found {}, wanted {}, as d2t says",
+                                                  token, flag, int(taken[token])));
     }
   }
   return vocab;
@@ -222,6 +219,10 @@ double decimal(float value) { return std::stod(fmt::format("{}", value)); }
 
 }  // namespace
 
+Error bad_eagle3(const char* reason, const std::string& text) {
+  return Error{ErrorCode::kInvalidInput, fmt::format("{}: eagle3: {}", reason, text)};
+}
+
 const char* eagle3_format_name(Eagle3Format format) {
   return format == Eagle3Format::kEagle3 ? "eagle3" : "speculators";
 }
@@ -233,7 +234,7 @@ Result<std::array<int, kEagle3Taps>> Eagle3Config::taps(int n_layers) const {
   for (std::size_t i = 0; i < out.size(); ++i) {
     out[i] = outputs ? ids[i] : ids[i] - 1;
     if (out[i] < 0 || out[i] >= n_layers) {
-      return refusal(
+      return bad_eagle3(
           "config", fmt::format("eagle_aux_hidden_state_layer_ids: [{}] of a target with {} layers",
                                 fmt::join(ids, ", "), n_layers));
     }
@@ -243,13 +244,13 @@ Result<std::array<int, kEagle3Taps>> Eagle3Config::taps(int n_layers) const {
 
 Result<Eagle3Config> parse_eagle3_config(const std::string& text) {
   if (text.size() > kMaxConfigBytes)
-    return refusal("config", fmt::format("{} bytes, at most {}", text.size(), kMaxConfigBytes));
+    return bad_eagle3("config", fmt::format("{} bytes, at most {}", text.size(), kMaxConfigBytes));
   json::parse_options options;
   options.max_depth = 16;
   json::error_code code;
   const json::value value = json::parse(text, code, {}, options);
   if (code || !value.is_object())
-    return refusal("config", code ? "not JSON: " + code.message() : "not a JSON object");
+    return bad_eagle3("config", code ? "not JSON: " + code.message() : "not a JSON object");
   Status status = Ok{};
   Eagle3Config c;
   const Fields top(value.get_object(), "", status);
@@ -326,7 +327,7 @@ Result<Eagle3Parts> eagle3_parts(const Eagle3Checkpoint& checkpoint) {
                                [&](const auto& t) { return t.first.starts_with(prefix); });
   };
   if (begins(kLayerPrefix[0]) && begins(kLayerPrefix[1]))
-    return refusal("extra", "both midlayer.* and layers.0.* are there, wanted one of them");
+    return bad_eagle3("extra", "both midlayer.* and layers.0.* are there, wanted one of them");
   const std::string layer = kLayerPrefix[begins(kLayerPrefix[1]) ? 1 : 0];
 
   std::set<std::string> known;
@@ -335,22 +336,22 @@ Result<Eagle3Parts> eagle3_parts(const Eagle3Checkpoint& checkpoint) {
     known.insert(name);
     const auto found = checkpoint.tensors.find(name);
     if (found == checkpoint.tensors.end())
-      return required ? Status(refusal("missing", name)) : Status(Ok{});
+      return required ? Status(bad_eagle3("missing", name)) : Status(Ok{});
     const Eagle3Tensor& t = found->second;
     if (type ? t.type != *type : !is_float(t.type)) {
-      return refusal("dtype",
-                     fmt::format("{}: found {}, wanted {}", name, safetensor_type_name(t.type),
-                                 type ? safetensor_type_name(*type) : "F32, F16 or BF16"));
+      return bad_eagle3("dtype",
+                        fmt::format("{}: found {}, wanted {}", name, safetensor_type_name(t.type),
+                                    type ? safetensor_type_name(*type) : "F32, F16 or BF16"));
     }
     std::size_t bytes = safetensor_element_bytes(t.type);
     for (const std::int64_t extent : shape) bytes *= std::size_t(extent);
     if (t.shape != shape || t.bytes.size() != bytes) {
-      return refusal("shape", fmt::format("{}: found [{}], wanted [{}]", name,
-                                          fmt::join(t.shape, ", "), fmt::join(shape, ", ")));
+      return bad_eagle3("shape", fmt::format("{}: found [{}], wanted [{}]", name,
+                                             fmt::join(t.shape, ", "), fmt::join(shape, ", ")));
     }
     if (!type) {
       if (const auto at = first_non_finite(t))
-        return refusal("non-finite", fmt::format("{}[{}]", name, *at));
+        return bad_eagle3("non-finite", fmt::format("{}[{}]", name, *at));
     }
     out = &t;
     return Ok{};
@@ -391,8 +392,9 @@ Result<Eagle3Parts> eagle3_parts(const Eagle3Checkpoint& checkpoint) {
     if (auto s = find(p.name, p.shape, p.required, p.type, *p.to); !s) return s.error();
   for (const auto& [name, tensor] : checkpoint.tensors) {
     if (!known.contains(name)) {
-      return refusal("extra", fmt::format("{} is not a tensor of such a head as config.json says",
-                                          printable(name.substr(0, 100))));
+      return bad_eagle3("extra",
+                        fmt::format("{} is not a tensor of such a head as config.json says",
+                                    printable(name.substr(0, 100))));
     }
   }
   auto vocab = read_vocabulary(c, d2t, t2d);
@@ -446,7 +448,8 @@ Result<std::string> eagle3_config_json(const Eagle3Config& c, Eagle3Format forma
   const auto ids = input_ids(*taps);
   // A list that begins with 1 would be read as of outputs.
   if (format == Eagle3Format::kEagle3 && ids[0] == 1)
-    return refusal("config", "the output of the first block cannot be named in the eagle3 format");
+    return bad_eagle3("config",
+                      "the output of the first block cannot be named in the eagle3 format");
   json::object layer{{"model_type", "llama"},
                      {"hidden_size", c.hidden},
                      {"intermediate_size", c.ffn},

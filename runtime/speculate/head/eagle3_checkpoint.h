@@ -28,6 +28,9 @@ namespace foretoken {
 enum class Eagle3Format { kEagle3, kSpeculators };
 const char* eagle3_format_name(Eagle3Format format);  // "eagle3", "speculators"
 
+// "reason: eagle3: text"
+Error bad_eagle3(const char* reason, const std::string& text);
+
 inline constexpr int kEagle3Taps = 3;
 
 struct Eagle3Config {

@@ -22,10 +22,6 @@ using kernels::WeightType;
 // Rows caught up in one pass over fc, k and v: a whole window in four, at some 64 x 8 KiB a buffer.
 constexpr std::int64_t kCatchUpRows = 64;
 
-Error refusal(const char* reason, std::string text) {
-  return Error{ErrorCode::kInvalidInput, fmt::format("{}: eagle3: {}", reason, text)};
-}
-
 WeightType weight_type(SafetensorType type) { return *safetensor_weight_type(type); }
 
 std::vector<float> values_of(const Eagle3Tensor* tensor) {
@@ -131,28 +127,28 @@ class Eagle3Head::Workspace final : public HostHeadWorkspace {
 Result<std::shared_ptr<const Eagle3Head>> Eagle3Head::create(
     const Eagle3Checkpoint& checkpoint, const HeadTerms& terms,
     std::shared_ptr<const VocabularyRows> rows, const Eagle3Options& options) {
-  if (!rows) return refusal("shape", "the model's vocabulary is not at hand");
+  if (!rows) return bad_eagle3("shape", "the model's vocabulary is not at hand");
   auto found = eagle3_parts(checkpoint);
   if (!found) return found.error();
   const Eagle3Parts& parts = *found;
   const Eagle3Config& c = parts.config;
   if (c.target_hidden != rows->hidden()) {
-    return refusal("shape", fmt::format("it is of a target of width {}, this one has {}",
-                                        c.target_hidden, rows->hidden()));
+    return bad_eagle3("shape", fmt::format("it is of a target of width {}, this one has {}",
+                                           c.target_hidden, rows->hidden()));
   }
   if (c.n_vocab != rows->n_vocab()) {
-    return refusal("shape", fmt::format("it is of a target of {} tokens, this one has {}",
-                                        c.n_vocab, rows->n_vocab()));
+    return bad_eagle3("shape", fmt::format("it is of a target of {} tokens, this one has {}",
+                                           c.n_vocab, rows->n_vocab()));
   }
   if (options.window < 1 || options.window > kHeadWindow)
-    return refusal("shape", fmt::format("window {}, at most {}", options.window, kHeadWindow));
+    return bad_eagle3("shape", fmt::format("window {}, at most {}", options.window, kHeadWindow));
   const auto finite = [](std::span<const float> values) {
     return std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
   };
   if (terms.source.size() != std::size_t(kHeadSources * c.hidden))
-    return refusal("shape", fmt::format("source: found {} values", terms.source.size()));
+    return bad_eagle3("shape", fmt::format("source: found {} values", terms.source.size()));
   if (!std::isfinite(terms.outside) || !finite(terms.bias) || !finite(terms.source))
-    return refusal("non-finite", "outside, bias or source");
+    return bad_eagle3("non-finite", "outside, bias or source");
   auto taps = c.taps(rows->n_layers());
   if (!taps) return taps.error();
 

@@ -9,7 +9,7 @@
 namespace foretoken {
 namespace {
 
-Error refusal(const char* reason, std::string text) {
+Error bad_bundle(const char* reason, std::string text) {
   return Error{ErrorCode::kInvalidInput, fmt::format("{}: bundle: {}", reason, text)};
 }
 
@@ -17,11 +17,11 @@ Result<const BundleTensor*> find(const Bundle& bundle, const char* name,
                                  std::initializer_list<TensorType> types,
                                  std::vector<std::int64_t> shape) {
   const auto found = bundle.tensors.find(name);
-  if (found == bundle.tensors.end()) return refusal("shape", fmt::format("{} is missing", name));
+  if (found == bundle.tensors.end()) return bad_bundle("shape", fmt::format("{} is missing", name));
   const BundleTensor& tensor = found->second;
   if (std::ranges::find(types, tensor.type) == types.end() || tensor.shape != shape ||
       tensor.bytes.size() != tensor_bytes(tensor.type, tensor.shape)) {
-    return refusal(
+    return bad_bundle(
         "shape", fmt::format("{}: found {} [{}], wanted [{}]", name, tensor_type_name(tensor.type),
                              fmt::join(tensor.shape, ", "), fmt::join(shape, ", ")));
   }
@@ -53,7 +53,8 @@ constexpr CheckpointType kCheckpointTypes[] = {{SafetensorType::kF32, TensorType
 
 Result<HeadParts> head_parts_of(const Bundle& bundle) {
   if (bundle.kind != "head")
-    return refusal("kind", fmt::format("found \"{}\", wanted \"head\"", bundle.kind.substr(0, 64)));
+    return bad_bundle("kind",
+                      fmt::format("found \"{}\", wanted \"head\"", bundle.kind.substr(0, 64)));
   HeadParts parts;
   parts.hidden = extent_of(bundle, "head.fc", 0);
   parts.inner = extent_of(bundle, "head.gate", 0);
@@ -62,8 +63,8 @@ Result<HeadParts> head_parts_of(const Bundle& bundle) {
   constexpr std::int64_t kMaxHidden = 1 << 16;  // so that no product below overflows
   if (hidden < 32 || hidden > kMaxHidden || inner < 32 || inner > kMaxHeadInner || n_vocab < 16 ||
       n_vocab > kMaxHeadVocab) {
-    return refusal("shape",
-                   fmt::format("head: hidden {}, inner {}, vocabulary {}", hidden, inner, n_vocab));
+    return bad_bundle(
+        "shape", fmt::format("head: hidden {}, inner {}, vocabulary {}", hidden, inner, n_vocab));
   }
   auto vocab = find(bundle, "head.vocab", {TensorType::kI32}, {n_vocab});
   if (!vocab) return vocab.error();
@@ -109,8 +110,8 @@ Result<HeadParts> head_parts_of(const Bundle& bundle) {
     ++known;
   }
   if (bundle.tensors.size() != known) {
-    return refusal("shape", fmt::format("{} tensors, wanted {}: one is unknown",
-                                        bundle.tensors.size(), known));
+    return bad_bundle("shape", fmt::format("{} tensors, wanted {}: one is unknown",
+                                           bundle.tensors.size(), known));
   }
   return parts;
 }
@@ -155,8 +156,8 @@ void add_eagle3(Bundle& bundle, const Eagle3Checkpoint& checkpoint, const HeadTe
 
 Result<Eagle3Bundle> eagle3_of(const Bundle& bundle) {
   if (bundle.kind != "eagle3")
-    return refusal("kind",
-                   fmt::format("found \"{}\", wanted \"eagle3\"", bundle.kind.substr(0, 64)));
+    return bad_bundle("kind",
+                      fmt::format("found \"{}\", wanted \"eagle3\"", bundle.kind.substr(0, 64)));
   Eagle3Bundle out;
   auto outside = find(bundle, "head.outside", {TensorType::kF32}, {1});
   if (!outside) return outside.error();
@@ -176,13 +177,13 @@ Result<Eagle3Bundle> eagle3_of(const Bundle& bundle) {
     ++known;
     const auto type = std::ranges::find(kCheckpointTypes, tensor.type, &CheckpointType::in_bundle);
     if (type == std::end(kCheckpointTypes))
-      return refusal("dtype", fmt::format("{}: found {}", name, tensor_type_name(tensor.type)));
+      return bad_bundle("dtype", fmt::format("{}: found {}", name, tensor_type_name(tensor.type)));
     out.checkpoint.tensors[name.substr(kEagle3Prefix.size())] = {type->in_file, tensor.shape,
                                                                  tensor.bytes};
   }
   if (bundle.tensors.size() != known) {
-    return refusal("shape", fmt::format("{} tensors, wanted {}: one is unknown",
-                                        bundle.tensors.size(), known));
+    return bad_bundle("shape", fmt::format("{} tensors, wanted {}: one is unknown",
+                                           bundle.tensors.size(), known));
   }
   return out;
 }

@@ -15,7 +15,7 @@
 namespace foretoken {
 namespace {
 
-Error refusal(const char* reason, std::string text) {
+Error bad_head(const char* reason, std::string text) {
   return Error{ErrorCode::kInvalidInput, fmt::format("{}: head: {}", reason, text)};
 }
 
@@ -37,13 +37,13 @@ bool scales_finite(const HeadMatrix& m) {
 Status pack(const char* name, const HeadMatrix& from, std::int64_t n_out, std::int64_t n_in,
             Matrix& to) {
   if (from.type != kernels::WeightType::kQ8_0 && from.type != kernels::WeightType::kQ4_0)
-    return refusal("shape", fmt::format("{}: neither Q8_0 nor Q4_0", name));
+    return bad_head("shape", fmt::format("{}: neither Q8_0 nor Q4_0", name));
   const std::size_t wanted = kernels::weight_row_bytes(from.type, n_in) * std::size_t(n_out);
   if (from.rows.size() != wanted) {
-    return refusal("shape",
-                   fmt::format("{}: found {} bytes, wanted {}", name, from.rows.size(), wanted));
+    return bad_head("shape",
+                    fmt::format("{}: found {} bytes, wanted {}", name, from.rows.size(), wanted));
   }
-  if (!scales_finite(from)) return refusal("non-finite", name);
+  if (!scales_finite(from)) return bad_head("non-finite", name);
   const std::size_t bytes = kernels::packed_bytes(from.type, n_out, n_in);
   to.buffer = WeightBuffer(bytes);
   if (!to.buffer.data())
@@ -88,42 +88,42 @@ class RecurrentHead::Workspace final : public HostHeadWorkspace {
 
 Result<std::shared_ptr<const RecurrentHead>> RecurrentHead::create(
     const HeadParts& parts, std::shared_ptr<const VocabularyRows> rows) {
-  if (!rows) return refusal("shape", "the model's vocabulary is not at hand");
+  if (!rows) return bad_head("shape", "the model's vocabulary is not at hand");
   const std::int64_t hidden = rows->hidden();
   const auto n_vocab = std::int64_t(parts.vocab.size());
   if (parts.hidden != hidden || hidden % 32 != 0) {
-    return refusal("shape", fmt::format("hidden: found {}, wanted {}, a multiple of 32",
-                                        parts.hidden, hidden));
+    return bad_head("shape", fmt::format("hidden: found {}, wanted {}, a multiple of 32",
+                                         parts.hidden, hidden));
   }
   if (parts.inner < 32 || parts.inner > kMaxHeadInner || parts.inner % 32 != 0) {
-    return refusal("shape", fmt::format("inner: found {}, wanted a multiple of 32 up to {}",
-                                        parts.inner, kMaxHeadInner));
+    return bad_head("shape", fmt::format("inner: found {}, wanted a multiple of 32 up to {}",
+                                         parts.inner, kMaxHeadInner));
   }
   if (n_vocab < 16 || n_vocab > kMaxHeadVocab || n_vocab % 16 != 0) {
-    return refusal("shape", fmt::format("vocab: found {} tokens, wanted a multiple of 16 up to {}",
-                                        n_vocab, kMaxHeadVocab));
+    return bad_head("shape", fmt::format("vocab: found {} tokens, wanted a multiple of 16 up to {}",
+                                         n_vocab, kMaxHeadVocab));
   }
   for (std::size_t i = 0; i < parts.vocab.size(); ++i) {
     if (parts.vocab[i] < 0 || parts.vocab[i] >= rows->n_vocab() ||
         (i > 0 && parts.vocab[i] <= parts.vocab[i - 1])) {
-      return refusal("shape", fmt::format("vocab: entry {} is {}, wanted ascending ids below {}", i,
-                                          parts.vocab[i], rows->n_vocab()));
+      return bad_head("shape", fmt::format("vocab: entry {} is {}, wanted ascending ids below {}",
+                                           i, parts.vocab[i], rows->n_vocab()));
     }
   }
   if (parts.source.size() != std::size_t(kHeadSources * hidden))
-    return refusal("shape", fmt::format("source: found {} values", parts.source.size()));
+    return bad_head("shape", fmt::format("source: found {} values", parts.source.size()));
   HeadTerms terms{parts.outside, parts.bias, parts.source, {}};
   // As shares of the logits, which the gain is already in.
   for (std::size_t s = 0; s < kHeadSources; ++s)
     terms.own[s] = parts.gain != 0 ? parts.candidate_gain[s] / parts.gain : 0;
   if (!std::isfinite(parts.gain) || !std::isfinite(parts.outside) || !all_finite(parts.bias) ||
       !all_finite(parts.source) || !all_finite(terms.own)) {
-    return refusal("non-finite", "gain, outside, bias, source or candidate_gain");
+    return bad_head("non-finite", "gain, outside, bias, source or candidate_gain");
   }
   const HeadTaps taps = parts.taps.value_or(head_taps(rows->n_layers()));
   for (const int tap : taps) {
     if (tap < 0 || tap > rows->n_layers())
-      return refusal("taps", fmt::format("layer {} of {}", tap, rows->n_layers()));
+      return bad_head("taps", fmt::format("layer {} of {}", tap, rows->n_layers()));
   }
   std::shared_ptr<RecurrentHead> head(new RecurrentHead);
   head->taps_ = taps;

@@ -16,7 +16,7 @@ using Kind = Expression::Kind;
 
 // Of expressions and of blocks: bounds the stack that a hostile template can use. Published
 // templates nest less than 10 deep.
-constexpr int kMaxDepth = 300;
+constexpr int kMaxParseDepth = 300;
 // A chain such as a.b.c or x|f|g becomes a tree as deep as it is long.
 constexpr int kMaxChain = 200;
 
@@ -34,7 +34,7 @@ class Parser {
   class Deeper {
    public:
     explicit Deeper(Parser& parser) : parser_(parser) {
-      if (++parser_.depth_ > kMaxDepth) parser_.fail("nested too deeply");
+      if (++parser_.depth_ > kMaxParseDepth) parser_.fail("nested too deeply");
     }
     ~Deeper() { --parser_.depth_; }
 

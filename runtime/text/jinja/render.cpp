@@ -13,7 +13,7 @@ namespace foretoken::jinja {
 namespace {
 
 // Of expressions and statements in progress, macros included: bounds the stack (under 1 KiB each).
-constexpr int kMaxDepth = 1000;
+constexpr int kMaxRenderDepth = 1000;
 constexpr std::int64_t kMaxRange = 100'000;  // as jinja2's sandbox
 
 using Kind = Expression::Kind;
@@ -44,7 +44,8 @@ class Renderer {
   class Deeper {
    public:
     explicit Deeper(Renderer& renderer) : renderer_(renderer) {
-      if (++renderer_.depth_ > kMaxDepth) throw TemplateError{"nested too deeply", 0, false, true};
+      if (++renderer_.depth_ > kMaxRenderDepth)
+        throw TemplateError{"nested too deeply", 0, false, true};
     }
     ~Deeper() { --renderer_.depth_; }
 

@@ -12,7 +12,7 @@
 namespace foretoken::jinja {
 namespace {
 
-constexpr int kMaxDepth = 100;
+constexpr int kMaxValueDepth = 100;
 
 // Python's repr() of a float: the shortest digits that read back the same, exponent below 1e-4 and
 // from 1e16.
@@ -162,7 +162,7 @@ const Value* Map::find(std::string_view key) const {
 
 Value::Value(List v) {
   for (const Value& element : v) depth_ = std::max(depth_, element.depth_ + 1);
-  if (depth_ > kMaxDepth) throw TemplateError{"lists nested too deeply"};
+  if (depth_ > kMaxValueDepth) throw TemplateError{"lists nested too deeply"};
   held_ = std::make_shared<const List>(std::move(v));
 }
 
@@ -174,7 +174,7 @@ Value Value::tuple(List v) {
 
 Value::Value(Map v) {
   for (const auto& [key, value] : v.entries) depth_ = std::max(depth_, value.depth_ + 1);
-  if (depth_ > kMaxDepth) throw TemplateError{"maps nested too deeply"};
+  if (depth_ > kMaxValueDepth) throw TemplateError{"maps nested too deeply"};
   held_ = std::make_shared<const Map>(std::move(v));
 }
 

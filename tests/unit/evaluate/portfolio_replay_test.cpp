@@ -75,7 +75,7 @@ std::vector<RequestTrace> serve(const FusionTable& table, int draft_length, floa
   return traces;
 }
 
-LearnedWeights weights_of(const FusionTable& table) {
+LearnedWeights weights_with(const FusionTable& table) {
   LearnedWeights weights;
   weights.fusion = table;
   return weights;
@@ -86,7 +86,7 @@ TEST(ReplayScore, ReproducesTheLiveRoundsExactly) {
   const FusionTable table = FusionTable::initial();
   for (float temperature : {0.0f, 0.8f}) {
     std::int64_t accepted = 0;
-    const LearnedWeights weights = weights_of(table);
+    const LearnedWeights weights = weights_with(table);
     for (const RequestTrace& trace : serve(table, 4, temperature, 60)) {
       ASSERT_EQ(trace.generated.size(), trace.tokens.size() - 50);
       PortfolioReplay replay(kFusion, &weights);
@@ -114,7 +114,7 @@ TEST(ReplayScore, RanksATableAsServingItWould) {
   for (float& bias : bad.bias) bias = -bias;
   const auto replayed = [](const std::vector<RequestTrace>& traces, const FusionTable& table) {
     AcceptanceStats sum;
-    const LearnedWeights weights = weights_of(table);
+    const LearnedWeights weights = weights_with(table);
     PortfolioReplay replay(kFusion, &weights);
     for (const RequestTrace& trace : traces) sum.add(replay.walk_fixed(trace, 4).stats);
     return static_cast<double>(sum.emitted) / static_cast<double>(sum.rounds);

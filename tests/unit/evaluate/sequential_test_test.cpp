@@ -11,7 +11,7 @@
 namespace foretoken {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 // Requests as a server sees them: lengths over more than a decade, some easy and some hard, the
 // candidate's gain differing from request to request, and the chance of either walk on top (a

@@ -23,8 +23,8 @@ std::vector<WeightType> gguf_types() {
   return types;
 }
 
-class GgufGolden : public testing::TestWithParam<WeightType> {};
-INSTANTIATE_TEST_SUITE_P(Types, GgufGolden, testing::ValuesIn(gguf_types()),
+class GgufGolden : public ::testing::TestWithParam<WeightType> {};
+INSTANTIATE_TEST_SUITE_P(Types, GgufGolden, ::testing::ValuesIn(gguf_types()),
                          [](const auto& info) { return weight_type_name(info.param); });
 
 TEST_P(GgufGolden, DequantizesBitExactly) {

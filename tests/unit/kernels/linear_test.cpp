@@ -24,8 +24,8 @@ std::int64_t random_in(WeightType type, std::mt19937_64& random) {
   return 32 * (1 + static_cast<std::int64_t>(random() % 40));
 }
 
-class LinearTypes : public testing::TestWithParam<WeightType> {};
-INSTANTIATE_TEST_SUITE_P(All, LinearTypes, testing::ValuesIn(kAllTypes),
+class LinearTypes : public ::testing::TestWithParam<WeightType> {};
+INSTANTIATE_TEST_SUITE_P(All, LinearTypes, ::testing::ValuesIn(kAllTypes),
                          [](const auto& info) { return weight_type_name(info.param); });
 
 TEST_P(LinearTypes, PackedRowsDequantizeToTheFilesValues) {

@@ -56,7 +56,7 @@ double relative_error(const Fixture& f, const std::vector<float>& q, const std::
   return std::sqrt(error / norm);
 }
 
-class AttentionTest : public testing::TestWithParam<Isa> {};
+class AttentionTest : public ::testing::TestWithParam<Isa> {};
 
 TEST_P(AttentionTest, MatchesDoubleOver16BitPages) {
   ScopedIsa isa(GetParam());
@@ -272,8 +272,8 @@ TEST(AttentionOnTiles, HasTheBitsOfVnni) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest,
-                         testing::ValuesIn(kernels::supported_isas().begin(),
-                                           kernels::supported_isas().end()),
+                         ::testing::ValuesIn(kernels::supported_isas().begin(),
+                                             kernels::supported_isas().end()),
                          [](const auto& info) {
                            std::string name(kernels::isa_name(info.param));
                            std::replace(name.begin(), name.end(), '-', '_');

@@ -150,7 +150,7 @@ TEST(KvCacheTrees, AKeptPathLeavesWhatAPlainRunLeaves) {
   }
 }
 
-class KvCacheLaws : public testing::TestWithParam<KvMode> {};
+class KvCacheLaws : public ::testing::TestWithParam<KvMode> {};
 
 TEST_P(KvCacheLaws, DraftsChunksAndNeighboursChangeNothing) {
   constexpr int kLength = 700;
@@ -192,7 +192,7 @@ TEST_P(KvCacheLaws, DraftsChunksAndNeighboursChangeNothing) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Modes, KvCacheLaws,
-                         testing::ValuesIn(kv_modes().begin(), kv_modes().end()),
+                         ::testing::ValuesIn(kv_modes().begin(), kv_modes().end()),
                          [](const auto& info) {
                            std::string name(kv_mode_name(info.param));
                            std::replace(name.begin(), name.end(), '-', '_');
@@ -366,26 +366,26 @@ TEST(KvCache, OptionsThatCannotWorkAreRefusedByName) {
   KvOptions options = options_for(KvMode::kBf16, 4);
   EXPECT_EQ(error(options), "");
   options.window_tokens = 0;
-  EXPECT_THAT(error(options), testing::HasSubstr("window_tokens 0"));
+  EXPECT_THAT(error(options), ::testing::HasSubstr("window_tokens 0"));
   options.window_tokens = 100;
-  EXPECT_THAT(error(options), testing::HasSubstr("window_tokens 100"));
+  EXPECT_THAT(error(options), ::testing::HasSubstr("window_tokens 100"));
   options = options_for(KvMode::kBf16, 4);
   options.sink_tokens = 3;
-  EXPECT_THAT(error(options), testing::HasSubstr("sink_tokens 3"));
+  EXPECT_THAT(error(options), ::testing::HasSubstr("sink_tokens 3"));
   options = options_for(KvMode::kBf16, 4);
   options.memory_bytes = 100;
-  EXPECT_THAT(error(options), testing::HasSubstr("memory_bytes 100"));
+  EXPECT_THAT(error(options), ::testing::HasSubstr("memory_bytes 100"));
   for (const KvMode mode : kv_modes()) {
     const std::string message = error(options_for(mode, 4));
     if (kv_mode_needs_calibration(mode)) {
-      EXPECT_THAT(message, testing::HasSubstr(std::string(kv_mode_name(mode)) + " needs a"));
+      EXPECT_THAT(message, ::testing::HasSubstr(std::string(kv_mode_name(mode)) + " needs a"));
     } else {
       EXPECT_EQ(message, "");
     }
   }
   KvGeometry odd = kGeometry;
   odd.head_dim = 40;
-  EXPECT_THAT(error(options_for(KvMode::kBf16, 4), odd), testing::HasSubstr("head_dim 40"));
+  EXPECT_THAT(error(options_for(KvMode::kBf16, 4), odd), ::testing::HasSubstr("head_dim 40"));
 }
 
 }  // namespace

@@ -12,7 +12,7 @@
 #include "runtime/kv/kv_cache.h"
 #include "tests/unit/kv/synthetic.h"
 
-namespace foretoken::kv_test {
+namespace foretoken::kv_test::calibration {
 namespace {
 
 constexpr KvGeometry kGeometry{.n_layers = 2, .n_heads = 4, .n_kv_heads = 2, .head_dim = 32};
@@ -213,7 +213,7 @@ TEST(KvCalibration, ModesRankAsTheirBitsDo) {
   EXPECT_LT(error(KvMode::kInt2Kitty), error(KvMode::kInt2Oscar));
 }
 
-class KvCalibrationFile : public testing::Test {
+class KvCalibrationFile : public ::testing::Test {
  protected:
   KvCalibrationFile() {
     path_ =
@@ -277,27 +277,27 @@ TEST_F(KvCalibrationFile, ComesBackBitForBit) {
   EXPECT_TRUE(KvCalibration::load(path_, kGeometry, fingerprint_, KvMode::kInt4Saw));
   const auto none = KvCalibration::load(path_, kGeometry, fingerprint_, KvMode::kInt4);
   ASSERT_FALSE(none);
-  EXPECT_THAT(none.error().message, testing::HasSubstr("has no transforms for int4"));
+  EXPECT_THAT(none.error().message, ::testing::HasSubstr("has no transforms for int4"));
 }
 
 TEST_F(KvCalibrationFile, EveryKindOfDamageIsAClearError) {
-  EXPECT_THAT(message(), testing::HasSubstr("no such file"));
+  EXPECT_THAT(message(), ::testing::HasSubstr("no such file"));
   ASSERT_TRUE(KvCalibration::data_free(kGeometry)->save(path_, fingerprint_));
   const std::string good = read();
   EXPECT_EQ(message(), "");
   fingerprint_[3] ^= 1;
-  EXPECT_THAT(message(), testing::HasSubstr("another model"));
+  EXPECT_THAT(message(), ::testing::HasSubstr("another model"));
   fingerprint_[3] ^= 1;
   KvGeometry other = kGeometry;
   other.head_dim = 64;
-  EXPECT_THAT(message(other), testing::HasSubstr("wanted 2, 4, 2 of 64"));
+  EXPECT_THAT(message(other), ::testing::HasSubstr("wanted 2, 4, 2 of 64"));
   for (const std::size_t size : {std::size_t{0}, std::size_t{7}, std::size_t{55}, std::size_t{64},
                                  good.size() / 2, good.size() - 1}) {
     write(good.substr(0, size));
     EXPECT_NE(message(), "") << size;
   }
   write(good + "x");
-  EXPECT_THAT(message(), testing::HasSubstr("wrong checksum"));
+  EXPECT_THAT(message(), ::testing::HasSubstr("wrong checksum"));
   std::mt19937_64 random(5);
   for (int i = 0; i < 300; ++i) {
     std::string bad = good;
@@ -308,4 +308,4 @@ TEST_F(KvCalibrationFile, EveryKindOfDamageIsAClearError) {
 }
 
 }  // namespace
-}  // namespace foretoken::kv_test
+}  // namespace foretoken::kv_test::calibration

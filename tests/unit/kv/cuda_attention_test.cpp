@@ -7,10 +7,10 @@
 #include "tests/support/simt.h"
 #include "tests/unit/kv/cuda_attention_checks.h"
 
-namespace foretoken::kv_test {
+namespace foretoken::kv_test::cuda {
 namespace {
 
-namespace gpu = kernels::cuda;
+namespace gpu = foretoken::kernels::cuda;
 using simt::Block;
 using simt::Thread;
 
@@ -87,7 +87,7 @@ constexpr CudaShape kShapes[] = {{64, 6, 2}, {128, 4, 1}, {64, 7, 1}, {128, 2, 2
 
 // The kernels here are the same on every instruction set: once is enough. Sanitizers take the
 // fibers' jumps between stacks for errors.
-class CudaAttention : public testing::Test {
+class CudaAttention : public ::testing::Test {
  protected:
   void SetUp() override {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -142,4 +142,4 @@ TEST_F(CudaAttention, ARowDoesNotDependOnItsCompany) {
 }
 
 }  // namespace
-}  // namespace foretoken::kv_test
+}  // namespace foretoken::kv_test::cuda

@@ -13,7 +13,7 @@
 #include "tests/support/faulty_pages.h"
 #include "tests/unit/kv/synthetic.h"
 
-namespace foretoken::kv_test {
+namespace foretoken::kv_test::prefix {
 namespace {
 
 constexpr KvGeometry kGeometry{.n_layers = 2, .n_heads = 2, .n_kv_heads = 1, .head_dim = 32};
@@ -396,4 +396,4 @@ TEST(PageChain, NamesDependOnAllThatComesBefore) {
 }
 
 }  // namespace
-}  // namespace foretoken::kv_test
+}  // namespace foretoken::kv_test::prefix

@@ -12,10 +12,10 @@
 namespace foretoken {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 namespace fs = std::filesystem;
 
-class Keys : public testing::Test {
+class Keys : public ::testing::Test {
  protected:
   void SetUp() override {
     root_ = fs::temp_directory_path() / ("foretoken-keys-" + std::to_string(::getpid()));

@@ -14,7 +14,7 @@ namespace foretoken {
 namespace {
 namespace fs = std::filesystem;
 
-class Segments : public testing::Test {
+class Segments : public ::testing::Test {
  protected:
   using Found = std::pair<std::uint64_t, std::uint64_t>;  // sequence, request
 

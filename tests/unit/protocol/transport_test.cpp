@@ -119,7 +119,7 @@ TEST(ZmqLink, AnEndpointThatIsTakenIsNamed) {
   EXPECT_FALSE(open_server_link({"nonsense", "tcp://127.0.0.1:*"}));
 }
 
-struct Keys {
+struct CurveKeys {
   CurveKeyPair server = CurveKeyPair::generate(), trainer = CurveKeyPair::generate();
   LinkEndpoints for_server() const {
     return {"tcp://127.0.0.1:*", "tcp://127.0.0.1:*", 50, LinkKeys{server, {trainer.public_key}}};
@@ -132,7 +132,7 @@ LinkEndpoints with_keys(LinkEndpoints endpoints, std::optional<LinkKeys> keys) {
 }
 
 TEST(ZmqLinkWithKeys, CarriesMessagesBothWays) {
-  const Keys keys;
+  const CurveKeys keys;
   Link server = *open_server_link(keys.for_server());
   Link trainer = *open_trainer_link(
       with_keys(server.endpoints, LinkKeys{keys.trainer, {keys.server.public_key}}));
@@ -146,7 +146,7 @@ TEST(ZmqLinkWithKeys, CarriesMessagesBothWays) {
 // Whoever is not trusted gets nothing, brings nothing, and is counted: a stranger who knows the
 // server's public key, one who takes it for another server, and one without any keys.
 TEST(ZmqLinkWithKeys, RefusesStrangersAndCountsThem) {
-  const Keys keys;
+  const CurveKeys keys;
   const CurveKeyPair stranger = CurveKeyPair::generate();
   const std::optional<LinkKeys> wrong[] = {LinkKeys{stranger, {keys.server.public_key}},
                                            LinkKeys{keys.trainer, {stranger.public_key}},
@@ -171,7 +171,7 @@ TEST(ZmqLinkWithKeys, RefusesStrangersAndCountsThem) {
 }
 
 TEST(ZmqLinkWithKeys, AServerWithoutTrustedTrainersIsClosed) {
-  Keys keys;
+  CurveKeys keys;
   LinkEndpoints endpoints = keys.for_server();
   endpoints.keys->peers.clear();
   Link server = *open_server_link(endpoints);
@@ -186,7 +186,7 @@ TEST(ZmqLinkWithKeys, AServerWithoutTrustedTrainersIsClosed) {
 
 // The server was told to trust it, and started again.
 TEST(ZmqLinkWithKeys, ATrainerThatIsTrustedLaterGetsIn) {
-  Keys keys;
+  CurveKeys keys;
   LinkEndpoints endpoints = keys.for_server();
   endpoints.keys->peers.clear();
   Link server = *open_server_link(endpoints);
@@ -213,7 +213,7 @@ TEST(ZmqLinkWithKeys, ATrainerThatIsTrustedLaterGetsIn) {
   EXPECT_TRUE(receive(*again->receiver));
 }
 
-struct Simulated : testing::Test {
+struct Simulated : ::testing::Test {
   ManualClock clock;
   MemoryNetwork network{clock, 11};
 };

@@ -19,8 +19,8 @@
 namespace foretoken {
 namespace {
 
-using testing::HasSubstr;
-using testing::StartsWith;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 void expect_equal(const RequestTrace& a, const RequestTrace& b) {
   EXPECT_EQ(a.server_run, b.server_run);

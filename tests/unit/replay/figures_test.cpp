@@ -6,7 +6,7 @@
 namespace foretoken {
 namespace {
 
-using testing::ElementsAre;
+using ::testing::ElementsAre;
 
 std::vector<std::string> events(const std::vector<std::string>& pieces) {
   EventReader reader;

@@ -5,7 +5,7 @@
 namespace foretoken {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 std::vector<LoggedRequest> parse(std::string_view text) {
   auto log = parse_traffic_log(text, "x.jsonl");

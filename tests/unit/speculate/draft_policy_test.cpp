@@ -244,7 +244,7 @@ TEST(DraftPolicy, BeatsEveryFixedLengthOnTrafficItLearned) {
 }
 
 // The draft model's side: outcomes of its drafts, costs of its steps, then a plan.
-struct ModelPlan : testing::Test {
+struct ModelPlan : ::testing::Test {
   ModelPlan()
       : sources({.max_sequences = 2, .max_draft = 8, .max_tokens = 256, .store_bytes = 1 << 16}),
         costs(18),

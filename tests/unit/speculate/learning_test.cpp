@@ -13,7 +13,7 @@ namespace {
 using simulated::Loop;
 using simulated::Source;
 using simulated::Totals;
-using testing::Each;
+using ::testing::Each;
 
 void propose_both(DraftSources& sources, DraftJob& job) {
   simulated::propose(sources, simulated::kBoth, std::span(&job, 1));
@@ -23,7 +23,7 @@ struct Kinds {
   const char* name;
   SpecType kinds;
 };
-class Learning : public testing::TestWithParam<Kinds> {
+class Learning : public ::testing::TestWithParam<Kinds> {
  protected:
   Loop::Options options() const {
     Loop::Options o;
@@ -64,9 +64,9 @@ TEST_P(Learning, WithoutTheStoreThereIsNothingToLearnFrom) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, Learning,
-                         testing::Values(Kinds{"ngram", simulated::kNgram},
-                                         Kinds{"fusion", simulated::kFusion},
-                                         Kinds{"both", simulated::kBoth}),
+                         ::testing::Values(Kinds{"ngram", simulated::kNgram},
+                                           Kinds{"fusion", simulated::kFusion},
+                                           Kinds{"both", simulated::kBoth}),
                          [](const auto& info) { return info.param.name; });
 
 TEST(Learning, CouplingIsWhatKeepsFusionAheadAtTemperature) {

@@ -50,7 +50,7 @@ TEST(ProposeFusion, AddsTheBiasesOfATokensCandidates) {
 
 // Four candidates whose scores are the target's logits, and a rest of the vocabulary whose mass the
 // table knows: at temperature 1 the draft's q is then exactly the target's p.
-struct Coupled : testing::Test {
+struct Coupled : ::testing::Test {
   Coupled() {
     for (int i = 0; i < 4; ++i) {
       const auto fusion_class = static_cast<std::uint8_t>(i);

@@ -125,7 +125,7 @@ TEST(TrafficStore, ACountThatOverflowsKeepsItsProportions) {
   EXPECT_NEAR(static_cast<double>(found.items[1].count) / found.items[1].total, 0.25, 0.01);
 }
 
-class SavedStore : public testing::Test {
+class SavedStore : public ::testing::Test {
  protected:
   SavedStore() {
     std::mt19937 random(8);

@@ -21,7 +21,7 @@ using namespace std::chrono_literals;
 namespace fs = std::filesystem;
 using trainer::SyntheticTraffic;
 
-class Canary : public testing::Test {
+class Canary : public ::testing::Test {
  protected:
   void SetUp() override {
     folder_ = fs::temp_directory_path() / ("foretoken-canary-" + std::to_string(::getpid()));
@@ -118,10 +118,10 @@ TEST_F(Canary, GoodWeightsArePromotedBadOnesRolledBackAndNamed) {
   const ServerHello told = hello();
   EXPECT_EQ(told.served.value, 1u);
   EXPECT_EQ(told.refused.value, 2u);
-  EXPECT_THAT(told.refused_reason, testing::HasSubstr("rolled back"));
+  EXPECT_THAT(told.refused_reason, ::testing::HasSubstr("rolled back"));
   const SpeculatorState state = server_->stats().speculator;
   EXPECT_EQ(state.rolled_back, 1);
-  EXPECT_THAT(state.banned, testing::ElementsAre(2));
+  EXPECT_THAT(state.banned, ::testing::ElementsAre(2));
   EXPECT_EQ(state.lineage.back().at("event").as_string(), "rolled_back");
   EXPECT_EQ(state.lineage.back().at("version").to_number<int>(), 2);
 

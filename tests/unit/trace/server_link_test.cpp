@@ -20,8 +20,8 @@ namespace foretoken {
 namespace {
 
 using namespace std::chrono_literals;
-using testing::ElementsAre;
-using testing::Pair;
+using ::testing::ElementsAre;
+using ::testing::Pair;
 namespace fs = std::filesystem;
 
 Bundle good_bundle(std::uint64_t version) {
@@ -38,7 +38,7 @@ std::vector<std::byte> signed_bytes(const Bundle& bundle) {
   return serialize(bundle, test_signing_key());
 }
 
-class ServerLinkTest : public testing::Test {
+class ServerLinkTest : public ::testing::Test {
  protected:
   void SetUp() override {
     root_ = fs::temp_directory_path() / ("foretoken-link-" + std::to_string(::getpid()));

@@ -9,9 +9,9 @@ namespace foretoken {
 namespace {
 
 namespace fs = std::filesystem;
-using testing::ElementsAre;
+using ::testing::ElementsAre;
 
-class TrafficFiles : public testing::Test {
+class TrafficFiles : public ::testing::Test {
  protected:
   void SetUp() override {
     folder_ = fs::temp_directory_path() / ("foretoken-traffic-" + std::to_string(::getpid()));

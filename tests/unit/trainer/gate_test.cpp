@@ -13,8 +13,8 @@
 namespace foretoken::trainer {
 namespace {
 
-using testing::HasSubstr;
-using testing::StartsWith;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 constexpr std::int64_t kDay = 86'400'000;
 

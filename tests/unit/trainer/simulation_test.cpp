@@ -132,7 +132,7 @@ class World {
 TEST(Simulation, NoLawIsBrokenUnderFaults) {
   spdlog::set_level(spdlog::level::off);
   std::size_t versions = 0;
-  for (std::uint64_t seed = 1; seed <= 8 && !testing::Test::HasFailure(); ++seed) {
+  for (std::uint64_t seed = 1; seed <= 8 && !::testing::Test::HasFailure(); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     World world(seed);
     world.run();

@@ -18,13 +18,13 @@
 namespace foretoken {
 namespace {
 
-using testing::ElementsAre;
-using testing::HasSubstr;
-using testing::IsEmpty;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 namespace fs = std::filesystem;
 using std::chrono_literals::operator""s;
 
-class KeeperTest : public testing::Test {
+class KeeperTest : public ::testing::Test {
  protected:
   void SetUp() override {
     root_ = fs::temp_directory_path() / ("foretoken-keeper-" + std::to_string(::getpid()));
@@ -183,7 +183,7 @@ TEST_F(KeeperTest, AGivenVersionThatDoesWorseIsRolledBackForGood) {
   ASSERT_EQ(keeper_->served().value, 2u);
   requests(600);
   EXPECT_EQ(keeper_->served().value, 1u);
-  EXPECT_THAT(events(), testing::Contains("2 rolled_back"));
+  EXPECT_THAT(events(), ::testing::Contains("2 rolled_back"));
   start();
   EXPECT_EQ(keeper_->served().value, 1u);
 }
@@ -248,7 +248,7 @@ TEST_F(KeeperTest, AServedVersionThatDoesWorseThanItsPredecessorGoes) {
   rounds_of_[1] = 1.3;  // the traffic has changed
   requests(2 * options_.watch_epoch * 8);
   EXPECT_EQ(keeper_->served().value, 0u);
-  EXPECT_THAT(events(), testing::Contains("1 rolled_back"));
+  EXPECT_THAT(events(), ::testing::Contains("1 rolled_back"));
   EXPECT_EQ(keeper_->refused().value, 1u);
 }
 
@@ -349,7 +349,7 @@ TEST_F(KeeperTest, BadShapesAreRefusedByNameAndRemembered) {
   b.kind = "poem";
   const Status status = keeper_->offer(b, serialize(b, key_));
   ASSERT_FALSE(status);
-  EXPECT_THAT(status.error().message, testing::StartsWith("kind: "));
+  EXPECT_THAT(status.error().message, ::testing::StartsWith("kind: "));
   EXPECT_EQ(keeper_->canary().value, 0u);
   EXPECT_FALSE(offer(1, .5));
   EXPECT_THAT(events(), ElementsAre("1 refused"));
@@ -464,7 +464,7 @@ TEST_F(KeeperTest, RandomLives) {
     for (const std::uint64_t v : s.banned) banned.insert(v);
     EXPECT_FALSE(banned.contains(s.served.value));
     if (s.served.value > 0) {
-      EXPECT_THAT(s.proven, testing::Contains(s.served.value)) << "step " << step;
+      EXPECT_THAT(s.proven, ::testing::Contains(s.served.value)) << "step " << step;
     }
     if (s.canary) {
       EXPECT_FALSE(banned.contains(s.canary->version.value));
