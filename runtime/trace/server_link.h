@@ -74,8 +74,8 @@ class ServerLink {
   // Errors: kIo (an endpoint or a folder).
   static Result<std::unique_ptr<ServerLink>> create(const ServerLinkOptions& options,
                                                     const Clock& clock = system_clock());
-  // With a link of the caller's own, e.g. MemoryNetwork's: nothing is bound; call turn() instead of
-  // start().
+  // With a link of the caller's own, as a simulation has one: nothing is bound; call turn() instead
+  // of start().
   static Result<std::unique_ptr<ServerLink>> create(const ServerLinkOptions& options, Link link,
                                                     const Clock& clock);
   ~ServerLink();

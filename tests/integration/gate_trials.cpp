@@ -25,7 +25,7 @@
 #include "foretoken/protocol/bundle.h"
 #include "foretoken/protocol/trace.h"
 #include "foretoken/protocol/trace_segment.h"
-#include "foretoken/protocol/transport_memory.h"
+#include "foretoken/protocol/transport.h"
 #include "runtime/evaluate/evaluation.h"
 #include "runtime/evaluate/fusion_replay.h"
 #include "runtime/evaluate/portfolio_replay.h"

@@ -7,13 +7,13 @@
 #include <optional>
 #include <random>
 
-#include "foretoken/protocol/transport_memory.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"
 #include "tests/simulation/disk_faults.h"
 #include "tests/simulation/sim_learner.h"
 #include "tests/simulation/sim_traffic.h"
 #include "tests/support/linked_engine.h"
+#include "tests/support/memory_network.h"
 #include "tests/support/test_keys.h"
 #include "trainer/ingest/trainer.h"
 

@@ -6,7 +6,7 @@
 #include <thread>
 
 #include "foretoken/protocol/control.h"
-#include "foretoken/protocol/transport_memory.h"
+#include "tests/support/memory_network.h"
 
 namespace foretoken {
 namespace {

@@ -5,12 +5,12 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include "foretoken/protocol/transport_memory.h"
 #include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"
 #include "tests/support/linked_engine.h"
+#include "tests/support/memory_network.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
 

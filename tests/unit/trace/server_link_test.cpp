@@ -9,10 +9,10 @@
 
 #include "foretoken/protocol/atomic_file.h"
 #include "foretoken/protocol/trace.h"
-#include "foretoken/protocol/transport_memory.h"
 #include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/learned.h"
 #include "tests/support/linked_engine.h"
+#include "tests/support/memory_network.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/protocol/sample_trace.h"
 

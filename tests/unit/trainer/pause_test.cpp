@@ -4,7 +4,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
-#include "foretoken/protocol/transport_memory.h"
+#include "tests/support/memory_network.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
 #include "trainer/head/speculator_learner.h"

@@ -7,10 +7,10 @@
 
 #include <map>
 
-#include "foretoken/protocol/transport_memory.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/trace/server_link.h"
 #include "tests/support/linked_engine.h"
+#include "tests/support/memory_network.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/trainer/synthetic_traffic.h"
 #include "trainer/head/speculator_learner.h"

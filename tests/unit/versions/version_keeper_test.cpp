@@ -9,7 +9,7 @@
 #include <fstream>
 #include <random>
 
-#include "foretoken/protocol/transport_memory.h"
+#include "foretoken/protocol/transport.h"
 #include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/learned.h"
 #include "tests/support/test_keys.h"

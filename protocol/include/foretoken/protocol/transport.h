@@ -1,6 +1,6 @@
 // How messages move between server and trainer. State machines see only this interface, so that a
-// simulation can stand in for ZeroMQ: an in-memory twin with injected clock, loss, delay,
-// reordering and crashes. Calls never block; a full queue is a `false`, counted by the caller.
+// simulation can stand in for ZeroMQ (tests/support/memory_network.h: an injected clock, loss,
+// delay, reordering, crashes). Calls never block; a full queue is a `false`, counted by the caller.
 #pragma once
 
 #include <atomic>
@@ -23,6 +23,21 @@ class Clock {
   virtual std::int64_t unix_ms() const = 0;
 };
 const Clock& system_clock();
+// A clock that stands still but for its owner: of a recording, of a simulation.
+class ManualClock final : public Clock {
+ public:
+  std::chrono::nanoseconds monotonic() const override { return now_; }
+  std::int64_t unix_ms() const override { return unix_ms_; }
+  void advance(std::chrono::nanoseconds by) {
+    now_ += by;
+    unix_ms_ += std::chrono::duration_cast<std::chrono::milliseconds>(by).count();
+  }
+  void jump_wall_clock(std::int64_t by_ms) { unix_ms_ += by_ms; }  // monotonic() is not moved
+
+ private:
+  std::chrono::nanoseconds now_{0};
+  std::int64_t unix_ms_ = 1'700'000'000'000;
+};
 
 // One direction of a channel. A Sender and a Receiver are each used by one thread.
 class Sender {

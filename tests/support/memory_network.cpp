@@ -1,4 +1,4 @@
-#include "foretoken/protocol/transport_memory.h"
+#include "tests/support/memory_network.h"
 
 #include <algorithm>
 #include <vector>

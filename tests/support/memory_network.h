@@ -15,21 +15,6 @@
 
 namespace foretoken {
 
-class ManualClock final : public Clock {
- public:
-  std::chrono::nanoseconds monotonic() const override { return now_; }
-  std::int64_t unix_ms() const override { return unix_ms_; }
-  void advance(std::chrono::nanoseconds by) {
-    now_ += by;
-    unix_ms_ += std::chrono::duration_cast<std::chrono::milliseconds>(by).count();
-  }
-  void jump_wall_clock(std::int64_t by_ms) { unix_ms_ += by_ms; }  // monotonic() is not moved
-
- private:
-  std::chrono::nanoseconds now_{0};
-  std::int64_t unix_ms_ = 1'700'000'000'000;
-};
-
 struct MemoryFaults {
   double loss = 0;       // probability that a message disappears
   double duplicate = 0;  // probability that it arrives twice
