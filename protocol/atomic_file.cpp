@@ -41,6 +41,13 @@ Status write_file_atomically(const std::filesystem::path& path, std::span<const 
   return Ok{};
 }
 
+Status write_report(const std::filesystem::path& path, const std::string& text) {
+  if (!path.empty() && path != "-")
+    return write_file_atomically(path, std::as_bytes(std::span(text)));
+  fmt::print("{}", text);
+  return Ok{};
+}
+
 void remove_leftovers(const std::filesystem::path& folder) {
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {

@@ -12,6 +12,7 @@
 
 #include "foretoken/protocol/bundle_generated.h"
 #include "protocol/bytes.h"
+#include "protocol/refusal.h"
 
 namespace foretoken {
 namespace {
@@ -32,9 +33,7 @@ void digest(std::span<const std::byte> bytes, std::byte* out) {
                      0);
 }
 
-Error bad_bundle(const char* reason, std::string text) {
-  return Error{ErrorCode::kInvalidInput, fmt::format("{}: bundle: {}", reason, text)};
-}
+constexpr Refusal bad_bundle{"bundle"};
 
 std::size_t block_bytes(TensorType type) { return type == TensorType::kQ8_0 ? 34 : 18; }
 bool is_blocks(TensorType type) { return type == TensorType::kQ8_0 || type == TensorType::kQ4_0; }
@@ -78,8 +77,7 @@ Status read_tensors(const wire::BundleHeader& header, std::span<const std::byte>
                     Bundle& bundle) {
   const auto* infos = header.tensors();
   if (!infos || infos->size() > kMaxTensors) {
-    return bad_bundle(
-        "shape", fmt::format("{} tensors, at most {}", infos ? infos->size() : 0, kMaxTensors));
+    return bad_bundle("shape", "{} tensors, at most {}", infos ? infos->size() : 0, kMaxTensors);
   }
   std::uint64_t end = 0;  // tensors lie in directory order without overlap
   for (const wire::TensorInfo* info : *infos) {
@@ -95,26 +93,25 @@ Status read_tensors(const wire::BundleHeader& header, std::span<const std::byte>
     BundleTensor tensor;
     tensor.type = static_cast<TensorType>(info->dtype());
     if (!info->shape() || info->shape()->size() == 0 || info->shape()->size() > kMaxRank)
-      return bad_bundle("shape", name + ": rank");
+      return bad_bundle("shape", "{}: rank", name);
     tensor.shape.assign(info->shape()->begin(), info->shape()->end());
     const auto size = tensor_bytes(tensor.type, tensor.shape);
     if (!size) {
-      return bad_bundle("shape",
-                        fmt::format("{}: {} of extents [{}] cannot be", name,
-                                    tensor_type_name(tensor.type), fmt::join(tensor.shape, ", ")));
+      return bad_bundle("shape", "{}: {} of extents [{}] cannot be", name,
+                        tensor_type_name(tensor.type), fmt::join(tensor.shape, ", "));
     }
     if (info->offset() % kAlignment != 0 || info->offset() < end ||
         info->offset() > region.size() || *size > region.size() - info->offset()) {
-      return bad_bundle("shape", fmt::format("{}: {} bytes at offset {} in {} bytes", name, *size,
-                                             info->offset(), region.size()));
+      return bad_bundle("shape", "{}: {} bytes at offset {} in {} bytes", name, *size,
+                        info->offset(), region.size());
     }
     end = info->offset() + *size;
     const auto bytes = region.subspan(info->offset(), *size);
     tensor.bytes.assign(bytes.begin(), bytes.end());
     if (const auto at = first_non_finite(tensor))
-      return bad_bundle("non-finite", fmt::format("{}[{}]", name, *at));
+      return bad_bundle("non-finite", "{}[{}]", name, *at);
     if (!bundle.tensors.emplace(name, std::move(tensor)).second) {
-      return bad_bundle("shape", fmt::format("{} appears twice", name));
+      return bad_bundle("shape", "{} appears twice", name);
     }
   }
   return Ok{};
@@ -122,8 +119,8 @@ Status read_tensors(const wire::BundleHeader& header, std::span<const std::byte>
 
 Result<Bundle> parse(std::span<const std::byte> bytes, const TrustedSigners* trusted) {
   if (bytes.size() < kPreambleBytes + kDigestBytes) {
-    return bad_bundle("truncated", fmt::format("found {} bytes, wanted at least {}", bytes.size(),
-                                               kPreambleBytes + kDigestBytes));
+    return bad_bundle("truncated", "found {} bytes, wanted at least {}", bytes.size(),
+                      kPreambleBytes + kDigestBytes);
   }
   if (std::memcmp(bytes.data(), kBundleMagic, sizeof kBundleMagic) != 0) {
     return bad_bundle("magic", "the file does not begin with FTKBUNDL");
@@ -137,17 +134,18 @@ Result<Bundle> parse(std::span<const std::byte> bytes, const TrustedSigners* tru
   const std::uint64_t region_bytes = load<std::uint64_t>(bytes.data() + 16);
   const std::uint32_t seal_bytes = load<std::uint32_t>(bytes.data() + 24);
   if (seal_bytes != kSealBytes || load<std::uint32_t>(bytes.data() + 28) != 0) {
-    return bad_bundle("signature", fmt::format("missing: found {} bytes of signer and signature, "
-                                               "wanted {}",
-                                               seal_bytes, kSealBytes));
+    return bad_bundle("signature",
+                      "missing: found {} bytes of signer and signature, "
+                      "wanted {}",
+                      seal_bytes, kSealBytes);
   }
   const std::size_t region_at = aligned(kPreambleBytes + header_bytes);
   if (region_bytes > bytes.size() || region_at > bytes.size() ||
       region_at + region_bytes + kDigestBytes + kSealBytes != bytes.size()) {
     return bad_bundle("truncated",
-                      fmt::format("found {} bytes, wanted {} of header, {} of tensors, "
-                                  "digest and signature",
-                                  bytes.size(), header_bytes, region_bytes));
+                      "found {} bytes, wanted {} of header, {} of tensors, "
+                      "digest and signature",
+                      bytes.size(), header_bytes, region_bytes);
   }
   // The digest first: an accident is named as one.
   const std::size_t digest_at = region_at + region_bytes;
@@ -159,15 +157,14 @@ Result<Bundle> parse(std::span<const std::byte> bytes, const TrustedSigners* tru
   Bundle bundle;
   std::memcpy(bundle.signer.data(), bytes.data() + digest_at + kDigestBytes, kSignerBytes);
   if (trusted && std::find(trusted->begin(), trusted->end(), bundle.signer) == trusted->end()) {
-    return bad_bundle("signature",
-                      fmt::format("of key {}, which is not trusted", key_id(bundle.signer)));
+    return bad_bundle("signature", "of key {}, which is not trusted", key_id(bundle.signer));
   }
   const std::size_t signature_at = digest_at + kDigestBytes + kSignerBytes;
   Signature signature;
   std::memcpy(signature.data(), bytes.data() + signature_at, signature.size());
   if (!signature_is_valid(bytes.first(signature_at), signature, bundle.signer)) {
-    return bad_bundle("signature", fmt::format("wrong: not made by key {} over these bytes",
-                                               key_id(bundle.signer)));
+    return bad_bundle("signature", "wrong: not made by key {} over these bytes",
+                      key_id(bundle.signer));
   }
   // From here on every byte is the signer's: what follows guards against a wrong or lying one.
   const auto* header_at = reinterpret_cast<const std::uint8_t*>(bytes.data() + kPreambleBytes);
@@ -178,12 +175,8 @@ Result<Bundle> parse(std::span<const std::byte> bytes, const TrustedSigners* tru
   const wire::BundleHeader& header = *wire::GetBundleHeader(header_at);
   bundle.version = {header.version()};
   bundle.parent = {header.parent()};
-  if (!header.model_fingerprint() ||
-      header.model_fingerprint()->size() != bundle.model_fingerprint.size()) {
+  if (!copy_exactly(header.model_fingerprint(), bundle.model_fingerprint))
     return bad_bundle("shape", "the model fingerprint is not 32 bytes");
-  }
-  std::copy(header.model_fingerprint()->begin(), header.model_fingerprint()->end(),
-            bundle.model_fingerprint.begin());
   if (header.kind()) bundle.kind = header.kind()->str();
   bundle.trained_tokens = header.trained_tokens();
   bundle.trained_requests = header.trained_requests();
@@ -193,7 +186,7 @@ Result<Bundle> parse(std::span<const std::byte> bytes, const TrustedSigners* tru
   if (header.verdict()) bundle.verdict = header.verdict()->str();
   if (header.config()) {
     if (header.config()->size() > kMaxConfigBytes)
-      return bad_bundle("shape", fmt::format("config: {} bytes", header.config()->size()));
+      return bad_bundle("shape", "config: {} bytes", header.config()->size());
     bundle.config = header.config()->str();
   }
   if (auto s = read_tensors(header, bytes.subspan(region_at, region_bytes), bundle); !s)

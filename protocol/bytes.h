@@ -2,8 +2,10 @@
 // wire is little-endian; a big-endian host is refused at compile time.
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <span>
 #include <type_traits>
@@ -32,6 +34,14 @@ std::vector<std::byte> to_bytes(std::span<const T> values) {
   std::vector<std::byte> bytes(values.size_bytes());
   if (!bytes.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
   return bytes;
+}
+
+// The bytes of a FlatBuffers vector; false: there is none, or it has another length.
+template <class Vector, std::size_t N>
+bool copy_exactly(const Vector* from, std::array<std::uint8_t, N>& to) {
+  if (!from || from->size() != N) return false;
+  std::memcpy(to.data(), from->data(), N);
+  return true;
 }
 
 // The caller has checked that bytes.size() is a multiple of sizeof(T).

@@ -1,6 +1,7 @@
 #include "foretoken/protocol/control.h"
 
 #include <flatbuffers/flatbuffers.h>
+#include <flatbuffers/util.h>
 #include <fmt/format.h>
 #include <sodium.h>
 
@@ -10,6 +11,7 @@
 #include "foretoken/protocol/control_generated.h"
 #include "foretoken/protocol/signing.h"
 #include "protocol/bytes.h"
+#include "protocol/refusal.h"
 
 namespace foretoken {
 namespace {
@@ -19,9 +21,7 @@ using flatbuffers::FlatBufferBuilder;
 constexpr std::size_t kMaxTextBytes = 4096;  // verdicts and reasons end up in /stats
 constexpr std::size_t kMaxRoundTimes = 256;
 
-Error bad_control(const char* reason, std::string text) {
-  return Error{ErrorCode::kInvalidInput, fmt::format("{}: control: {}", reason, text)};
-}
+constexpr Refusal bad_control{"control"};
 
 template <class Body>
 Message seal_control(MessageType type, FlatBufferBuilder& builder, wire::ControlBody body_type,
@@ -52,25 +52,10 @@ Result<const Body*> body_of(std::span<const Frame> message, MessageType wanted,
   return body;
 }
 
-bool is_utf8(std::string_view text) {
-  while (!text.empty()) {
-    const auto lead = static_cast<unsigned char>(text[0]);
-    const std::size_t length = lead < 0x80           ? 1
-                               : (lead >> 5) == 0x06 ? 2
-                               : (lead >> 4) == 0x0e ? 3
-                               : (lead >> 3) == 0x1e ? 4
-                                                     : 0;
-    if (length == 0 || length > text.size()) return false;
-    std::uint32_t code = length == 1 ? lead : lead & (0x7fu >> length);
-    for (std::size_t i = 1; i < length; ++i) {
-      const auto byte = static_cast<unsigned char>(text[i]);
-      if ((byte & 0xc0) != 0x80) return false;
-      code = code << 6 | (byte & 0x3fu);
-    }
-    constexpr std::uint32_t kLeast[] = {0, 0, 0x80, 0x800, 0x10000};
-    if (code < kLeast[length] || code > 0x10ffff || (code >> 11) == 0x1b) return false;
-    text.remove_prefix(length);
-  }
+bool is_utf8(const std::string& text) {
+  const char* at = text.c_str();
+  while (at < text.c_str() + text.size())
+    if (flatbuffers::FromUTF8(&at) < 0) return false;
   return true;
 }
 
@@ -109,7 +94,7 @@ flatbuffers::Offset<VerdictList> write_verdicts(FlatBufferBuilder& builder,
 Status read_verdicts(const VerdictList* list, std::vector<CandidateVerdict>& verdicts) {
   if (!list) return Ok{};
   if (list->size() > kMaxVerdicts)
-    return bad_control("shape", fmt::format("{} verdicts, at most {}", list->size(), kMaxVerdicts));
+    return bad_control("shape", "{} verdicts, at most {}", list->size(), kMaxVerdicts);
   for (const wire::Verdict* from : *list) {
     CandidateVerdict& verdict = verdicts.emplace_back();
     verdict.candidate = from->candidate();
@@ -120,8 +105,8 @@ Status read_verdicts(const VerdictList* list, std::vector<CandidateVerdict>& ver
     verdict.text = text_of(from->text());
     if (!from->figures()) continue;
     if (from->figures()->size() > kMaxFigures) {
-      return bad_control("shape", fmt::format("{} figures of a verdict, at most {}",
-                                              from->figures()->size(), kMaxFigures));
+      return bad_control("shape", "{} figures of a verdict, at most {}", from->figures()->size(),
+                         kMaxFigures);
     }
     // What could not be computed is NaN; it reaches /stats as null.
     for (const wire::Figure* figure : *from->figures())
@@ -194,12 +179,8 @@ Result<ServerHello> parse_server_hello(std::span<const Frame> message) {
   if (!body) return body.error();
   const wire::ServerHello& from = **body;
   ServerHello hello;
-  if (!from.model_fingerprint() ||
-      from.model_fingerprint()->size() != hello.model_fingerprint.size()) {
+  if (!copy_exactly(from.model_fingerprint(), hello.model_fingerprint))
     return bad_control("shape", "the model fingerprint is not 32 bytes");
-  }
-  std::copy(from.model_fingerprint()->begin(), from.model_fingerprint()->end(),
-            hello.model_fingerprint.begin());
   hello.run = from.run();
   hello.served = {from.served_version()};
   hello.refused = {from.refused_version()};
@@ -215,7 +196,7 @@ Result<ServerHello> parse_server_hello(std::span<const Frame> message) {
   hello.pause = from.pause();
   if (const auto* times = from.round_ms()) {
     if (times->size() > kMaxRoundTimes)
-      return bad_control("shape", fmt::format("{} round times", times->size()));
+      return bad_control("shape", "{} round times", times->size());
     hello.round_ms.assign(times->begin(), times->end());
   }
   const auto is_time = [](float ms) { return std::isfinite(ms) && ms >= 0; };
@@ -234,13 +215,8 @@ Result<TrainerStatus> parse_trainer_status(std::span<const Frame> message) {
   const wire::TrainerStatus& from = **body;
   TrainerStatus status;
   if (from.model_fingerprint()) {
-    ModelFingerprint fingerprint{};
-    if (from.model_fingerprint()->size() != fingerprint.size()) {
+    if (!copy_exactly(from.model_fingerprint(), status.model_fingerprint.emplace()))
       return bad_control("shape", "the model fingerprint is not 32 bytes");
-    }
-    std::copy(from.model_fingerprint()->begin(), from.model_fingerprint()->end(),
-              fingerprint.begin());
-    status.model_fingerprint = fingerprint;
   }
   status.run = from.run();
   status.current = {from.current_version()};
@@ -265,8 +241,8 @@ Result<BundleChunk> parse_bundle_chunk(std::span<const Frame> message) {
   if (from.total_bytes() == 0 || from.total_bytes() > kMaxBundleBytes || size == 0 ||
       size > kMaxChunkBytes || from.offset() > from.total_bytes() ||
       size > from.total_bytes() - from.offset()) {
-    return bad_control("shape", fmt::format("bundle chunk of {} bytes at {} of {}", size,
-                                            from.offset(), from.total_bytes()));
+    return bad_control("shape", "bundle chunk of {} bytes at {} of {}", size, from.offset(),
+                       from.total_bytes());
   }
   return BundleChunk{
       {from.version()}, from.total_bytes(), from.offset(), from.bundle_hash(), message[2]};

@@ -200,7 +200,7 @@ Status KeyFolder::trust(const PublicKeys& keys) const {
   return write_file_atomically(trusted_path(), bytes_of(text));
 }
 
-Result<std::vector<std::string>> KeyFolder::secrets(KeyRole role) const {
+Result<std::vector<CurveKey>> KeyFolder::secrets(KeyRole role) const {
   auto lines = lines_of(secret_path(role), 0077, "0600: a secret is its owner's alone (chmod 600)");
   if (!lines) {
     if (lines.error().code != ErrorCode::kNotFound) return lines.error();
@@ -212,7 +212,13 @@ Result<std::vector<std::string>> KeyFolder::secrets(KeyRole role) const {
   auto words = lines->size() == 1 ? words_of(lines->front()) : std::vector<std::string>();
   if (words.size() != wanted)
     return invalid(secret_path(role), fmt::format("wanted one line of {} keys", wanted));
-  return words;
+  std::vector<CurveKey> keys;
+  for (const std::string& word : words) {
+    auto key = key_from_hex(word);
+    if (!key) return invalid(secret_path(role), key.error().message);
+    keys.push_back(*key);
+  }
+  return keys;
 }
 
 Result<std::vector<PublicKeys>> KeyFolder::trusted() const {
@@ -231,14 +237,12 @@ Result<std::vector<PublicKeys>> KeyFolder::trusted() const {
 }
 
 Result<ServerKeys> KeyFolder::server() const {
-  auto words = secrets(KeyRole::kServer);
-  if (!words) return words.error();
-  auto secret = key_from_hex((*words)[0]);
-  if (!secret) return invalid(secret_path(KeyRole::kServer), secret.error().message);
+  auto secret = secrets(KeyRole::kServer);
+  if (!secret) return secret.error();
   auto peers = trusted();
   if (!peers) return peers.error();
   ServerKeys keys;
-  keys.link.own = CurveKeyPair::from_secret(*secret);
+  keys.link.own = CurveKeyPair::from_secret(secret->front());
   for (const PublicKeys& peer : *peers) {
     if (peer.role != KeyRole::kTrainer) continue;
     keys.link.peers.push_back(peer.curve);
@@ -248,19 +252,13 @@ Result<ServerKeys> KeyFolder::server() const {
 }
 
 Result<TrainerKeys> KeyFolder::trainer() const {
-  auto words = secrets(KeyRole::kTrainer);
-  if (!words) return words.error();
-  auto secret = key_from_hex((*words)[0]);
-  auto seed = key_from_hex((*words)[1]);
-  if (!secret || !seed) {
-    return invalid(secret_path(KeyRole::kTrainer),
-                   (secret ? seed.error() : secret.error()).message);
-  }
+  auto secret = secrets(KeyRole::kTrainer);
+  if (!secret) return secret.error();
   auto peers = trusted();
   if (!peers) return peers.error();
   TrainerKeys keys;
-  keys.link.own = CurveKeyPair::from_secret(*secret);
-  keys.signing = SigningKey::from_seed(*seed);
+  keys.link.own = CurveKeyPair::from_secret(secret->front());
+  keys.signing = SigningKey::from_seed(secret->back());
   for (const PublicKeys& peer : *peers) {
     if (peer.role == KeyRole::kServer) keys.link.peers.push_back(peer.curve);
   }
@@ -274,18 +272,12 @@ Result<TrainerKeys> KeyFolder::trainer() const {
 }
 
 Result<PublicKeys> KeyFolder::public_keys(KeyRole role) const {
-  auto words = secrets(role);
-  if (!words) return words.error();
+  auto secret = secrets(role);
+  if (!secret) return secret.error();
   PublicKeys keys;
   keys.role = role;
-  auto secret = key_from_hex((*words)[0]);
-  if (!secret) return invalid(secret_path(role), secret.error().message);
-  keys.curve = CurveKeyPair::from_secret(*secret).public_key;
-  if (role == KeyRole::kTrainer) {
-    auto seed = key_from_hex((*words)[1]);
-    if (!seed) return invalid(secret_path(role), seed.error().message);
-    keys.signing = SigningKey::from_seed(*seed).public_key();
-  }
+  keys.curve = CurveKeyPair::from_secret(secret->front()).public_key;
+  if (role == KeyRole::kTrainer) keys.signing = SigningKey::from_seed(secret->back()).public_key();
   return keys;
 }
 

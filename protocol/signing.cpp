@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sodium.h>
 
+#include <algorithm>
 #include <cassert>
 #include <cstdlib>
 
@@ -64,30 +65,33 @@ std::string key_id(std::span<const std::uint8_t, 32> public_key) {
 }
 
 std::string to_hex(std::span<const std::uint8_t> bytes) {
-  std::string hex;
-  for (const std::uint8_t byte : bytes) hex += fmt::format("{:02x}", byte);
+  std::string hex(2 * bytes.size() + 1, '\0');
+  sodium_bin2hex(hex.data(), hex.size(), bytes.data(), bytes.size());
+  hex.pop_back();  // its final zero
   return hex;
+}
+
+Result<std::vector<std::uint8_t>> bytes_from_hex(std::string_view hex) {
+  std::vector<std::uint8_t> bytes(hex.size() / 2);
+  std::size_t read = 0;
+  const char* end = nullptr;
+  sodium_hex2bin(bytes.data(), bytes.size(), hex.data(), hex.size(), nullptr, &read, &end);
+  if (2 * read == hex.size()) return bytes;
+  const auto at = end ? std::size_t(end - hex.data()) : 0;
+  return Error{ErrorCode::kInvalidInput, at < hex.size() && hex.size() % 2 == 0
+                                             ? fmt::format("not hexadecimal at {}", at)
+                                             : std::string("an odd number of digits")};
 }
 
 Result<std::array<std::uint8_t, 32>> key_from_hex(std::string_view hex) {
   std::array<std::uint8_t, 32> key{};
-  const auto digit = [](char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-    return -1;
-  };
-  bool good = hex.size() == 2 * key.size();
-  for (std::size_t i = 0; good && i < key.size(); ++i) {
-    const int high = digit(hex[2 * i]), low = digit(hex[2 * i + 1]);
-    good = high >= 0 && low >= 0;
-    key[i] = static_cast<std::uint8_t>(high * 16 + low);
-  }
+  const auto bytes = bytes_from_hex(hex);
   // The text may be a secret: it is not repeated.
-  if (!good) {
+  if (!bytes || bytes->size() != key.size()) {
     return Error{ErrorCode::kInvalidInput,
                  fmt::format("key: found {} characters, wanted 64 hexadecimal digits", hex.size())};
   }
+  std::ranges::copy(*bytes, key.begin());
   return key;
 }
 

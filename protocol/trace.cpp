@@ -10,15 +10,14 @@
 
 #include "foretoken/protocol/trace_generated.h"
 #include "protocol/bytes.h"
+#include "protocol/refusal.h"
 
 namespace foretoken {
 namespace {
 
 using Kind = wire::TraceFrameKind;
 
-Error bad_trace(const char* reason, std::string text) {
-  return Error{ErrorCode::kInvalidInput, fmt::format("{}: trace: {}", reason, text)};
-}
+constexpr Refusal bad_trace{"trace"};
 
 // The arrays of a trace flattened as they travel: one row of the frame table of PROTOCOL.md a
 // member.
@@ -67,21 +66,20 @@ class FrameDirectory {
     const auto* infos = header.frames();
     const std::size_t n_infos = infos ? infos->size() : 0;
     if (n_infos != frames.size()) {
-      return bad_trace("truncated",
-                       fmt::format("frames: found {}, wanted {}", frames.size(), n_infos));
+      return bad_trace("truncated", "frames: found {}, wanted {}", frames.size(), n_infos);
     }
     for (std::size_t i = 0; i < n_infos; ++i) {
       const wire::FrameInfo& info = *infos->Get(static_cast<flatbuffers::uoffset_t>(i));
       const std::uint64_t wanted = std::uint64_t{info.element_bytes()} * info.count();
       if (frames[i].size() != wanted) {
-        return bad_trace("truncated", fmt::format("frame {}: found {} bytes, wanted {}", i,
-                                                  frames[i].size(), wanted));
+        return bad_trace("truncated", "frame {}: found {} bytes, wanted {}", i, frames[i].size(),
+                         wanted);
       }
       const auto kind = static_cast<std::size_t>(info.kind());
       if (kind == 0 || kind >= directory.entries_.size())
         continue;  // of a later minor revision: skipped
       if (directory.entries_[kind].frame) {
-        return bad_trace("shape", fmt::format("frame kind {} appears twice", kind));
+        return bad_trace("shape", "frame kind {} appears twice", kind);
       }
       directory.entries_[kind] = {&frames[i], info.element_bytes()};
     }
@@ -89,17 +87,18 @@ class FrameDirectory {
   }
 
   bool has(Kind kind) const { return entries_[static_cast<std::size_t>(kind)].frame != nullptr; }
-  // Fills `out` with exactly `count` elements. An absent frame is an empty one.
-  template <class T>
-  Status take(Kind kind, std::size_t count, std::vector<T>& out) const {
+  // Fills each vector with exactly `count` elements of its kind. An absent frame is an empty one.
+  template <class T, class... More>
+  Status take(std::size_t count, Kind kind, std::vector<T>& out, More&&... more) const {
     const Entry& entry = entries_[static_cast<std::size_t>(kind)];
     const std::size_t found = entry.frame ? entry.frame->size() / sizeof(T) : 0;
     if ((entry.frame && entry.element_bytes != sizeof(T)) || found != count) {
-      return bad_trace("shape", fmt::format("{}: found {} elements of {} bytes, wanted {} of {}",
-                                            wire::EnumNameTraceFrameKind(kind), found,
-                                            entry.element_bytes, count, sizeof(T)));
+      return bad_trace("shape", "{}: found {} elements of {} bytes, wanted {} of {}",
+                       wire::EnumNameTraceFrameKind(kind), found, entry.element_bytes, count,
+                       sizeof(T));
     }
     if (entry.frame) out = from_bytes<T>(*entry.frame);
+    if constexpr (sizeof...(more) > 0) return take(count, more...);
     return Ok{};
   }
 
@@ -126,18 +125,18 @@ std::size_t sum(std::span<const std::uint8_t> counts) {
 
 Status read_generated(const FrameDirectory& frames, std::size_t n_generated, RequestTrace& trace) {
   Arrays in;
-  if (auto s = frames.take(Kind::CandidateCounts, n_generated, in.candidate_counts); !s)
-    return s.error();
-  if (auto s = frames.take(Kind::TopCounts, n_generated, in.top_counts); !s) return s.error();
-  if (auto s = frames.take(Kind::LogSumExp, n_generated, in.log_sum_exp); !s) return s.error();
-  if (auto s = frames.take(Kind::LogProb, n_generated, in.logprob); !s) return s.error();
+  if (auto s =
+          frames.take(n_generated, Kind::CandidateCounts, in.candidate_counts, Kind::TopCounts,
+                      in.top_counts, Kind::LogSumExp, in.log_sum_exp, Kind::LogProb, in.logprob);
+      !s)
+    return s;
   const std::size_t n_candidates = sum(in.candidate_counts), n_top = sum(in.top_counts);
-  if (auto s = frames.take(Kind::CandidateTokens, n_candidates, in.candidate_tokens); !s)
-    return s.error();
-  if (auto s = frames.take(Kind::CandidateClasses, n_candidates, in.candidate_classes); !s)
-    return s.error();
-  if (auto s = frames.take(Kind::TopIds, n_top, in.top_ids); !s) return s.error();
-  if (auto s = frames.take(Kind::TopLogits, n_top, in.top_logits); !s) return s.error();
+  if (auto s = frames.take(n_candidates, Kind::CandidateTokens, in.candidate_tokens,
+                           Kind::CandidateClasses, in.candidate_classes);
+      !s)
+    return s;
+  if (auto s = frames.take(n_top, Kind::TopIds, in.top_ids, Kind::TopLogits, in.top_logits); !s)
+    return s;
   if (!tokens_valid(in.candidate_tokens) || !tokens_valid(in.top_ids)) {
     return bad_trace("shape", "a candidate or top token id is negative");
   }
@@ -149,16 +148,14 @@ Status read_generated(const FrameDirectory& frames, std::size_t n_generated, Req
   for (std::size_t i = 0; i < n_generated; ++i) {
     GeneratedTokenTrace& generated = trace.generated[i];
     if (in.candidate_counts[i] > kMaxCandidates || in.top_counts[i] > kTeacherTopK) {
-      return bad_trace(
-          "shape",
-          fmt::format("generated token {}: {} candidates and {} top tokens, at most {} and {}", i,
-                      in.candidate_counts[i], in.top_counts[i], kMaxCandidates, kTeacherTopK));
+      return bad_trace("shape",
+                       "generated token {}: {} candidates and {} top tokens, at most {} and {}", i,
+                       in.candidate_counts[i], in.top_counts[i], kMaxCandidates, kTeacherTopK);
     }
     for (int c = 0; c < in.candidate_counts[i]; ++c, ++candidate_at) {
       if (in.candidate_classes[candidate_at] >= kFusionClasses) {
-        return bad_trace("shape",
-                         fmt::format("generated token {}: candidate class {}, wanted below {}", i,
-                                     in.candidate_classes[candidate_at], kFusionClasses));
+        return bad_trace("shape", "generated token {}: candidate class {}, wanted below {}", i,
+                         in.candidate_classes[candidate_at], kFusionClasses);
       }
       generated.candidates.push_back(
           {in.candidate_tokens[candidate_at], in.candidate_classes[candidate_at]});
@@ -170,8 +167,7 @@ Status read_generated(const FrameDirectory& frames, std::size_t n_generated, Req
                                 in.top_logits.begin() + std::ptrdiff_t(top_end));
     if (!std::is_sorted(generated.top_logits.begin(), generated.top_logits.end(),
                         std::greater<>())) {
-      return bad_trace(
-          "shape", fmt::format("generated token {}: top logits are not in descending order", i));
+      return bad_trace("shape", "generated token {}: top logits are not in descending order", i);
     }
     top_at = top_end;
     generated.log_sum_exp = in.log_sum_exp[i];
@@ -191,23 +187,23 @@ Status read_rounds(const FrameDirectory& frames, const wire::TraceHeader& header
     if (round.n_drafted() < 0 || round.n_drafted() > kMaxDraftNodes || round.accepted() < 0 ||
         round.accepted() > round.n_drafted() || round.start() <= previous_start ||
         round.start() >= std::int64_t(trace.tokens.size())) {
-      return bad_trace(
-          "shape",
-          fmt::format("round {}: start {}, {} drafted, {} accepted in a request of {} tokens", i,
-                      round.start(), round.n_drafted(), round.accepted(), trace.tokens.size()));
+      return bad_trace("shape",
+                       "round {}: start {}, {} drafted, {} accepted in a request of {} tokens", i,
+                       round.start(), round.n_drafted(), round.accepted(), trace.tokens.size());
     }
     if (!std::isfinite(round.draft_ms()) || !std::isfinite(round.verify_ms())) {
-      return bad_trace("non-finite", fmt::format("round {}: times", i));
+      return bad_trace("non-finite", "round {}: times", i);
     }
     previous_start = round.start();
     n_drafted += std::uint64_t(round.n_drafted());
   }
   Arrays in;
-  if (auto s = frames.take(Kind::DraftedTokens, n_drafted, in.drafted); !s) return s.error();
-  if (auto s = frames.take(Kind::Confidences, n_drafted, in.confidences); !s) return s.error();
-  if (auto s = frames.take(Kind::DraftKinds, n_drafted, in.draft_kinds); !s) return s.error();
+  if (auto s = frames.take(n_drafted, Kind::DraftedTokens, in.drafted, Kind::Confidences,
+                           in.confidences, Kind::DraftKinds, in.draft_kinds);
+      !s)
+    return s;
   if (frames.has(Kind::DraftParents)) {
-    if (auto s = frames.take(Kind::DraftParents, n_drafted, in.parents); !s) return s.error();
+    if (auto s = frames.take(n_drafted, Kind::DraftParents, in.parents); !s) return s;
   }
   if (!tokens_valid(in.drafted)) return bad_trace("shape", "a drafted token id is negative");
   if (!all_finite(in.confidences)) return bad_trace("non-finite", "a confidence is not finite");
@@ -225,14 +221,13 @@ Status read_rounds(const FrameDirectory& frames, const wire::TraceHeader& header
     round.control = from.control();
     for (int d = 0; d < from.n_drafted(); ++d, ++at) {
       if (in.draft_kinds[at] >= kSpeculatorKinds) {
-        return bad_trace("shape", fmt::format("round {}: speculator kind {}, wanted below {}", i,
-                                              in.draft_kinds[at], kSpeculatorKinds));
+        return bad_trace("shape", "round {}: speculator kind {}, wanted below {}", i,
+                         in.draft_kinds[at], kSpeculatorKinds);
       }
       if (!in.parents.empty()) {
         if (in.parents[at] < -1 || in.parents[at] >= d) {
-          return bad_trace(
-              "shape", fmt::format("round {}: drafted token {} follows {}, wanted -1 to {}", i, d,
-                                   in.parents[at], d - 1));
+          return bad_trace("shape", "round {}: drafted token {} follows {}, wanted -1 to {}", i, d,
+                           in.parents[at], d - 1);
         }
         round.parents.push_back(in.parents[at]);
       }
@@ -286,8 +281,8 @@ Status read_policy(const FrameDirectory& frames, const wire::TraceHeader& header
                    RequestTrace& trace) {
   const std::size_t n_rounds = header.policy_rounds() ? header.policy_rounds()->size() : 0;
   if (n_rounds != 0 && n_rounds != trace.rounds.size()) {
-    return bad_trace("shape", fmt::format("{} rounds of the policy, wanted none or {}", n_rounds,
-                                          trace.rounds.size()));
+    return bad_trace("shape", "{} rounds of the policy, wanted none or {}", n_rounds,
+                     trace.rounds.size());
   }
   PolicyLog& log = trace.policy;
   std::size_t n_jobs = 0, n_costs = 0, n_told = 0;
@@ -321,24 +316,23 @@ Status read_policy(const FrameDirectory& frames, const wire::TraceHeader& header
              .random = in.random(),
              .cost = in.cost(),
              .head_steps = in.head_steps()};
-    if (!is_sane(round)) return bad_trace("shape", fmt::format("round {}: the policy's state", i));
+    if (!is_sane(round)) return bad_trace("shape", "round {}: the policy's state", i);
     n_jobs += std::size_t(round.n_jobs);
     n_costs += std::size_t(round.n_costs);
     n_told += std::size_t(round.n_told);
   }
   const std::size_t found = header.policy_jobs() ? header.policy_jobs()->size() : 0;
-  if (found != n_jobs)
-    return bad_trace("shape", fmt::format("{} jobs of the policy, wanted {}", found, n_jobs));
+  if (found != n_jobs) return bad_trace("shape", "{} jobs of the policy, wanted {}", found, n_jobs);
   for (std::size_t i = 0; i < found; ++i) {
     const wire::PolicyJob& in = *header.policy_jobs()->Get(flatbuffers::uoffset_t(i));
     log.jobs.push_back({in.max_tokens(), in.n_tokens(), in.model_lag(), in.head_ready()});
     if (in.max_tokens() < 0 || in.n_tokens() < 0 || in.model_lag() < 0)
-      return bad_trace("shape", fmt::format("job {} of the policy: a negative count", i));
+      return bad_trace("shape", "job {} of the policy: a negative count", i);
   }
-  if (auto s = frames.take(Kind::PolicyCosts, n_costs, log.costs); !s) return s.error();
-  if (auto s = frames.take(Kind::PolicySeen, n_costs, log.seen); !s) return s.error();
-  if (auto s = frames.take(Kind::PolicyTold, n_told, log.told); !s) return s.error();
-  if (auto s = frames.take(Kind::PolicyToldAs, n_told, log.told_as); !s) return s.error();
+  if (auto s = frames.take(n_costs, Kind::PolicyCosts, log.costs, Kind::PolicySeen, log.seen); !s)
+    return s;
+  if (auto s = frames.take(n_told, Kind::PolicyTold, log.told, Kind::PolicyToldAs, log.told_as); !s)
+    return s;
   const auto is_cost = [](double value) { return std::isfinite(value) && value > 0; };
   const auto is_probability = [](float value) { return value >= 0 && value <= 1; };
   if (!std::ranges::all_of(log.costs, is_cost) || !std::ranges::all_of(log.told, is_probability))
@@ -471,12 +465,8 @@ Result<RequestTrace> parse_trace(std::span<const Frame> message) {
   constexpr std::size_t kMaxLabelBytes = 256;
   if (header.domain()) trace.domain = header.domain()->str().substr(0, kMaxLabelBytes);
   if (header.key_id()) trace.key_id = header.key_id()->str().substr(0, kMaxLabelBytes);
-  if (!header.model_fingerprint() ||
-      header.model_fingerprint()->size() != trace.model_fingerprint.size()) {
+  if (!copy_exactly(header.model_fingerprint(), trace.model_fingerprint))
     return bad_trace("shape", "the model fingerprint is not 32 bytes");
-  }
-  std::copy(header.model_fingerprint()->begin(), header.model_fingerprint()->end(),
-            trace.model_fingerprint.begin());
   if (auto s = read_sampling(header, trace.sampling); !s) return s.error();
   trace.unix_ms = header.unix_ms();
   trace.n_prompt = header.n_prompt();
@@ -488,7 +478,7 @@ Result<RequestTrace> parse_trace(std::span<const Frame> message) {
   auto frames = FrameDirectory::read(header, message.subspan(2));
   if (!frames) return frames.error();
   const auto n_tokens = std::size_t(std::int64_t{trace.n_prompt} + n_generated);
-  if (auto s = frames->take(Kind::Tokens, n_tokens, trace.tokens); !s) return s.error();
+  if (auto s = frames->take(n_tokens, Kind::Tokens, trace.tokens); !s) return s.error();
   if (!tokens_valid(trace.tokens)) return bad_trace("shape", "a token id is negative");
   if (auto s = read_generated(*frames, std::size_t(n_generated), trace); !s) return s.error();
   if (auto s = read_rounds(*frames, header, trace); !s) return s.error();
@@ -502,23 +492,18 @@ Result<RequestTrace> parse_trace(std::span<const Frame> message) {
   if (trace.n_taps < 0 || trace.n_taps > kMaxTaps || trace.tap_width < 0 ||
       trace.tap_width > kMaxTapWidth || n_positions < 0 || trace.tap_first < 0 ||
       trace.tap_first + n_positions > std::int64_t(n_tokens)) {
-    return bad_trace(
-        "shape", fmt::format("taps: [{}, {}, {}] from position {} of {}", n_positions, trace.n_taps,
-                             trace.tap_width, trace.tap_first, n_tokens));
+    return bad_trace("shape", "taps: [{}, {}, {}] from position {} of {}", n_positions,
+                     trace.n_taps, trace.tap_width, trace.tap_first, n_tokens);
   }
   if (const auto* layers = header.tap_layers()) {
     if (layers->size() != std::size_t(trace.n_taps))
-      return bad_trace("shape",
-                       fmt::format("{} tap layers of {} taps", layers->size(), trace.n_taps));
+      return bad_trace("shape", "{} tap layers of {} taps", layers->size(), trace.n_taps);
     trace.tap_layers.assign(layers->begin(), layers->end());
   }
   const auto n_scales = std::size_t(n_positions * trace.n_taps);
-  if (auto s = frames->take(Kind::TapScales, n_scales, trace.tap_scales); !s) return s.error();
-  if (auto s =
-          frames->take(Kind::TapValues, n_scales * std::size_t(trace.tap_width), trace.tap_values);
-      !s) {
-    return s.error();
-  }
+  if (auto s = frames->take(n_scales, Kind::TapScales, trace.tap_scales); !s) return s.error();
+  const std::size_t n_values = n_scales * std::size_t(trace.tap_width);
+  if (auto s = frames->take(n_values, Kind::TapValues, trace.tap_values); !s) return s.error();
   if (!all_finite(trace.tap_scales)) return bad_trace("non-finite", "a tap scale is not finite");
   return trace;
 }

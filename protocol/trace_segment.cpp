@@ -94,64 +94,97 @@ std::vector<fs::path> segment_files(const fs::path& path) {
   return files;
 }
 
+// The records of one file, one after another.
+class RecordFile {
+ public:
+  RecordFile(const fs::path& path, int flags) : file_(::open(path.c_str(), flags | O_CLOEXEC)) {
+    good_ = file_ && read_exactly(file_.get(), header_) &&
+            std::memcmp(header_, kFileMagic, sizeof kFileMagic) == 0;
+    if (!good_) return;
+    whole_ = load<std::uint32_t>(header_ + 8) == kFormatVersion && header_matches();
+    sequence_ = load<std::uint64_t>(header_ + 16) - 1;
+    end_ = ::lseek(file_.get(), 0, SEEK_END);
+  }
+  const Descriptor& file() const { return file_; }
+  bool good() const { return good_; }    // it begins as a segment does
+  bool whole() const { return whole_; }  // and its header is of this format and undamaged
+  bool torn() const { return torn_; }    // next() ended before the file's end
+
+  // Goes to the next record, reading its header; false: there is none that could be read.
+  bool next() {
+    at_ = next_;
+    if (at_ >= end_) return false;
+    ::lseek(file_.get(), at_, SEEK_SET);
+    torn_ = !read_exactly(file_.get(), header_) ||
+            std::memcmp(header_, kRecordMagic, sizeof kRecordMagic) != 0 || !header_matches();
+    if (torn_) return false;
+    const auto bytes = load<std::uint64_t>(header_ + 8);
+    torn_ = bytes > kMaxPayloadBytes || bytes > std::uint64_t(end_ - at_) - kHeaderBytes;
+    if (torn_) return false;
+    payload_bytes_ = bytes;
+    next_ = at_ + off_t(kHeaderBytes + bytes);
+    ++sequence_;
+    return true;
+  }
+  std::uint64_t sequence() const { return sequence_; }
+  bool forgotten() const { return load<std::uint32_t>(header_ + 4) == kForgotten; }
+  // Of this record; false: it could not be read.
+  bool read() {
+    payload_.resize(payload_bytes_);
+    torn_ = !read_exactly(file_.get(), payload_);
+    return !torn_;
+  }
+  std::optional<Message> message() const {  // nullopt: damaged
+    return content_hash(payload_) == load<std::uint64_t>(header_ + 16) ? read_payload(payload_)
+                                                                       : std::nullopt;
+  }
+  // Overwrites this record with zeros, the payload first: between the two writes it is a damaged
+  // one. false: errno says why.
+  bool forget() {
+    std::fill(payload_.begin(), payload_.end(), std::byte{0});
+    flag_forgotten(header_, content_hash(payload_));
+    ::lseek(file_.get(), at_ + off_t(kHeaderBytes), SEEK_SET);
+    if (!write_all(file_.get(), payload_)) return false;
+    ::lseek(file_.get(), at_, SEEK_SET);
+    return write_all(file_.get(), header_);
+  }
+
+ private:
+  bool header_matches() const {
+    return load<std::uint64_t>(header_ + 24) == content_hash({header_, 24});
+  }
+  const Descriptor file_;
+  std::byte header_[kHeaderBytes];
+  bool good_ = false, whole_ = false, torn_ = false;
+  off_t at_ = 0, next_ = off_t(kHeaderBytes), end_ = 0;
+  std::uint64_t sequence_ = 0, payload_bytes_ = 0;
+  std::vector<std::byte> payload_;
+};
+
 // Visits one file; false: the visitor has had enough. `next_sequence` becomes one past the last
 // record seen.
 bool read_file_records(const fs::path& path, std::uint64_t from_sequence, SegmentReadStats& stats,
                        std::uint64_t& next_sequence,
                        const std::function<bool(std::uint64_t, Message)>& visit) {
-  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  std::byte header[kHeaderBytes];
-  if (!file || !read_exactly(file.get(), header) ||
-      std::memcmp(header, kFileMagic, sizeof kFileMagic) != 0 ||
-      load<std::uint32_t>(header + 8) != kFormatVersion ||
-      load<std::uint64_t>(header + 24) != content_hash({header, 24})) {
+  RecordFile file(path, O_RDONLY);
+  if (!file.whole()) {
     ++stats.torn_files;
     return true;
   }
-  const off_t end = ::lseek(file.get(), 0, SEEK_END);
-  off_t at = ::lseek(file.get(), off_t(kHeaderBytes), SEEK_SET);
-  std::uint64_t sequence = load<std::uint64_t>(header + 16);
-  std::vector<std::byte> payload;
-  while (at < end) {
-    if (!read_exactly(file.get(), header) ||
-        std::memcmp(header, kRecordMagic, sizeof kRecordMagic) != 0 ||
-        load<std::uint64_t>(header + 24) != content_hash({header, 24})) {
-      ++stats.torn_files;
-      break;
-    }
-    const auto payload_bytes = load<std::uint64_t>(header + 8);
-    if (payload_bytes > kMaxPayloadBytes ||
-        payload_bytes > std::uint64_t(end - at) - kHeaderBytes) {
-      ++stats.torn_files;
-      break;
-    }
-    at += off_t(kHeaderBytes + payload_bytes);
-    next_sequence = std::max(next_sequence, sequence + 1);
-    if (sequence < from_sequence) {
-      ::lseek(file.get(), at, SEEK_SET);
-      ++sequence;
-      continue;
-    }
-    payload.resize(payload_bytes);
-    if (!read_exactly(file.get(), payload)) {
-      ++stats.torn_files;
-      break;
-    }
-    if (load<std::uint32_t>(header + 4) == kForgotten) {
+  while (file.next()) {
+    next_sequence = std::max(next_sequence, file.sequence() + 1);
+    if (file.sequence() < from_sequence) continue;
+    if (!file.read()) break;
+    if (file.forgotten()) {
       ++stats.forgotten;
-      ++sequence;
-      continue;
-    }
-    auto message = content_hash(payload) == load<std::uint64_t>(header + 16) ? read_payload(payload)
-                                                                             : std::nullopt;
-    if (message) {
+    } else if (auto message = file.message()) {
       ++stats.records;
-      if (!visit(sequence, std::move(*message))) return false;
+      if (!visit(file.sequence(), std::move(*message))) return false;
     } else {
       ++stats.skipped;
     }
-    ++sequence;
   }
+  stats.torn_files += file.torn();
   return true;
 }
 
@@ -181,52 +214,22 @@ Result<std::uint64_t> forget_records(const fs::path& path,
     const auto failed = [&name] {
       return Error{ErrorCode::kIo, fmt::format("{}: {}", name.string(), std::strerror(errno))};
     };
-    const Descriptor file(::open(name.c_str(), O_RDWR | O_CLOEXEC));
-    if (!file) {
+    RecordFile records(name, O_RDWR);
+    if (!records.file()) {
       if (errno == ENOENT) continue;  // deleted by the writer meanwhile
       return failed();
     }
-    std::byte header[kHeaderBytes];
-    if (!read_exactly(file.get(), header) ||
-        std::memcmp(header, kFileMagic, sizeof kFileMagic) != 0)
-      continue;
-    const off_t end = ::lseek(file.get(), 0, SEEK_END);
-    off_t at = ::lseek(file.get(), off_t(kHeaderBytes), SEEK_SET);
     bool changed = false;
-    std::vector<std::byte> payload;
-    while (at + off_t(kHeaderBytes) <= end) {
-      ::lseek(file.get(), at, SEEK_SET);
-      if (!read_exactly(file.get(), header) ||
-          std::memcmp(header, kRecordMagic, sizeof kRecordMagic) != 0 ||
-          load<std::uint64_t>(header + 24) != content_hash({header, 24}))
-        break;
-      const auto payload_bytes = load<std::uint64_t>(header + 8);
-      if (payload_bytes > kMaxPayloadBytes ||
-          payload_bytes > std::uint64_t(end - at) - kHeaderBytes)
-        break;
-      const off_t next = at + off_t(kHeaderBytes + payload_bytes);
-      payload.resize(payload_bytes);
-      if (!read_exactly(file.get(), payload)) break;
-      if (load<std::uint32_t>(header + 4) != kForgotten) {
-        // What cannot be read cannot be shown not to be meant: a damaged record goes as well.
-        const auto message = content_hash(payload) == load<std::uint64_t>(header + 16)
-                                 ? read_payload(payload)
-                                 : std::nullopt;
-        if (!message || forget(*message)) {
-          std::fill(payload.begin(), payload.end(), std::byte{0});
-          // The payload first: between the two writes the record is a damaged one.
-          flag_forgotten(header, content_hash(payload));
-          ::lseek(file.get(), at + off_t(kHeaderBytes), SEEK_SET);
-          if (!write_all(file.get(), payload)) return failed();
-          ::lseek(file.get(), at, SEEK_SET);
-          if (!write_all(file.get(), header)) return failed();
-          changed = true;
-          ++forgotten;
-        }
-      }
-      at = next;
+    while (records.good() && records.next() && records.read()) {
+      if (records.forgotten()) continue;
+      // What cannot be read cannot be shown not to be meant: a damaged record goes as well.
+      const auto message = records.message();
+      if (message && !forget(*message)) continue;
+      if (!records.forget()) return failed();
+      changed = true;
+      ++forgotten;
     }
-    if (changed && ::fsync(file.get()) != 0) return failed();
+    if (changed && ::fsync(records.file().get()) != 0) return failed();
   }
   return forgotten;
 }

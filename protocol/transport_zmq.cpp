@@ -176,21 +176,26 @@ class Retry {
   std::chrono::steady_clock::time_point next_{};
 };
 
+// A socket with what it needs to live: its context, the door's keeper, its way back.
+struct Channel {
+  Channel(std::shared_ptr<zmq::context_t> context_in, zmq::socket_type type, int high_water_mark)
+      : context(std::move(context_in)), socket(*context, type) {
+    configure(socket, high_water_mark);
+  }
+  std::shared_ptr<zmq::context_t> context;  // outlives the socket
+  std::shared_ptr<CurveAuthenticator> curve_authenticator;
+  Retry retry;
+  zmq::socket_t socket;
+};
+
 class ZmqSender final : public Sender {
  public:
   ZmqSender(std::shared_ptr<zmq::context_t> context, int high_water_mark)
-      : context_(std::move(context)), socket_(*context_, zmq::socket_type::push) {
-    configure(socket_, high_water_mark);
-  }
-  zmq::socket_t& socket() { return socket_; }
-  void keep(std::shared_ptr<CurveAuthenticator> curve_authenticator) {
-    curve_authenticator_ = std::move(curve_authenticator);
-  }
-  void retry(Retry retry) { retry_ = std::move(retry); }
+      : channel(std::move(context), zmq::socket_type::push, high_water_mark) {}
 
   bool try_send(Message message) override {
     try {
-      retry_.turn(socket_);
+      channel.retry.turn(channel.socket);
       for (std::size_t i = 0; i < message.size(); ++i) {
         // Handed over without a copy: ZeroMQ frees the frame from its own thread once it is sent.
         auto* frame = new Frame(std::move(message[i]));
@@ -199,7 +204,7 @@ class ZmqSender final : public Sender {
             [](void*, void* hint) { delete static_cast<Frame*>(hint); }, frame);
         const auto more = i + 1 < message.size() ? zmq::send_flags::sndmore : zmq::send_flags::none;
         // A multipart message is atomic: once its first part is taken, the rest is.
-        if (!socket_.send(part, zmq::send_flags::dontwait | more)) return false;
+        if (!channel.socket.send(part, zmq::send_flags::dontwait | more)) return false;
       }
       return true;
     } catch (const zmq::error_t&) {
@@ -208,41 +213,30 @@ class ZmqSender final : public Sender {
   }
   bool ready() override {
     try {
-      retry_.turn(socket_);
-      return (socket_.get(zmq::sockopt::events) & ZMQ_POLLOUT) != 0;
+      channel.retry.turn(channel.socket);
+      return (channel.socket.get(zmq::sockopt::events) & ZMQ_POLLOUT) != 0;
     } catch (const zmq::error_t&) {
       return false;
     }
   }
 
- private:
-  std::shared_ptr<zmq::context_t> context_;  // outlives the socket
-  std::shared_ptr<CurveAuthenticator> curve_authenticator_;
-  Retry retry_;
-  zmq::socket_t socket_;
+  Channel channel;
 };
 
 class ZmqReceiver final : public Receiver {
  public:
   ZmqReceiver(std::shared_ptr<zmq::context_t> context, int high_water_mark)
-      : context_(std::move(context)), socket_(*context_, zmq::socket_type::pull) {
-    configure(socket_, high_water_mark);
-  }
-  zmq::socket_t& socket() { return socket_; }
-  void keep(std::shared_ptr<CurveAuthenticator> curve_authenticator) {
-    curve_authenticator_ = std::move(curve_authenticator);
-  }
-  void retry(Retry retry) { retry_ = std::move(retry); }
+      : channel(std::move(context), zmq::socket_type::pull, high_water_mark) {}
 
   std::optional<Message> try_receive() override {
     try {
-      retry_.turn(socket_);
+      channel.retry.turn(channel.socket);
       Message message;
       std::size_t bytes = 0;
       bool too_large = false;
       for (bool more = true; more;) {
         zmq::message_t part;
-        if (!socket_.recv(part, zmq::recv_flags::dontwait)) return std::nullopt;
+        if (!channel.socket.recv(part, zmq::recv_flags::dontwait)) return std::nullopt;
         more = part.more();
         bytes += part.size();
         // A message over the limits is read to its end and handed on without its frames, so that it
@@ -263,41 +257,44 @@ class ZmqReceiver final : public Receiver {
 
   bool wait(milliseconds at_most) override {
     try {
-      zmq::pollitem_t item{socket_.handle(), 0, ZMQ_POLLIN, 0};
+      zmq::pollitem_t item{channel.socket.handle(), 0, ZMQ_POLLIN, 0};
       return zmq::poll(&item, 1, at_most) > 0;
     } catch (const zmq::error_t&) {  // EINTR: a signal; the caller looks at its stop flag
       return false;
     }
   }
 
- private:
-  std::shared_ptr<zmq::context_t> context_;
-  std::shared_ptr<CurveAuthenticator> curve_authenticator_;
-  Retry retry_;
-  zmq::socket_t socket_;
+  Channel channel;
 };
 
 enum class Role { kServer, kTrainer };
 
-void secure(zmq::socket_t& socket, const LinkKeys& keys, Role role) {
+void secure(Channel& channel, const LinkKeys& keys, Role role,
+            const std::shared_ptr<CurveAuthenticator>& curve_authenticator,
+            const std::string& endpoint) {
   if (role == Role::kServer) {
-    socket.set(zmq::sockopt::curve_server, true);
+    channel.socket.set(zmq::sockopt::curve_server, true);
     // The curve_authenticator's door is bound before these sockets are and outlives them: libzmq
     // would let everybody in who knows the server's key if there were none.
-    socket.set(zmq::sockopt::zap_domain, "foretoken");
+    channel.socket.set(zmq::sockopt::zap_domain, "foretoken");
   } else {
-    socket.set(zmq::sockopt::curve_serverkey, buffer_of(keys.peers.front()));
-    socket.set(zmq::sockopt::curve_publickey, buffer_of(keys.own.public_key));
+    channel.socket.set(zmq::sockopt::curve_serverkey, buffer_of(keys.peers.front()));
+    channel.socket.set(zmq::sockopt::curve_publickey, buffer_of(keys.own.public_key));
   }
-  socket.set(zmq::sockopt::curve_secretkey, buffer_of(keys.own.secret));
+  channel.socket.set(zmq::sockopt::curve_secretkey, buffer_of(keys.own.secret));
+  auto failed = curve_authenticator->watch(channel.socket);
+  if (role == Role::kTrainer) channel.retry = {endpoint, std::move(failed)};
+  channel.curve_authenticator = curve_authenticator;
 }
 
-void attach(zmq::socket_t& socket, const std::string& endpoint, Role role) {
+// Binds or connects. The endpoint as bound.
+std::string attach(Channel& channel, const std::string& endpoint, Role role) {
   if (role == Role::kServer) {
-    socket.bind(endpoint);
+    channel.socket.bind(endpoint);
   } else {
-    socket.connect(endpoint);
+    channel.socket.connect(endpoint);
   }
+  return channel.socket.get(zmq::sockopt::last_endpoint);
 }
 
 // The server sends on `traces` and the trainer on `weights`.
@@ -317,27 +314,17 @@ Result<Link> open_link(const LinkEndpoints& endpoints, Role role) {
       }
       const auto curve_authenticator = std::make_shared<CurveAuthenticator>(
           context, endpoints.keys->peers, role == Role::kServer);
-      secure(sender->socket(), *endpoints.keys, role);
-      secure(receiver->socket(), *endpoints.keys, role);
-      auto sender_failed = curve_authenticator->watch(sender->socket());
-      auto receiver_failed = curve_authenticator->watch(receiver->socket());
-      if (role == Role::kTrainer) {
-        sender->retry({out, std::move(sender_failed)});
-        receiver->retry({in, std::move(receiver_failed)});
-      }
+      secure(sender->channel, *endpoints.keys, role, curve_authenticator, out);
+      secure(receiver->channel, *endpoints.keys, role, curve_authenticator, in);
       curve_authenticator->start();
-      sender->keep(curve_authenticator);
-      receiver->keep(curve_authenticator);
       link.peers_refused = curve_authenticator->refused();
     }
-    attach(sender->socket(), out, role);
-    attaching = &in;
-    attach(receiver->socket(), in, role);
     link.endpoints = endpoints;
     (role == Role::kServer ? link.endpoints.traces : link.endpoints.weights) =
-        sender->socket().get(zmq::sockopt::last_endpoint);
+        attach(sender->channel, out, role);
+    attaching = &in;
     (role == Role::kServer ? link.endpoints.weights : link.endpoints.traces) =
-        receiver->socket().get(zmq::sockopt::last_endpoint);
+        attach(receiver->channel, in, role);
     link.sender = std::move(sender);
     link.receiver = std::move(receiver);
     return link;

@@ -77,7 +77,8 @@ class KeyFolder {
   std::filesystem::path public_path(KeyRole role) const;
   std::filesystem::path trusted_path() const { return folder_ / "trusted"; }
   Result<PublicKeys> make_pair(KeyRole role) const;
-  Result<std::vector<std::string>> secrets(KeyRole role) const;  // as hexadecimal digits
+  // The CURVE secret; of a trainer also the seed of its signing key.
+  Result<std::vector<CurveKey>> secrets(KeyRole role) const;
   std::filesystem::path folder_;
 };
 

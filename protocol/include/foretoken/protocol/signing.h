@@ -41,6 +41,8 @@ bool signature_is_valid(std::span<const std::byte> bytes, const Signature& signa
 // A short name of a public key for logs and listings: 16 hexadecimal digits of its BLAKE2b hash.
 std::string key_id(std::span<const std::uint8_t, 32> public_key);
 std::string to_hex(std::span<const std::uint8_t> bytes);
+// Errors: a character that is no digit, an odd number of them.
+Result<std::vector<std::uint8_t>> bytes_from_hex(std::string_view hex);
 // Errors: "key: ..." for anything but 64 hexadecimal digits.
 Result<std::array<std::uint8_t, 32>> key_from_hex(std::string_view hex);
 
