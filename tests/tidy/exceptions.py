@@ -19,7 +19,6 @@ LONG_FUNCTIONS = {
     "runtime/evaluate/tap_check.cpp check_taps": "one probe: its text, its prefill, its three readings and their comparison",
     "runtime/observe/metrics.cpp engine_families": "a list: one statement a metric",
     "runtime/text/jinja/builtins.cpp filters": "a table: one entry a filter",
-    "trainer/offline/gate_replay.cpp replay_gate": "one recording from beginning to end",
     "trainer/offline/offline.cpp train_offline": "one recording from beginning to end",
 }
 
@@ -27,7 +26,6 @@ LONG_FUNCTIONS = {
 DUPLICATES = {
     "kernels/cpu/types/bf16.h kernels/cpu/types/f16.h": "a weight type is a file of its own (docs/ADDING.md)",
     "runtime/files/gguf.cpp runtime/files/safetensors.cpp": "open(path) and parse(bytes) of two formats",
-    "trainer/head/eagle3_learner.* trainer/head/head_learner.*": "the same interface over two heads, each line of it a call",
 }
 
 # Sources without a test of their name and whose header no test includes: what tests them instead.

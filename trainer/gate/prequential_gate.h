@@ -1,26 +1,11 @@
-// The gate: no weights leave the trainer unproven. Prequential: a candidate is a frozen snapshot,
-// and only requests that arrive after it score it, while the learner trains on. Up to kTrials
-// candidates are on trial at once, each half as much again trained as the one before: a first
-// snapshot that knows too little does not keep better ones waiting. Replay-exact: with
-// drafter-invariant sampling what a drafter would have had accepted is a function of the logged
-// request, so candidate and served weights are walked over it with the very kernels and quantised
-// weights that serve, each in the whole portfolio (n-grams included).
-// - Cost of a request: the predicted time of its rounds from the server's measured round costs, the
-//   head's included, with drafts as long as they pay, as the server's policy has them: at one
-//   fixed length a head would be charged for steps that the server does not take. What a head costs
-//   more than it brings makes it slower here too.
-// - Tiers: a candidate is judged as fusion alone and, if it has one, as fusion and head; of the
-//   tiers that pass, the faster is published. Each spends half of the candidate's error.
-// - Verdict: runtime/evaluate/sequential_test.h; errors are 1/100 a day over all trials.
-// - Staleness: a candidate that is neither promoted nor given up within most_requests(), or before
-//   the next snapshot needs its place, is replaced.
-// - Warm-up: how sure each kind may be is learned from outcomes, so a trial begins by walking the
-//   requests before its snapshot (warm()), for what serves and for the candidate alike, and counts
-//   nothing of them. From nothing a head's calibration cost it 2 % over the first hundred requests.
-//   (It has learned from those before, and is too sure of itself at first: that is against it.)
-//   After a promotion or a restart nobody begins from nothing either.
-// - A promotion ends the trials of older candidates; newer ones begin again, against what serves
-//   now and with an error of their own.
+// The gate: no weights leave the trainer unproven. A candidate is a frozen snapshot, and only
+// requests that arrive after it score it, while the learner trains on (prequential), by walking the
+// logged request with the kernels and quantised weights that serve, whole portfolio and all
+// (replay-exact). Cost: the predicted time of the rounds at the server's measured costs, the head's
+// included, drafts as long as they pay, as the server's policy has them. Verdict:
+// runtime/evaluate/sequential_test.h, 1/100 a day of errors over all trials; each tier, fusion
+// alone and fusion with head, spends half of its candidate's, and the faster of those that pass is
+// published. When a trial begins, ends and begins again: trainer/README.md, "The gate".
 // Pure state machine: no I/O, the wall clock is passed in; its state is plain data for the
 // checkpoint. One thread.
 #pragma once

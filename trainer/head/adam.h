@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -17,6 +16,31 @@
 #include "trainer/learner/state_map.h"
 
 namespace foretoken::trainer {
+
+// As name.0, name.1, ...
+inline void put(StateMap& map, const std::string& name, const std::vector<torch::Tensor>& tensors) {
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto t = tensors[i].contiguous();
+    map.put(name + "." + std::to_string(i),
+            std::span<const float>(t.data_ptr<float>(), std::size_t(t.numel())));
+  }
+}
+
+// False: one is missing, of another size, or not finite.
+inline bool get(const StateMap& map, const std::string& name,
+                const std::vector<torch::Tensor>& tensors) {
+  torch::NoGradGuard no_grad;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto values = map.get<float>(name + "." + std::to_string(i));
+    if (std::int64_t(values.size()) != tensors[i].numel()) return false;
+    for (const float v : values) {
+      if (!std::isfinite(v)) return false;
+    }
+    tensors[i].detach().copy_(
+        torch::from_blob(const_cast<float*>(values.data()), tensors[i].sizes(), torch::kFloat32));
+  }
+  return true;
+}
 
 // AdamW without decay over some parameters, in one pass over memory a step.
 class Adam {
@@ -43,11 +67,26 @@ class Adam {
     for (const torch::Tensor& p : parameters_) out.push_back(p.detach());
     return out;
   }
-  std::vector<torch::Tensor> first_, second_, steps_;
+  // Its moments and counts, under names that begin so.
+  void save(StateMap& map, const std::string& prefix) const {
+    put(map, prefix + "first", first_);
+    put(map, prefix + "second", second_);
+    put(map, prefix + "steps", steps_);
+  }
+  bool restore(const StateMap& map, const std::string& prefix) {
+    return get(map, prefix + "first", first_) && get(map, prefix + "second", second_) &&
+           get(map, prefix + "steps", steps_);
+  }
 
  private:
-  std::vector<torch::Tensor> parameters_;
+  std::vector<torch::Tensor> parameters_, first_, second_, steps_;
 };
+
+// To the parameter's gradient, from nothing where it has none.
+inline void add_gradient(const torch::Tensor& parameter, const torch::Tensor& value) {
+  if (!parameter.grad().defined()) parameter.mutable_grad() = torch::zeros_like(parameter);
+  parameter.mutable_grad().add_(value);
+}
 
 // Sums of gradients times `scale`, cut back to a norm of `clip`. False: they are not finite.
 inline bool scale_and_clip(const std::vector<torch::Tensor>& gradients, double scale, double clip) {
@@ -69,37 +108,6 @@ inline void move_average(std::vector<torch::Tensor> average, const std::vector<t
   torch::NoGradGuard no_grad;
   at::_foreach_lerp_(average, now,
                      1 - std::min(decay, (1.0 + double(step)) / (10.0 + double(step))));
-}
-
-// Of a step's losses, nats a position; NaN before the first.
-struct SmoothedLoss {
-  double value = std::numeric_limits<double>::quiet_NaN();
-  void add(double mean) { value = std::isnan(value) ? mean : 0.95 * value + 0.05 * mean; }
-};
-
-// As name.0, name.1, ...
-inline void put(StateMap& map, const std::string& name, const std::vector<torch::Tensor>& tensors) {
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const auto t = tensors[i].contiguous();
-    map.put(name + "." + std::to_string(i),
-            std::span<const float>(t.data_ptr<float>(), std::size_t(t.numel())));
-  }
-}
-
-// False: one is missing, of another size, or not finite.
-inline bool get(const StateMap& map, const std::string& name,
-                const std::vector<torch::Tensor>& tensors) {
-  torch::NoGradGuard no_grad;
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const auto values = map.get<float>(name + "." + std::to_string(i));
-    if (std::int64_t(values.size()) != tensors[i].numel()) return false;
-    for (const float v : values) {
-      if (!std::isfinite(v)) return false;
-    }
-    tensors[i].detach().copy_(
-        torch::from_blob(const_cast<float*>(values.data()), tensors[i].sizes(), torch::kFloat32));
-  }
-  return true;
 }
 
 }  // namespace foretoken::trainer

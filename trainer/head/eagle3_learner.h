@@ -7,7 +7,6 @@
 // thread. Deterministic.
 #pragma once
 
-#include <cstdint>
 #include <memory>
 
 #include "runtime/model/vocabulary_rows.h"
@@ -26,26 +25,8 @@ struct Eagle3LearnerOptions : StepOptions {
   std::int64_t context_rows = 96;
 };
 
-class Eagle3Learner final : public HeadTrainer {
- public:
-  Eagle3Learner(const Eagle3LearnerOptions& options, std::shared_ptr<const VocabularyRows> model,
-                const TraceSource& source);
-  ~Eagle3Learner() override;
-
-  void observe(std::uint64_t sequence, const RequestTrace& trace) override;
-  bool work(std::size_t fresh_waiting) override;
-  void judged(std::int64_t trained_tokens, bool gained) override;
-  bool trained() const override;
-  void add_to(Bundle& bundle) const override;
-  std::int64_t step() const override;
-  double loss() const override;
-  std::int64_t chains() const override;
-  void save(StateMap& map) const override;
-  Status restore(const StateMap& map) override;
-
- private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
-};
+std::unique_ptr<HeadTrainer> make_eagle3_learner(const Eagle3LearnerOptions& options,
+                                                 std::shared_ptr<const VocabularyRows> model,
+                                                 const TraceSource& source);
 
 }  // namespace foretoken::trainer

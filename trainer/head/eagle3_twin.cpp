@@ -31,6 +31,32 @@ torch::Tensor rotated(const torch::Tensor& x, const torch::Tensor& angles) {
   return torch::cat({a * cos - b * sin, b * cos + a * sin}, 2);
 }
 
+// What learns, fc_norm aside: by its name, here, and in the checkpoint.
+struct Learned {
+  const char* name;
+  torch::Tensor Eagle3Parameters::*tensor;
+  const Eagle3Tensor* Eagle3Parts::*part;
+};
+using P = Eagle3Parameters;
+using C = Eagle3Parts;
+constexpr Learned kLearned[] = {
+    {"fc.weight", &P::fc, &C::fc},
+    {"midlayer.input_layernorm.weight", &P::input_layernorm, &C::input_layernorm},
+    {"midlayer.hidden_norm.weight", &P::hidden_norm, &C::hidden_norm},
+    {"midlayer.self_attn.q_proj.weight", &P::q, &C::q},
+    {"midlayer.self_attn.k_proj.weight", &P::k, &C::k},
+    {"midlayer.self_attn.v_proj.weight", &P::v, &C::v},
+    {"midlayer.self_attn.o_proj.weight", &P::o, &C::o},
+    {"midlayer.post_attention_layernorm.weight", &P::post_attention_layernorm,
+     &C::post_attention_layernorm},
+    {"midlayer.mlp.gate_proj.weight", &P::gate, &C::gate},
+    {"midlayer.mlp.up_proj.weight", &P::up, &C::up},
+    {"midlayer.mlp.down_proj.weight", &P::down, &C::down},
+    {"norm.weight", &P::norm, &C::norm},
+    {"lm_head.weight", &P::lm_head, &C::lm_head},
+    {"input_norm.weight", &P::input_norm, &C::input_norm},
+};
+
 }  // namespace
 
 Result<Eagle3Parameters> Eagle3Parameters::of(const Eagle3Checkpoint& checkpoint) {
@@ -39,44 +65,19 @@ Result<Eagle3Parameters> Eagle3Parameters::of(const Eagle3Checkpoint& checkpoint
   Eagle3Parameters head;
   head.config = parts->config;
   head.vocab = parts->vocab;
-  head.fc = tensor_of(parts->fc);
-  head.input_norm = tensor_of(parts->input_norm);
+  for (const Learned& l : kLearned) head.*l.tensor = tensor_of((*parts).*l.part);
   if (parts->fc_norm[0]) {
     head.fc_norm = torch::stack(
         {tensor_of(parts->fc_norm[0]), tensor_of(parts->fc_norm[1]), tensor_of(parts->fc_norm[2])});
   }
-  head.input_layernorm = tensor_of(parts->input_layernorm);
-  head.hidden_norm = tensor_of(parts->hidden_norm);
-  head.post_attention_layernorm = tensor_of(parts->post_attention_layernorm);
-  head.norm = tensor_of(parts->norm);
-  head.q = tensor_of(parts->q);
-  head.k = tensor_of(parts->k);
-  head.v = tensor_of(parts->v);
-  head.o = tensor_of(parts->o);
-  head.gate = tensor_of(parts->gate);
-  head.up = tensor_of(parts->up);
-  head.down = tensor_of(parts->down);
-  head.lm_head = tensor_of(parts->lm_head);
   head.embedding = tensor_of(parts->embedding);
   return head;
 }
 
 std::vector<std::pair<std::string, torch::Tensor>> Eagle3Parameters::named() const {
-  std::vector<std::pair<std::string, torch::Tensor>> out = {
-      {"fc.weight", fc},
-      {"midlayer.input_layernorm.weight", input_layernorm},
-      {"midlayer.hidden_norm.weight", hidden_norm},
-      {"midlayer.self_attn.q_proj.weight", q},
-      {"midlayer.self_attn.k_proj.weight", k},
-      {"midlayer.self_attn.v_proj.weight", v},
-      {"midlayer.self_attn.o_proj.weight", o},
-      {"midlayer.post_attention_layernorm.weight", post_attention_layernorm},
-      {"midlayer.mlp.gate_proj.weight", gate},
-      {"midlayer.mlp.up_proj.weight", up},
-      {"midlayer.mlp.down_proj.weight", down},
-      {"norm.weight", norm},
-      {"lm_head.weight", lm_head}};
-  if (input_norm.defined()) out.emplace_back("input_norm.weight", input_norm);
+  std::vector<std::pair<std::string, torch::Tensor>> out;
+  for (const Learned& l : kLearned)
+    if ((this->*l.tensor).defined()) out.emplace_back(l.name, this->*l.tensor);
   for (std::int64_t i = 0; fc_norm.defined() && i < kEagle3Taps; ++i)
     out.emplace_back("fc_norm." + std::to_string(i) + ".weight", fc_norm[i]);
   return out;

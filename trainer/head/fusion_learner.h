@@ -9,26 +9,18 @@
 #include <vector>
 
 #include "runtime/evaluate/fusion_replay.h"
+#include "trainer/learner/learner.h"
+#include "trainer/learner/state_map.h"
 #include "trainer/objective/objective.h"
 
 namespace foretoken::trainer {
 
 struct FusionLearnerOptions {
   double learning_rate = 0.02;
-  double average_decay =
-      0.97;  // over the last 33 steps; begins as min(.97, (1 + step) / (10 + step))
+  // Over the last 33 steps; begins as min(.97, (1 + step) / (10 + step)).
+  double average_decay = 0.97;
   int positions_per_step = 128;  // see README, "Tuning"
   const Objective* objective = &objectives().front();
-};
-
-// Everything that a checkpoint must hold for training to go on as if it had not stopped.
-struct FusionLearnerState {
-  FusionTable table, average;
-  std::vector<float> first_moment,
-      second_moment;  // AdamW's, [kFusionClasses + 1]; empty before the first step
-  std::int64_t step = 0;
-  double loss =
-      0;  // moving average of the objective over steps, nats a position; NaN before the first
 };
 
 class FusionLearner {
@@ -43,8 +35,9 @@ class FusionLearner {
   FusionTable average() const;  // what is published
   std::int64_t step() const;
   double loss() const;
-  FusionLearnerState state() const;
-  void restore(const FusionLearnerState& state);
+  // Everything needed to go on as if it had not stopped. Errors: kInvalidInput; nothing is changed.
+  void save(StateMap& map) const;
+  Status restore(const StateMap& map);
 
  private:
   struct Impl;

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <limits>
 
+#include "trainer/head/adam.h"
+
 namespace foretoken::trainer {
 namespace {
 
@@ -211,16 +213,12 @@ HeadLoss head_loss(const Objective& objective, const HeadParameters& head,
   }
   const auto through_rows =
       product(logit_gradient.narrow(1, 0, n_vocab), vocabulary.rows.t());  // [rows, H]
-  const auto add = [](const torch::Tensor& parameter, const torch::Tensor& value) {
-    if (!parameter.grad().defined()) parameter.mutable_grad() = torch::zeros_like(parameter);
-    parameter.mutable_grad().add_(value);
-  };
-  add(head.gain,
-      (through_rows * r).sum().reshape({1}) - torch::dot(head.candidate_gain, own_gradient) / gain);
-  add(head.candidate_gain, own_gradient);
-  add(head.bias, bias_gradient);
-  add(head.outside, outside_gradient);
-  add(head.source, torch::mm(source_gradient.t(), r));
+  add_gradient(head.gain, (through_rows * r).sum().reshape({1}) -
+                              torch::dot(head.candidate_gain, own_gradient) / gain);
+  add_gradient(head.candidate_gain, own_gradient);
+  add_gradient(head.bias, bias_gradient);
+  add_gradient(head.outside, outside_gradient);
+  add_gradient(head.source, torch::mm(source_gradient.t(), r));
   loss.r_gradient = through_rows.mul(head.gain) + torch::mm(source_gradient, head.source);
   return loss;
 }

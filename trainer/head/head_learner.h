@@ -4,10 +4,8 @@
 // same requests in the same order from the same state give the same weights.
 #pragma once
 
-#include <cstdint>
 #include <memory>
 #include <optional>
-#include <vector>
 
 #include "runtime/model/vocabulary_rows.h"
 #include "trainer/examples/step_schedule.h"
@@ -29,26 +27,8 @@ struct HeadOptions : StepOptions {
   std::size_t cache_bytes = std::size_t{256} << 20;  // decoded features in memory
 };
 
-class HeadLearner final : public HeadTrainer {
- public:
-  HeadLearner(const HeadOptions& options, std::shared_ptr<const VocabularyRows> model,
-              const TraceSource& source);
-  ~HeadLearner() override;
-
-  void observe(std::uint64_t sequence, const RequestTrace& trace) override;
-  bool work(std::size_t fresh_waiting) override;
-  void judged(std::int64_t trained_tokens, bool gained) override;
-  bool trained() const override;
-  void add_to(Bundle& bundle) const override;
-  std::int64_t step() const override;
-  double loss() const override;
-  std::int64_t chains() const override;
-  void save(StateMap& map) const override;
-  Status restore(const StateMap& map) override;
-
- private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
-};
+std::unique_ptr<HeadTrainer> make_head_learner(const HeadOptions& options,
+                                               std::shared_ptr<const VocabularyRows> model,
+                                               const TraceSource& source);
 
 }  // namespace foretoken::trainer

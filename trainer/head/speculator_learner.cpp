@@ -8,36 +8,21 @@
 namespace foretoken::trainer {
 namespace {
 
-std::vector<float> flat(const FusionTable& table) {
-  std::vector<float> values(table.bias.begin(), table.bias.end());
-  values.push_back(table.other);
-  return values;
-}
-
-bool unflatten(const std::vector<float>& values, FusionTable& table) {
-  if (values.size() != kFusionClasses + 1) return false;
-  std::copy_n(values.begin(), kFusionClasses, table.bias.begin());
-  table.other = values.back();
-  return table.finite();
-}
-
 class SpeculatorLearner final : public Learner {
  public:
   SpeculatorLearner(const LearnerOptions& options, const TraceSource& source)
-      : options_(options), source_(source), fusion_(options.fusion, FusionTable::initial()) {
-    if (options.model && options.eagle3)
-      head_ = std::make_unique<Eagle3Learner>(*options.eagle3, options.model, source);
-    else if (options.model)
-      head_ = std::make_unique<HeadLearner>(options.head, options.model, source);
-  }
+      : options_(options),
+        source_(source),
+        fusion_(options.fusion, FusionTable::initial()),
+        head_(make_head()) {}
 
   void observe(std::uint64_t sequence, const RequestTrace& trace) override {
-    const auto positions = fusion_positions(trace);
-    group_.insert(group_.end(), positions.begin(), positions.end());
-    group_sequences_.push_back(sequence);
+    add_to_group(sequence, trace);
     tokens_ += std::int64_t(trace.generated.size());
     ++requests_;
-    if (head_) head_->observe(sequence, trace);
+    if (!head_) return;
+    if (!head_->goes_on_with(trace)) head_ = make_head();
+    head_->observe(sequence, trace);
   }
 
   bool work(std::size_t fresh_waiting) override {
@@ -73,13 +58,7 @@ class SpeculatorLearner final : public Learner {
 
   std::vector<std::byte> state() const override {
     StateMap map;
-    const FusionLearnerState state = fusion_.state();
-    map.put("fusion.table", flat(state.table));
-    map.put("fusion.average", flat(state.average));
-    map.put("fusion.first_moment", state.first_moment);
-    map.put("fusion.second_moment", state.second_moment);
-    map.put_one("fusion.step", state.step);
-    map.put_one("fusion.loss", state.loss);
+    fusion_.save(map);
     map.put("fusion.group", group_sequences_);
     map.put_one("tokens", tokens_);
     map.put_one("requests", requests_);
@@ -90,34 +69,34 @@ class SpeculatorLearner final : public Learner {
   Status restore(std::span<const std::byte> bytes) override {
     const auto map = StateMap::parse(bytes);
     if (!map) return map.error();
-    FusionLearnerState state;
-    if (!unflatten(map->get<float>("fusion.table"), state.table) ||
-        !unflatten(map->get<float>("fusion.average"), state.average)) {
-      return Error{ErrorCode::kInvalidInput,
-                   "learner state: a table has the wrong shape or is not finite"};
+    auto head = make_head();
+    if (head) {
+      if (Status restored = head->restore(*map); !restored) return restored;
     }
-    if (head_)
-      if (Status restored = head_->restore(*map); !restored) return restored;
-    state.first_moment = map->get<float>("fusion.first_moment");
-    state.second_moment = map->get<float>("fusion.second_moment");
-    state.step = map->get_one<std::int64_t>("fusion.step", 0);
-    state.loss = map->get_one<double>("fusion.loss", 0);
-    fusion_.restore(state);
+    if (Status restored = fusion_.restore(*map); !restored) return restored;
+    head_ = std::move(head);
     tokens_ = map->get_one<std::int64_t>("tokens", 0);
     requests_ = map->get_one<std::int64_t>("requests", 0);
     group_.clear();
     group_sequences_.clear();
     for (const std::uint64_t sequence : map->get<std::uint64_t>("fusion.group")) {
-      const auto trace = source_.trace(sequence);
-      if (!trace) continue;
-      const auto positions = fusion_positions(*trace);
-      group_.insert(group_.end(), positions.begin(), positions.end());
-      group_sequences_.push_back(sequence);
+      if (const auto trace = source_.trace(sequence)) add_to_group(sequence, *trace);
     }
     return Ok{};
   }
 
  private:
+  std::unique_ptr<HeadTrainer> make_head() const {
+    if (!options_.model) return nullptr;
+    return options_.eagle3 ? make_eagle3_learner(*options_.eagle3, options_.model, source_)
+                           : make_head_learner(options_.head, options_.model, source_);
+  }
+  void add_to_group(std::uint64_t sequence, const RequestTrace& trace) {
+    const auto positions = fusion_positions(trace);
+    group_.insert(group_.end(), positions.begin(), positions.end());
+    group_sequences_.push_back(sequence);
+  }
+
   const LearnerOptions options_;
   const TraceSource& source_;
   FusionLearner fusion_;

@@ -3,7 +3,5 @@
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <torch/nn/module.h>
-#include <torch/nn/pimpl.h>
 #include <torch/optim/adamw.h>
 #include <torch/types.h>

@@ -1,15 +1,11 @@
 // How much of a core training takes beside a server (law 4). Pure; the clock is the caller's.
-// - The server says how busy it is: b, the share of the last second in which its engine ran rounds.
-//   The gaps are 1 - b, and that share of one core is taken: after a slice of w seconds it rests
-//   w (1 / share - 1). At least kLeast, so that a server that is never idle still gets better with
-//   time; what is taken then is what the scheduler gives (SCHED_IDLE by default: a thread of the
-//   server that wakes takes the core at once).
-// - b jumps when a request arrives, and a hello comes once a second: the larger of the last two is
-//   what counts, so that a burst is met by the next slice but one second of quiet does not undo it.
-// - A slice that was kept from the core says the same at once: it began in a gap and a request
-//   came. It rests kPatience times what it waited besides, at most kLongestWait: about what is left
-//   of a burst of rounds.
-// - A hello older than kStale is no news: the server is gone or away, and the share is the limit.
+// - The server says b, the share of the last second in which its engine ran rounds: 1 - b of one
+//   core is taken, but at least kLeast, so that a server that is never idle gets better too. After
+//   a slice of w seconds it rests w (1 / share - 1). Of the last two b (a hello comes once a
+//   second) the larger counts: a burst is met at once, one quiet second does not undo it.
+// - A slice that was kept from the core says the same sooner: it rests kPatience times what it
+//   waited besides, at most kLongestWait, about what is left of a burst of rounds.
+// - A hello older than kStale is no news: the server is gone, and the share is the limit.
 #pragma once
 
 #include <chrono>

@@ -15,6 +15,9 @@ class HeadTrainer {
  public:
   virtual ~HeadTrainer() = default;
 
+  // False: what was learned so far is of other hidden states (the server taps other layers now),
+  // and a new one begins with this request.
+  virtual bool goes_on_with(const RequestTrace&) const { return true; }
   virtual void observe(std::uint64_t sequence, const RequestTrace& trace) = 0;
   virtual bool work(std::size_t fresh_waiting) = 0;  // one slice; false: nothing is due
   virtual void judged(std::int64_t trained_tokens, bool gained) = 0;
@@ -29,7 +32,8 @@ class HeadTrainer {
   virtual std::int64_t chains() const = 0;  // trained on so far, every pass counted
 
   virtual void save(StateMap& map) const = 0;
-  virtual Status restore(const StateMap& map) = 0;  // kInvalidInput: of other shapes
+  // Of a new one. kInvalidInput: of other shapes; it is then of no more use.
+  virtual Status restore(const StateMap& map) = 0;
 };
 
 }  // namespace foretoken::trainer

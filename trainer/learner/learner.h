@@ -7,8 +7,10 @@
 // Deterministic: the same requests in the same order from the same state give the same weights.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -27,6 +29,12 @@ class TraceSource {
   // nullopt: deleted as too old, or damaged.
   virtual std::optional<RequestTrace> trace(std::uint64_t sequence) const = 0;
   virtual std::uint64_t oldest_sequence() const = 0;
+};
+
+// Moving average of steps' losses, nats a position; NaN before the first.
+struct SmoothedLoss {
+  double value = std::numeric_limits<double>::quiet_NaN();
+  void add(double mean) { value = std::isnan(value) ? mean : 0.95 * value + 0.05 * mean; }
 };
 
 struct LearnerFacts {
