@@ -94,26 +94,18 @@ int bench_main(int argc, char** argv) {
   Flags flags(argv[0], "Measures the machine's bounds and what a model costs on it.");
   flags.option("model", options.model, "the target model, a GGUF file")->required();
   flags.option("draft-model", options.draft_model, "a draft model to time beside it");
-  flags.option("draft-vocab", options.draft_vocab, "tokens it chooses among, 0: all")
-      ->check(CLI::Range(0, 1 << 20));
-  flags.option("threads", options.threads, "kernel threads, 0: all cores")
-      ->check(CLI::Range(0, 1024));
-  flags.option("repeats", options.repeats, "of every figure; medians are reported")
-      ->check(CLI::Range(1, 1000));
-  flags.option("max-rows", options.max_rows, "the most rows of a round")->check(CLI::Range(1, 64));
-  flags.option("prefill-tokens", options.prefill_tokens, "length of the timed prompt")
-      ->check(CLI::Range(1, 1 << 20));
-  flags
-      .option("head-inner", options.head_inner,
-              "inner width of the recurrent head to time, 0: leave out")
-      ->check(CLI::Range(0, 4096));
-  flags.option("head-vocab", options.head_vocab, "its vocabulary")->check(CLI::Range(16, 32768));
-  flags.option("depth", options.depth, "context at which decoding is timed too, 0: leave out")
-      ->check(CLI::Range(0, 1 << 20));
-  flags
-      .option("attention-depth", options.attention_depth,
-              "context at which attention alone is timed, verifying at half of it; 0: leave out")
-      ->check(CLI::Range(0, 1 << 20));
+  flags.number("draft-vocab", options.draft_vocab, 0, 1 << 20, "tokens it chooses among, 0: all");
+  flags.number("threads", options.threads, 0, 1024, "kernel threads, 0: all cores");
+  flags.number("repeats", options.repeats, 1, 1000, "of every figure; medians are reported");
+  flags.number("max-rows", options.max_rows, 1, 64, "the most rows of a round");
+  flags.number("prefill-tokens", options.prefill_tokens, 1, 1 << 20, "length of the timed prompt");
+  flags.number("head-inner", options.head_inner, 0, 4096,
+               "inner width of the recurrent head to time, 0: leave out");
+  flags.number("head-vocab", options.head_vocab, 16, 32768, "its vocabulary");
+  flags.number("depth", options.depth, 0, 1 << 20,
+               "context at which decoding is timed too, 0: leave out");
+  flags.number("attention-depth", options.attention_depth, 0, 1 << 20,
+               "context at which attention alone is timed, verifying at half of it; 0: leave out");
   flags.app().add_flag("--json", as_json, "print JSON instead of the table");
   flags.option("output", output, "also write the JSON to this file");
   if (const auto status = flags.parse(argc, argv)) return *status;
@@ -124,10 +116,7 @@ int bench_main(int argc, char** argv) {
   };
   const auto result = run_benchmark(options);
   if (terminal) fmt::print(stderr, "\r\x1b[K");
-  if (!result) {
-    fmt::print(stderr, "foretoken bench: {}\n", result.error().message);
-    return 1;
-  }
+  if (!result) return exit_status(argv[0], result.error());
   const std::string text = json::serialize(*result) + "\n";
   if (as_json)
     fmt::print("{}", text);
@@ -136,10 +125,7 @@ int bench_main(int argc, char** argv) {
   if (!output.empty()) {
     std::ofstream file(output);
     file << text;
-    if (!file.flush()) {
-      fmt::print(stderr, "foretoken bench: cannot write {}\n", output);
-      return 1;
-    }
+    if (!file.flush()) return exit_status(argv[0], Error{ErrorCode::kIo, "cannot write " + output});
   }
   return 0;
 }

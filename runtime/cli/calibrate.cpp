@@ -56,19 +56,12 @@ int calibrate_main(int argc, char** argv) {
       "text", options.texts,
       "a text file like the traffic, UTF-8; several are joined; default: the bundled text");
   flags.option("output", options.output, "the file to write", 'o')->required();
-  flags
-      .option("max-tokens", options.calibrate.max_tokens,
-              "of a longer text, so many tokens in pieces from all over it")
-      ->check(CLI::Range(256, 1 << 20));
+  flags.number("max-tokens", options.calibrate.max_tokens, 256, 1 << 20,
+               "of a longer text, so many tokens in pieces from all over it");
   flags.option("seed", options.calibrate.seed, "of the random positions");
-  flags.option("threads", options.threads, "kernel threads, 0: all cores")
-      ->check(CLI::Range(0, 1024));
+  flags.number("threads", options.threads, 0, 1024, "kernel threads, 0: all cores");
   if (const auto status = flags.parse(argc, argv)) return *status;
-  if (const Status done = calibrate(options); !done) {
-    fmt::print(stderr, "foretoken calibrate: {}\n", done.error().message);
-    return 1;
-  }
-  return 0;
+  return exit_status(argv[0], calibrate(options));
 }
 
 const Subcommand kCalibrate{"calibrate", "fit a model's KV cache modes to your own text",

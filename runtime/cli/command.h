@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "foretoken/protocol/result.h"
+
 namespace foretoken {
 
 struct Subcommand {
@@ -18,5 +20,9 @@ struct Subcommand {
 };
 
 const std::vector<const Subcommand*>& subcommands();  // sorted by place, then name
+
+// What a subcommand ends with: 0; or `failed`, the error said on standard error after the command's
+// name (its argv[0]).
+int exit_status(const char* command, const Status& done, int failed = 1);
 
 }  // namespace foretoken

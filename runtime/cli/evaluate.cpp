@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <filesystem>
 
-#include "foretoken/protocol/atomic_file.h"
 #include "foretoken/protocol/bundle.h"
 #include "foretoken/protocol/control.h"
 #include "foretoken/protocol/trace.h"
@@ -20,6 +19,7 @@
 #include "runtime/cli/progress.h"
 #include "runtime/evaluate/evaluation.h"
 #include "runtime/flags/flags.h"
+#include "runtime/server/spec_head.h"
 #include "runtime/unicode/unicode.h"
 
 namespace foretoken {
@@ -46,18 +46,14 @@ struct Loaded {
 };
 
 Result<Loaded> load(const std::string& path, const std::shared_ptr<const VocabularyRows>& rows) {
-  auto bytes = read_file(path, kMaxBundleBytes);
-  if (!bytes) return Error{bytes.error().code, fmt::format("{}: {}", path, bytes.error().message)};
-  auto bundle = parse_bundle_of_anyone(*bytes);
-  if (!bundle)
-    return Error{bundle.error().code, fmt::format("{}: {}", path, bundle.error().message)};
+  auto bundle = read_bundle(path);
+  if (!bundle) return bundle.error();
   if (bundle->kind != "fusion" && !rows) {
     return invalid(fmt::format(
         "{}: its head shares rows with the target: give the model's GGUF file with --model", path));
   }
   auto weights = learned_from_bundle(*bundle, rows);
-  if (!weights)
-    return Error{weights.error().code, fmt::format("{}: {}", path, weights.error().message)};
+  if (!weights) return at(path, weights.error());
   bundle->tensors.clear();
   return Loaded{std::move(bundle).value(), std::move(weights).value()};
 }
@@ -98,7 +94,7 @@ Status each_request(const std::string& path, Survey* survey, Visit visit) {
     }
     return visit(index++, *trace);
   });
-  if (!read) return Error{read.error().code, read.error().message};
+  if (!read) return read.error();
   return Ok{};
 }
 
@@ -145,11 +141,10 @@ json::object estimate_json(const PairedSums& sums) {
 }
 
 json::object portfolio_json(const PortfolioFigures& figures) {
-  json::object out{{"tokens_per_round", estimate_json(figures.tokens_per_round)},
-                   {"predicted_speedup", estimate_json(figures.speedup)},
-                   {"drafted", figures.drafted},
-                   {"accepted", figures.accepted}};
-  return out;
+  return {{"tokens_per_round", estimate_json(figures.tokens_per_round)},
+          {"predicted_speedup", estimate_json(figures.speedup)},
+          {"drafted", figures.drafted},
+          {"accepted", figures.accepted}};
 }
 
 json::object domain_json(const Evaluation& evaluation, const Evaluation::Domain& domain) {
@@ -232,11 +227,9 @@ std::string describe(RoundPlan plan, const EvaluateOptions& options) {
   return fmt::format("Drafts of up to {}", options.draft_length);
 }
 
-// Of the comparison: as the gate's, but where another plan is asked for.
-EvaluationOptions evaluation_options(const EvaluateOptions& options, const RoundCosts& costs) {
-  if (options.rounds == "fixed") return {RoundPlan::kFixed, options.draft_length, costs};
-  if (options.rounds == "logged") return {RoundPlan::kLogged, options.draft_length, costs};
-  return {RoundPlan::kByCost, options.max_draft, costs};
+EvaluationOptions evaluation_options(const EvaluateOptions& options, RoundPlan plan,
+                                     const RoundCosts& costs) {
+  return {plan, plan == RoundPlan::kByCost ? options.max_draft : options.draft_length, costs};
 }
 
 Result<json::object> evaluate(const EvaluateOptions& options) {
@@ -247,18 +240,15 @@ Result<json::object> evaluate(const EvaluateOptions& options) {
     rows = std::move(opened).value();
   }
   std::optional<Loaded> bundle, against;
-  if (!options.bundle.empty()) {
-    auto loaded = load(options.bundle, rows);
+  for (const auto& [path, to] :
+       {std::pair(&options.bundle, &bundle), {&options.against, &against}}) {
+    if (path->empty()) continue;
+    auto loaded = load(*path, rows);
     if (!loaded) return loaded.error();
-    bundle = std::move(loaded).value();
+    *to = std::move(loaded).value();
   }
-  if (!options.against.empty()) {
-    auto loaded = load(options.against, rows);
-    if (!loaded) return loaded.error();
-    against = std::move(loaded).value();
-    if (bundle && bundle->bundle.model_fingerprint != against->bundle.model_fingerprint)
-      return invalid(fmt::format("{} and {} are of two models", options.bundle, options.against));
-  }
+  if (bundle && against && bundle->bundle.model_fingerprint != against->bundle.model_fingerprint)
+    return invalid(fmt::format("{} and {} are of two models", options.bundle, options.against));
   std::optional<ModelFingerprint> model;
   if (bundle) model = bundle->bundle.model_fingerprint;
   auto survey = survey_of(options, model);
@@ -280,18 +270,17 @@ Result<json::object> evaluate(const EvaluateOptions& options) {
 
   const auto weights = bundle ? bundle->weights : initial_weights();
   std::vector<std::pair<RoundPlan, std::unique_ptr<Evaluation>>> evaluations;
-  const auto evaluate_plan = [&](RoundPlan plan, int length) {
+  for (const RoundPlan plan : {RoundPlan::kFixed, RoundPlan::kByCost, RoundPlan::kLogged}) {
+    const bool both = options.rounds == "both" && plan != RoundPlan::kLogged;
+    if (!both && options.rounds != name(plan)) continue;
     evaluations.emplace_back(
-        plan, std::make_unique<Evaluation>(EvaluationOptions{plan, length, costs}, weights));
-  };
-  if (options.rounds == "fixed" || options.rounds == "both")
-    evaluate_plan(RoundPlan::kFixed, options.draft_length);
-  if (options.rounds == "cost" || options.rounds == "both")
-    evaluate_plan(RoundPlan::kByCost, options.max_draft);
-  if (options.rounds == "logged") evaluate_plan(RoundPlan::kLogged, options.draft_length);
+        plan, std::make_unique<Evaluation>(evaluation_options(options, plan, costs), weights));
+  }
   std::optional<BundleComparison> comparison;
   if (against) {
-    comparison.emplace(evaluation_options(options, costs), SequentialOptions{}, weights,
+    // As the gate's, but where another plan is asked for.
+    const RoundPlan plan = evaluations.size() == 1 ? evaluations.front().first : RoundPlan::kByCost;
+    comparison.emplace(evaluation_options(options, plan, costs), SequentialOptions{}, weights,
                        against->weights);
   }
 
@@ -320,8 +309,6 @@ Result<json::object> evaluate(const EvaluateOptions& options) {
   if (!read) return read.error();
   progress(1);
 
-  json::array round_ms;
-  for (const double ms : costs.rounds) round_ms.emplace_back(ms);
   json::object out{{"schema", 1},
                    {"traces", options.traces},
                    {"model_fingerprint", to_hex(survey->model)},
@@ -333,7 +320,7 @@ Result<json::object> evaluate(const EvaluateOptions& options) {
                    {"draft_length", options.draft_length},
                    {"max_draft", options.max_draft},
                    {"costs", json::object{{"from", costs_from},
-                                          {"round_ms", std::move(round_ms)},
+                                          {"round_ms", json::value_from(costs.rounds)},
                                           {"head_start_ms", costs.head_start},
                                           {"head_step_ms", costs.head_step}}}};
   if (bundle) out["bundle"] = bundle_json(options.bundle, bundle->bundle);
@@ -396,10 +383,10 @@ int evaluate_main(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
   flags.option("rounds", options.rounds, "fixed drafts, by cost, both, or the logged rounds")
       ->check(CLI::IsMember({"fixed", "cost", "both", "logged"}));
-  flags.option("draft-length", options.draft_length, "drafted tokens a round at most, where fixed")
-      ->check(CLI::Range(1, 16));
-  flags.option("spec-draft-n-max", options.max_draft, "drafted tokens a round at most, by cost")
-      ->check(CLI::Range(1, 16));
+  flags.number("draft-length", options.draft_length, 1, 16,
+               "drafted tokens a round at most, where fixed");
+  flags.number("spec-draft-n-max", options.max_draft, 1, 16,
+               "drafted tokens a round at most, by cost");
   flags.option("round-ms", options.round_ms,
                "cost of a round by rows, as in 20,21,23; else from the log");
   flags.option("head-start-ms", options.head_start_ms,
@@ -408,10 +395,7 @@ int evaluate_main(int argc, char** argv) {
   flags.app().add_flag("--json", options.as_json, "print JSON");
   if (const auto status = flags.parse(argc, argv)) return *status;
   const auto found = evaluate(options);
-  if (!found) {
-    fmt::print(stderr, "foretoken evaluate: {}\n", found.error().message);
-    return 1;
-  }
+  if (!found) return exit_status(argv[0], found.error());
   if (options.as_json) fmt::print("{}\n", json::serialize(*found));
   return 0;
 }

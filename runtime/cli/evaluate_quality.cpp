@@ -12,6 +12,7 @@
 #include "foretoken/protocol/atomic_file.h"
 #include "foretoken/protocol/signing.h"
 #include "foretoken/protocol/state_folder.h"
+#include "runtime/cli/command.h"
 #include "runtime/cli/progress.h"
 #include "runtime/evaluate/needles.h"
 #include "runtime/evaluate/quality_report.h"
@@ -171,14 +172,6 @@ Result<QualityReport> evaluate_kv(const QualityOptions& options) {
   return report;
 }
 
-Status write(const std::string& path, const std::string& text) {
-  if (path == "-") {
-    fmt::print("{}", text);
-    return Ok{};
-  }
-  return write_file_atomically(path, std::as_bytes(std::span(text)));
-}
-
 }  // namespace
 
 bool asks_for_quality(int argc, char** argv) {
@@ -202,28 +195,24 @@ int evaluate_quality_main(int argc, char** argv) {
           "modes", options.modes,
           "KV cache dtypes, default: all; int2's controls naive and hadamard; bf16 is always there")
       ->delimiter(',');
-  flags.option("context", options.context, "tokens of a window")->check(CLI::Range(640, 1 << 20));
-  flags.option("windows", options.windows_per_text, "of each text")->check(CLI::Range(1, 1000));
-  flags.option("first-scored", options.quality.first_scored, "position in a window, from 0")
-      ->check(CLI::Range(0, 1 << 20));
+  flags.number("context", options.context, 640, 1 << 20, "tokens of a window");
+  flags.number("windows", options.windows_per_text, 1, 1000, "of each text");
+  flags.number("first-scored", options.quality.first_scored, 0, 1 << 20,
+               "position in a window, from 0");
   flags
       .option("needles", options.needles,
               "context lengths to find facts in; 8192 and beyond take a while")
       ->delimiter(',')
       ->check(CLI::Range(640, 1 << 20));
-  flags.option("needle-questions", options.needle_questions, "at each length; 0: none")
-      ->check(CLI::Range(0, 100000));
+  flags.number("needle-questions", options.needle_questions, 0, 100000, "at each length; 0: none");
   flags.option("seed", options.seed, "of the needles");
-  flags.option("kv-sink", options.quality.sink_tokens, "as of serve")
-      ->check(CLI::Range(0, 1 << 20));
-  flags.option("kv-window", options.quality.window_tokens, "as of serve")
-      ->check(CLI::Range(64, 1 << 20));
+  flags.number("kv-sink", options.quality.sink_tokens, 0, 1 << 20, "as of serve");
+  flags.number("kv-window", options.quality.window_tokens, 64, 1 << 20, "as of serve");
   flags.option("kv-calibration", options.calibration.file,
                "a file of foretoken calibrate; default: the state directory's, made when missing");
   flags.toggle("calibration", options.calibration.calibrate, "as of serve");
   flags.option("state-dir", options.calibration.state_dir, "as of serve");
-  flags.option("threads", options.calibration.threads, "kernel threads, 0: all cores")
-      ->check(CLI::Range(0, 1024));
+  flags.number("threads", options.calibration.threads, 0, 1024, "kernel threads, 0: all cores");
   flags.option("json", options.json_file,
                "write JSON to this file, -: print it instead of the table");
   flags.option("plot", options.plot, "write a plot to this file, SVG");
@@ -233,14 +222,10 @@ int evaluate_quality_main(int argc, char** argv) {
   if (report) {
     if (options.json_file != "-") fmt::print("{}", quality_table(*report));
     if (!options.json_file.empty())
-      done = write(options.json_file, boost::json::serialize(quality_json(*report)) + "\n");
-    if (done && !options.plot.empty()) done = write(options.plot, quality_svg(*report));
+      done = write_report(options.json_file, boost::json::serialize(quality_json(*report)) + "\n");
+    if (done && !options.plot.empty()) done = write_report(options.plot, quality_svg(*report));
   }
-  if (!done) {
-    fmt::print(stderr, "foretoken evaluate: {}\n", done.error().message);
-    return 1;
-  }
-  return 0;
+  return exit_status(argv[0], done);
 }
 
 }  // namespace foretoken

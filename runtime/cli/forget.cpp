@@ -27,7 +27,7 @@ constexpr std::chrono::seconds kServerAnswers{4};
 
 int forget_main(int argc, char** argv) {
   Flags flags(
-      "foretoken forget",
+      argv[0],
       "Purges what was kept of one API key's traffic: buffer, trace segments, n-gram store.");
   std::string key, state_dir = default_state_root().string();
   std::vector<std::string> trace_dirs;
@@ -37,11 +37,9 @@ int forget_main(int argc, char** argv) {
   flags.option("state-dir", state_dir, "of server and trainer");
   flags.option("trace-dir", trace_dirs, "folders of trace segments; may be repeated");
   if (auto status = flags.parse(argc, argv)) return *status;
-  const auto fail = [](const std::string& message) {
-    fmt::print(stderr, "foretoken forget: {}\n", message);
-    return 1;
-  };
-  if (key.empty() != shared) return fail("wanted either --key or --shared");
+  const auto fail = [&](const Error& error) { return exit_status(argv[0], error); };
+  if (key.empty() != shared)
+    return fail({ErrorCode::kInvalidInput, "wanted either --key or --shared"});
   const std::string label = shared ? std::string() : ApiKeys::label_of(key);
 
   // Notes first: the server writes out what it still holds of finished requests meanwhile.
@@ -56,7 +54,7 @@ int forget_main(int argc, char** argv) {
     if (auto note = leave_forget_note(entry.path() / "server", label); note)
       notes.push_back(*note);
     else
-      return fail(note.error().message);
+      return fail(note.error());
   }
   const auto deadline = std::chrono::steady_clock::now() + kServerAnswers;
   const auto unread = [&] {
@@ -77,7 +75,7 @@ int forget_main(int argc, char** argv) {
       const auto trace = parse_trace(message);
       return !trace || trace->key_id == label;
     });
-    if (!forgotten) return fail(forgotten.error().message);
+    if (!forgotten) return fail(forgotten.error());
     records += *forgotten;
   }
   fmt::print("{}: {} records overwritten, {} stores deleted{}\n",

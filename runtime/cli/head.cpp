@@ -68,9 +68,7 @@ Status export_head(const HeadFlags& flags) {
     auto bundle = read_bundle(flags.from);
     if (!bundle) return bundle.error();
     auto held = eagle3_of(*bundle);
-    if (!held) {
-      return Error{held.error().code, fmt::format("{}: {}", flags.from, held.error().message)};
-    }
+    if (!held) return at(flags.from, held.error());
     checkpoint = std::move(held->checkpoint);
   }
   if (!flags.format.empty()) {
@@ -128,10 +126,7 @@ int head_main(int argc, char** argv) {
   flags.app().require_subcommand(1);
   if (const auto status = flags.parse(argc, argv)) return *status;
   if (sodium_init() < 0) return 1;
-  const Status done = *in ? import_head(f) : export_head(f);
-  if (done) return 0;
-  fmt::print(stderr, "foretoken head: {}\n", done.error().message);
-  return 1;
+  return exit_status(argv[0], *in ? import_head(f) : export_head(f));
 }
 
 const Subcommand kHead{"head", "convert EAGLE-3 heads to and from weight bundles", head_main, 46};

@@ -20,6 +20,7 @@
 #include "runtime/cli/command.h"
 #include "runtime/files/gguf.h"
 #include "runtime/flags/flags.h"
+#include "runtime/server/spec_head.h"
 #include "runtime/speculate/head/eagle3_checkpoint.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
@@ -87,15 +88,14 @@ json::object tokenizer_summary(const GgufFile& file) {
 json::object template_summary(const GgufFile& file) {
   const auto source = file.get_string("tokenizer.chat_template");
   if (!source) return {{"usable", false}, {"error", "the file has no tokenizer.chat_template"}};
+  const auto unusable = [&](const Error& error) {
+    return json::object{
+        {"usable", false}, {"bytes", source->size()}, {"error", printable(error.message)}};
+  };
   const auto made = ChatTemplate::parse(*source, "", "");
-  if (!made)
-    return {
-        {"usable", false}, {"bytes", source->size()}, {"error", printable(made.error().message)}};
+  if (!made) return unusable(made.error());
   const auto rendered = (*made)->render({{"user", "Hello"}}, true);
-  if (!rendered)
-    return {{"usable", false},
-            {"bytes", source->size()},
-            {"error", printable(rendered.error().message)}};
+  if (!rendered) return unusable(rendered.error());
   return {{"usable", true}, {"bytes", source->size()}, {"example", printable(*rendered)}};
 }
 
@@ -124,19 +124,10 @@ Result<json::object> inspect_model(const std::string& path, bool tensors) {
 }
 
 Result<json::object> inspect_bundle(const std::string& path) {
+  const auto read = read_bundle(path);
+  if (!read) return read.error();
+  const Bundle& bundle = *read;
   std::error_code error;
-  const auto size = std::filesystem::file_size(path, error);
-  if (error || size > kMaxBundleBytes)
-    return Error{ErrorCode::kOutOfRange,
-                 fmt::format("{}: at most {} bytes wanted", path, kMaxBundleBytes)};
-  std::vector<std::byte> bytes(size);
-  std::ifstream file(path, std::ios::binary);
-  file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-  if (!file) return Error{ErrorCode::kIo, fmt::format("{}: cannot read", path)};
-  auto parsed = parse_bundle_of_anyone(bytes);
-  if (!parsed)
-    return Error{parsed.error().code, fmt::format("{}: {}", path, parsed.error().message)};
-  const Bundle& bundle = *parsed;
   json::object tensors;
   for (const auto& [name, tensor] : bundle.tensors) {
     json::object entry{{"type", tensor_type_name(tensor.type)},
@@ -150,7 +141,7 @@ Result<json::object> inspect_bundle(const std::string& path) {
     tensors[printable(name)] = std::move(entry);
   }
   return json::object{{"kind", "bundle"},
-                      {"file_bytes", size},
+                      {"file_bytes", std::filesystem::file_size(path, error)},
                       {"speculator", printable(bundle.kind)},
                       {"version", bundle.version.value},
                       {"parent", bundle.parent.value},
@@ -203,18 +194,16 @@ Result<json::object> inspect_trace(const std::string& path) {
     return true;
   });
   if (!stats) return stats.error();
-  json::object by_domain, by_model, by_reason;
+  json::object by_domain;
   for (const auto& [name, domain] : domains)
     by_domain[name] =
         json::object{{"requests", domain.requests}, {"generated_tokens", domain.generated}};
-  for (const auto& [name, n] : models) by_model[name] = n;
-  for (const auto& [name, n] : refused) by_reason[name] = n;
   return json::object{
       {"kind", "trace"},
       {"records", stats->records},
       {"damaged_records", stats->skipped},
       {"torn_files", stats->torn_files},
-      {"refused_messages", std::move(by_reason)},
+      {"refused_messages", json::value_from(refused)},
       {"requests", requests},
       {"prompt_tokens", prompt},
       {"generated_tokens", generated},
@@ -228,7 +217,7 @@ Result<json::object> inspect_trace(const std::string& path) {
       {"first_unix_ms", first_ms},
       {"last_unix_ms", last_ms},
       {"domains", std::move(by_domain)},
-      {"models", std::move(by_model)}};
+      {"models", json::value_from(models)}};
 }
 
 Result<json::object> inspect_eagle3(const std::string& path, bool tensors) {
@@ -320,10 +309,7 @@ int inspect_main(int argc, char** argv) {
   flags.app().add_flag("--tensors", tensors, "list every tensor of a model or head");
   if (const auto status = flags.parse(argc, argv)) return *status;
   const auto found = inspect(path, tensors);
-  if (!found) {
-    fmt::print(stderr, "foretoken inspect: {}\n", found.error().message);
-    return 1;
-  }
+  if (!found) return exit_status(argv[0], found.error());
   if (as_json)
     fmt::print("{}\n", json::serialize(*found));
   else

@@ -79,16 +79,10 @@ int keys_main(int argc, char** argv) {
   flags.app().require_subcommand(1);
   if (const auto status = flags.parse(argc, argv)) return *status;
   const KeyFolder keys(folder);
-  Status done = Ok{};
-  if (*add) {
-    done = trust(keys, peer);
-  } else {
-    if (*make) done = keys.make(role != "trainer", role != "server");
-    if (done) done = show(keys);
-  }
-  if (done) return 0;
-  fmt::print(stderr, "foretoken keys: {}\n", done.error().message);
-  return 1;
+  if (*add) return exit_status(argv[0], trust(keys, peer));
+  Status done = *make ? keys.make(role != "trainer", role != "server") : Ok{};
+  if (done) done = show(keys);
+  return exit_status(argv[0], done);
 }
 
 const Subcommand kKeys{"keys", "make and trust the keys of server and trainer", keys_main, 13};

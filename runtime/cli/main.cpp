@@ -72,6 +72,12 @@ const std::vector<const Subcommand*>& subcommands() {
   return all;
 }
 
+int exit_status(const char* command, const Status& done, int failed) {
+  if (done) return 0;
+  fmt::print(stderr, "{}: {}\n", command, done.error().message);
+  return failed;
+}
+
 }  // namespace foretoken
 
 int main(int argc, char** argv) {

@@ -12,6 +12,7 @@
 
 #include "runtime/cli/command.h"
 #include "runtime/flags/flags.h"
+#include "runtime/json/json_at.h"
 #include "runtime/replay/player.h"
 #include "runtime/replay/summary.h"
 
@@ -178,17 +179,7 @@ bool write_file(const std::string& path, const std::string& text) {
 // The server's first model, for bodies that name none.
 std::string first_model(const ReplayOptions& options) {
   HttpClient client(options.url, options.api_key, 10, &g_stop);
-  std::string body;
-  const auto response =
-      client.call("/v1/models", nullptr, [&](std::string_view bytes) { body += bytes; });
-  json::error_code ec;
-  const json::value value = json::parse(body, ec);
-  if (!response || ec || !value.is_object()) return "";
-  const json::value* data = value.get_object().if_contains("data");
-  if (!data || !data->is_array() || data->get_array().empty() || !data->get_array()[0].is_object())
-    return "";
-  const json::value* id = data->get_array()[0].get_object().if_contains("id");
-  return id && id->is_string() ? std::string(id->get_string()) : "";
+  return std::string(string_at(get_json(client, "/v1/models").value_or(nullptr), "/data/0/id"));
 }
 
 int replay_main(int argc, char** argv) {
@@ -209,23 +200,20 @@ int replay_main(int argc, char** argv) {
                   "ShareGPT, Azure CSV")
       ->required();
   flags.option("url", url, "the server");
-  flags
-      .option("load", options.load,
-              "random arrivals at this share of what the warm-up's concurrency achieves, e.g. 0.5; "
-              "0: off; needs --limit-minutes")
-      ->check(CLI::Range(0.0, 10.0));
+  flags.number(
+      "load", options.load, 0.0, 10.0,
+      "random arrivals at this share of what the warm-up's concurrency achieves, e.g. 0.5; "
+      "0: off; needs --limit-minutes");
   flags.option("mode", mode, "closed: so many in flight; open: each request at its time")
       ->check(CLI::IsMember({"open", "closed"}));
-  flags.option("concurrency", options.concurrency, "requests in flight in a closed loop")
-      ->check(CLI::Range(1, 4096));
-  flags.option("rate", options.rate, "open loop: requests a second; 0: the log's own times")
-      ->check(CLI::Range(0.0, 1e6));
-  flags
-      .option("limit-minutes", limit_minutes, "thin the log evenly to fit this time; 0: all of it")
-      ->check(CLI::Range(0.0, 1e6));
+  flags.number("concurrency", options.concurrency, 1, 4096, "requests in flight in a closed loop");
+  flags.number("rate", options.rate, 0.0, 1e6,
+               "open loop: requests a second; 0: the log's own times");
+  flags.number("limit-minutes", limit_minutes, 0.0, 1e6,
+               "thin the log evenly to fit this time; 0: all of it");
   flags.option("max-requests", max_requests, "only the log's first so many; 0: all");
-  flags.option("timeout", options.timeout_s, "seconds of silence until a request has failed")
-      ->check(CLI::Range(0.1, 86400.0));
+  flags.number("timeout", options.timeout_s, 0.1, 86400.0,
+               "seconds of silence until a request has failed");
   flags.option("request-model", options.ask.model,
                "the model to name in every request; default: the log's, else the server's first");
   flags.option("api-key", api_key, "sent as Bearer; default: OPENAI_API_KEY")->default_str("");
@@ -241,10 +229,7 @@ int replay_main(int argc, char** argv) {
   flags.toggle("table", table, "print the figures as a table");
   if (const auto status = flags.parse(argc, argv)) return *status;
 
-  const auto fail = [](const Error& error) {
-    fmt::print(stderr, "foretoken replay: {}\n", error.message);
-    return 1;
-  };
+  const auto fail = [&](const Error& error) { return exit_status(argv[0], error); };
   auto server = ServerUrl::parse(url);
   if (!server) return fail(server.error());
   options.url = *server;

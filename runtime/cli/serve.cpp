@@ -1,6 +1,4 @@
 // foretoken serve: the server alone; a trainer may connect to its endpoints.
-#include <fmt/format.h>
-
 #include "runtime/cli/command.h"
 #include "runtime/cli/run_server.h"
 
@@ -8,14 +6,11 @@ namespace foretoken {
 namespace {
 
 int serve_main(int argc, char** argv) {
-  Flags flags("foretoken serve", "Serves a model over the OpenAI API, with speculation.");
+  Flags flags(argv[0], "Serves a model over the OpenAI API, with speculation.");
   ServeFlags options;
   options.add_to(flags);
   if (auto status = flags.parse(argc, argv)) return *status;
-  if (Status status = options.server.complete(); !status) {
-    fmt::print(stderr, "foretoken serve: {}\n", status.error().message);
-    return 2;
-  }
+  if (Status status = options.server.complete(); !status) return exit_status(argv[0], status, 2);
   return run_server(options, {});
 }
 

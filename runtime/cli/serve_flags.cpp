@@ -14,21 +14,16 @@ void ServeFlags::add_to(Flags& flags) {
   flags.option("served-model-name", server.served_model_names,
                "names clients may ask for; default: the file's name");
   flags.option("host", http.host, "address to listen on");
-  flags.option("port", http.port, "port to listen on, 0: any")->check(CLI::Range(0, 65535));
+  flags.number("port", http.port, 0, 65535, "port to listen on, 0: any");
   flags.option("api-key-file", server.api_key_file,
                "keys clients must send, one a line, # comments");
-  flags
-      .option("max-model-len", engine.max_model_len,
-              "tokens of prompt and answer together, 0: the model's, at most 8192")
-      ->check(CLI::Range(0, 1 << 24));
-  flags.option("max-num-seqs", engine.max_num_seqs, "requests in the batch")
-      ->check(CLI::Range(1, 256));
-  flags
-      .option("max-batch-rows", engine.max_batch_rows,
-              "rows of one round: prefill chunks and drafts")
-      ->check(CLI::Range(16, 8192));
-  flags.option("max-queue", engine.max_queue, "requests waiting; more are refused with 429")
-      ->check(CLI::Range(1, 1 << 20));
+  flags.number("max-model-len", engine.max_model_len, 0, 1 << 24,
+               "tokens of prompt and answer together, 0: the model's, at most 8192");
+  flags.number("max-num-seqs", engine.max_num_seqs, 1, 256, "requests in the batch");
+  flags.number("max-batch-rows", engine.max_batch_rows, 16, 8192,
+               "rows of one round: prefill chunks and drafts");
+  flags.number("max-queue", engine.max_queue, 1, 1 << 20,
+               "requests waiting; more are refused with 429");
   Flags::Choices<KvMode> kv_dtypes;
   for (const KvMode mode : kv_modes()) kv_dtypes.emplace_back(kv_mode_name(mode), mode);
   flags.choice("kv-cache-dtype", engine.kv_cache_dtype, kv_dtypes, "");
@@ -51,37 +46,26 @@ void ServeFlags::add_to(Flags& flags) {
   flags.option("spec-head", server.spec_head,
                "a trained head to draft with from the first request: a folder with a published "
                "EAGLE-3 head (config.json, model.safetensors), or a weight bundle");
-  flags.option("spec-draft-n-max", engine.spec_draft_n_max, "longest draft")
-      ->check(CLI::Range(0, kMaxDraft));
-  flags
-      .option("spec-draft-n-fixed", engine.spec_draft_n_fixed,
-              "this draft length always, -1: by measured cost")
-      ->check(CLI::Range(-1, kMaxDraft));
-  flags
-      .option("spec-draft-vocab", engine.spec_draft_vocab,
-              "tokens a draft model chooses among, the most frequent and those seen lately; 0: all")
-      ->check(CLI::Range(0, 1 << 20));
+  flags.number("spec-draft-n-max", engine.spec_draft_n_max, 0, kMaxDraft, "longest draft");
+  flags.number("spec-draft-n-fixed", engine.spec_draft_n_fixed, -1, kMaxDraft,
+               "this draft length always, -1: by measured cost");
+  flags.number(
+      "spec-draft-vocab", engine.spec_draft_vocab, 0, 1 << 20,
+      "tokens a draft model chooses among, the most frequent and those seen lately; 0: all");
   flags.choice<SpecSampling>(
       "spec-sampling", engine.spec_sampling,
       {{"invariant", SpecSampling::kInvariant}, {"rejection", SpecSampling::kRejection}},
       "the same tokens as without speculation, or the same distribution");
-  flags
-      .option("control-fraction", engine.control_fraction,
-              "share of rounds run without speculation, to measure the speedup")
-      ->check(CLI::Range(0.0, 0.5));
-  flags
-      .option("plain-fraction", engine.plain_fraction,
-              "share of time served without speculation, capture and trainer, to measure the net "
-              "speedup")
-      ->check(CLI::Range(0.0, 0.5));
-  flags
-      .option("canary-fraction", server.canary_fraction,
-              "share of requests that a new speculator version drafts for until it is proven")
-      ->check(CLI::Range(0.01, 1.0));
+  flags.number("control-fraction", engine.control_fraction, 0.0, 0.5,
+               "share of rounds run without speculation, to measure the speedup");
+  flags.number("plain-fraction", engine.plain_fraction, 0.0, 0.5,
+               "share of time served without speculation, capture and trainer, to measure the net "
+               "speedup");
+  flags.number("canary-fraction", server.canary_fraction, 0.01, 1.0,
+               "share of requests that a new speculator version drafts for until it is proven");
   flags.toggle("share-across-keys", engine.share_across_keys,
                "API keys share one traffic store and one prefix cache");
-  flags.option("threads", engine.threads, "kernel threads, 0: all cores")
-      ->check(CLI::Range(0, 1024));
+  flags.number("threads", engine.threads, 0, 1024, "kernel threads, 0: all cores");
   flags.choice("device", device, {"cpu"}, "");
   flags.option("state-dir", server.state_dir,
                "where calibration and speculator versions are kept, by model");
@@ -102,33 +86,23 @@ void ServeFlags::add_to(Flags& flags) {
   flags.option("trace-dir", server.trace_dir, "also write traces to segments here");
   flags.bytes("trace-dir-max-bytes", server.trace_dir_max_bytes, "of which the oldest are deleted",
               std::size_t{1} << 20);
-  flags
-      .option("retention-hours", server.retention_hours,
-              "stored traces (of a trainer that `up` starts, too) and traffic stores that were not "
-              "written to for so long are deleted; 0: kept until there is no room")
-      ->check(CLI::Range(0.0, 1e6));
-  flags
-      .option("shutdown-timeout", shutdown_timeout_s,
-              "seconds SIGTERM waits for requests in flight")
-      ->check(CLI::Range(0.0, 86400.0));
-  flags
-      .option("health-stall-timeout", server.health_stall_timeout_s,
-              "seconds without an engine round until /health says 503")
-      ->check(CLI::Range(1.0, 3600.0));
-  flags.option("http-threads", http.io_threads, "I/O threads")->check(CLI::Range(1, 64));
-  flags.option("max-connections", http.max_connections, "open connections")
-      ->check(CLI::Range(1, 1 << 20));
+  flags.number(
+      "retention-hours", server.retention_hours, 0.0, 1e6,
+      "stored traces (of a trainer that `up` starts, too) and traffic stores that were not "
+      "written to for so long are deleted; 0: kept until there is no room");
+  flags.number("shutdown-timeout", shutdown_timeout_s, 0.0, 86400.0,
+               "seconds SIGTERM waits for requests in flight");
+  flags.number("health-stall-timeout", server.health_stall_timeout_s, 1.0, 3600.0,
+               "seconds without an engine round until /health says 503");
+  flags.number("http-threads", http.io_threads, 1, 64, "I/O threads");
+  flags.number("max-connections", http.max_connections, 1, 1 << 20, "open connections");
   flags.bytes("max-body-bytes", http.max_body_bytes, "largest request body", 1 << 10, 1 << 30);
-  flags.option("header-timeout", http.header_timeout_s, "seconds for a request's headers")
-      ->check(CLI::Range(0.1, 3600.0));
-  flags.option("body-timeout", http.body_timeout_s, "seconds for a request's body")
-      ->check(CLI::Range(0.1, 3600.0));
-  flags.option("idle-timeout", http.idle_timeout_s, "seconds a connection may idle")
-      ->check(CLI::Range(0.1, 86400.0));
-  flags
-      .option("sse-ping-interval", http.ping_interval_s,
-              "seconds of silence on a stream until a comment is sent")
-      ->check(CLI::Range(0.1, 3600.0));
+  flags.number("header-timeout", http.header_timeout_s, 0.1, 3600.0,
+               "seconds for a request's headers");
+  flags.number("body-timeout", http.body_timeout_s, 0.1, 3600.0, "seconds for a request's body");
+  flags.number("idle-timeout", http.idle_timeout_s, 0.1, 86400.0, "seconds a connection may idle");
+  flags.number("sse-ping-interval", http.ping_interval_s, 0.1, 3600.0,
+               "seconds of silence on a stream until a comment is sent");
   flags.option("cors-origins", http.cors_origins,
                "origins browsers may call from; none: no CORS headers");
   flags.choice("log-level", log_level, {"trace", "debug", "info", "warn", "error"}, "");

@@ -15,16 +15,13 @@ namespace {
 
 int train_main(int argc, char** argv) {
   auto trainer = find_trainer();
-  if (!trainer) {
-    fmt::print(stderr, "foretoken train: {}\n", trainer.error().message);
-    return 1;
-  }
+  if (!trainer) return exit_status(argv[0], trainer.error());
   std::vector<char*> arguments = {trainer->data()};
   for (int i = 1; i < argc; ++i) arguments.push_back(argv[i]);
   arguments.push_back(nullptr);
   execv(trainer->c_str(), arguments.data());
-  fmt::print(stderr, "foretoken train: {}: {}\n", *trainer, std::strerror(errno));
-  return 1;
+  return exit_status(argv[0],
+                     Error{ErrorCode::kIo, fmt::format("{}: {}", *trainer, std::strerror(errno))});
 }
 
 const Subcommand kTrain{"train", "train the speculator from a server's traces", train_main, 11};

@@ -104,7 +104,6 @@ void TrainerProcess::supervise() {
       }
       spdlog::warn("the trainer {}; serving goes on, starting it again in {} s",
                    how_it_ended(status), wait_s);
-      ++restarts_;
     }
     // A trainer that keeps dying is tried ever more rarely, one that ran well for a while at once.
     if (SteadyClock::now() - started > std::chrono::seconds(60)) wait_s = 1;

@@ -24,13 +24,11 @@ class TrainerProcess {
   ~TrainerProcess() { stop(); }
   void start();
   void stop();  // SIGTERM, after ten seconds SIGKILL; returns when it is gone; idempotent
-  int restarts() const { return restarts_; }
 
  private:
   void supervise();
   const std::vector<std::string> command_;
   std::atomic<bool> stopping_{false};
-  std::atomic<int> restarts_{0};
   std::thread thread_;
 };
 

@@ -44,7 +44,7 @@ class SocketFolder {
 };
 
 int up_main(int argc, char** argv) {
-  Flags flags("foretoken up",
+  Flags flags(argv[0],
               "Server and trainer on one machine. Takes the flags of serve; the trainer's own "
               "after --trainer-flags.");
   ServeFlags options;
@@ -54,10 +54,7 @@ int up_main(int argc, char** argv) {
       "trainer-flags", trainer_flags,
       "a flag handed to foretoken-trainer, e.g. --trainer-flags=--threads=1; may be repeated");
   if (auto status = flags.parse(argc, argv)) return *status;
-  auto complain = [](const Error& error) {
-    fmt::print(stderr, "foretoken up: {}\n", error.message);
-    return 2;
-  };
+  const auto complain = [&](const Error& error) { return exit_status(argv[0], error, 2); };
   if (Status status = options.server.complete(); !status) return complain(status.error());
   if (options.check) return run_server(options, {});
   auto trainer = find_trainer();
@@ -76,21 +73,17 @@ int up_main(int argc, char** argv) {
     options.server.traces_endpoint = fmt::format("ipc://{}/traces", sockets.path());
     options.server.weights_endpoint = fmt::format("ipc://{}/weights", sockets.path());
   }
-  std::vector<std::string> command = {*trainer,
-                                      "--traces-endpoint",
-                                      options.server.traces_endpoint,
-                                      "--weights-endpoint",
-                                      options.server.weights_endpoint,
-                                      "--state-dir",
-                                      options.server.state_dir,
-                                      "--keys",
-                                      options.server.keys_folder()};
-  if (options.server.retention_hours > 0) {
-    command.push_back("--retention-hours");
-    command.push_back(fmt::format("{}", options.server.retention_hours));
-  }
-  if (!options.server.model.empty())
-    command.insert(command.end(), {"--model", options.server.model});
+  std::vector<std::string> command = {*trainer};
+  const auto hand_on = [&](const char* flag, const std::string& value) {
+    command.insert(command.end(), {flag, value});
+  };
+  hand_on("--traces-endpoint", options.server.traces_endpoint);
+  hand_on("--weights-endpoint", options.server.weights_endpoint);
+  hand_on("--state-dir", options.server.state_dir);
+  hand_on("--keys", options.server.keys_folder());
+  if (options.server.retention_hours > 0)
+    hand_on("--retention-hours", fmt::format("{}", options.server.retention_hours));
+  if (!options.server.model.empty()) hand_on("--model", options.server.model);
   command.insert(command.end(), trainer_flags.begin(), trainer_flags.end());
   block_stop_signals();  // before any thread
   TrainerProcess process(std::move(command));

@@ -35,6 +35,12 @@ class Flags {
     return named(
         option, flag, [&value] { return toml(value); }, letter);
   }
+  // A number from `least` to `most`.
+  template <class T>
+  CLI::Option* number(const std::string& flag, T& value, std::type_identity_t<T> least,
+                      std::type_identity_t<T> most, const std::string& help) {
+    return option(flag, value, help)->check(CLI::Range(least, most));
+  }
   // --flag / --no-flag
   CLI::Option* toggle(const std::string& flag, bool& value, const std::string& help);
   // One of a list of names; the help lists them.

@@ -45,13 +45,13 @@ std::string digest_of(std::span<const std::byte> bytes) {
   return to_hex(out);
 }
 
+}  // namespace
+
 Error at(const std::string& path, Error error) {
   if (error.message.find(path) == std::string::npos)
     error.message = fmt::format("{}: {}", path, error.message);
   return error;
 }
-
-}  // namespace
 
 Result<Bundle> read_bundle(const std::string& path) {
   auto bytes = read_file(path, kMaxBundleBytes);

@@ -29,5 +29,7 @@ Status probe_spec_head(const SpecHead& head, const Model& model, const Tokenizer
 
 // Bundles of any signer, for one who names the file himself. Errors begin with the path.
 Result<Bundle> read_bundle(const std::string& path);
+// The error with the path in front, unless it is in it.
+Error at(const std::string& path, Error error);
 
 }  // namespace foretoken

@@ -31,55 +31,39 @@ void TrainerFlags::add_daemon(Flags& flags) {
                "default: keys in the state directory, made when needed");
   flags.option("model-fingerprint", fingerprint_,
                "train for this model only (64 hexadecimal digits); else for the server's");
-  flags
-      .option("gate-draft-length", session.gate.draft_length,
-              "drafted tokens a round at most when the gate replays a request")
-      ->check(CLI::Range(1, 16));
+  flags.number("gate-draft-length", session.gate.draft_length, 1, 16,
+               "drafted tokens a round at most when the gate replays a request");
   flags.choice<RoundPlan>("gate-rounds", session.gate.plan,
                           {{"cost", RoundPlan::kByCost}, {"fixed", RoundPlan::kFixed}},
                           "drafts as long as they pay, as the server's, or all of that length");
-  flags
-      .option("gate-requests", gate_requests_,
-              "requests that must have scored a candidate before it can be promoted; below 30 the "
-              "gate's error is not what it says")
-      ->check(CLI::Range(2, 1000));
-  flags
-      .option("gate-least-gain", gate_least_gain_,
-              "gain that a candidate must be shown to exceed, 0.01 for 1 %; below 0, for tests, "
-              "no domain is held to more either: with -2 every candidate is promoted")
-      ->check(CLI::Range(-2.0, 1.0));
-  flags
-      .option("first-candidate-requests", session.gate.least_trained_requests,
-              "requests to learn from before the first candidate")
-      ->check(CLI::Range(1, 100000));
-  flags
-      .option("candidate-growth", session.gate.growth,
-              "the next candidate comes after so many times the last one's requests")
-      ->check(CLI::Range(1.05, 100.0));
-  flags.option("buffer-mib", buffer_mib_, "size of the replay buffer on disk")
-      ->check(CLI::Range(1, 1 << 24));
-  flags
-      .option("retention-hours", retention_hours_,
-              "requests older than this are deleted from the buffer; 0: kept while there is room")
-      ->check(CLI::Range(0.0, 1e6));
-  flags.option("learning-rate", learner.fusion.learning_rate, "of the fusion table's biases")
-      ->check(CLI::Range(1e-6, 1.0));
+  flags.number("gate-requests", gate_requests_, 2, 1000,
+               "requests that must have scored a candidate before it can be promoted; below 30 the "
+               "gate's error is not what it says");
+  flags.number("gate-least-gain", gate_least_gain_, -2.0, 1.0,
+               "gain that a candidate must be shown to exceed, 0.01 for 1 %; below 0, for tests, "
+               "no domain is held to more either: with -2 every candidate is promoted");
+  flags.number("first-candidate-requests", session.gate.least_trained_requests, 1, 100000,
+               "requests to learn from before the first candidate");
+  flags.number("candidate-growth", session.gate.growth, 1.05, 100.0,
+               "the next candidate comes after so many times the last one's requests");
+  flags.number("buffer-mib", buffer_mib_, 1, 1 << 24, "size of the replay buffer on disk");
+  flags.number("retention-hours", retention_hours_, 0.0, 1e6,
+               "requests older than this are deleted from the buffer; 0: kept while there is room");
+  flags.number("learning-rate", learner.fusion.learning_rate, 1e-6, 1.0,
+               "of the fusion table's biases");
   Flags::Choices<const Objective*> known;
   for (const Objective& objective : objectives()) known.emplace_back(objective.name, &objective);
   flags.choice("objective", learner.fusion.objective, known,
                "what is minimised; " + objective_help());
   // The server's flags too, with values of their own there: `foretoken up` hands its environment
   // on.
-  flags.variable(
-      flags.option("threads", threads, "threads of the arithmetic")->check(CLI::Range(1, 1024)),
-      "FORETOKEN_TRAINER_THREADS");
+  flags.variable(flags.number("threads", threads, 1, 1024, "threads of the arithmetic"),
+                 "FORETOKEN_TRAINER_THREADS");
   flags.variable(flags.choice("scheduling", scheduling, {"idle", "batch", "normal"},
                               "what nobody else wants, at nice 10, or as any process"),
                  "FORETOKEN_TRAINER_SCHEDULING");
-  flags.variable(flags
-                     .option("cpu-share", daemon.cpu_share,
-                             "at most this share of a core, however idle the server")
-                     ->check(CLI::Range(0.01, 1.0)),
+  flags.variable(flags.number("cpu-share", daemon.cpu_share, 0.01, 1.0,
+                              "at most this share of a core, however idle the server"),
                  "FORETOKEN_TRAINER_CPU_SHARE");
   flags.choice("log-level", log_level, {"trace", "debug", "info", "warn", "error"}, "");
 }
@@ -90,56 +74,42 @@ void TrainerFlags::add_head(Flags& flags) {
   flags.option("model", model_,
                "the server's GGUF file: its embedding and output rows are what the recurrent head "
                "is made of. Without it only the fusion table is trained");
-  flags.option("head-inner", head.inner, "inner width of the head; 0: by the model")
-      ->check(CLI::Range(0, int(kMaxHeadInner)));
-  flags.option("head-vocabulary", head.vocabulary, "tokens it may draft; 0: by the model")
-      ->check(CLI::Range(0, int(kMaxHeadVocab)));
-  flags.option("head-learning-rate", head.learning_rate, "0: by the model")
-      ->check(CLI::Range(0.0, 1.0));
-  flags.option("head-table-learning-rate", head.table_learning_rate, "of the biases in the head")
-      ->check(CLI::Range(1e-7, 1.0));
-  flags.option("head-gain-learning-rate", head.gain_learning_rate, "as a share of the gain")
-      ->check(CLI::Range(0.0, 1.0));
-  flags.option("passes", head.passes, "passes over a token")->check(CLI::Range(1.0, 100.0));
-  flags
-      .option("converged-passes", head.converged_passes,
-              "passes over a token once the gate finds nothing more to gain, until a candidate is "
-              "promoted or traffic changes")
-      ->check(CLI::Range(1.0, 100.0));
-  flags
-      .option("teacher-temperature", head.teacher_temperature,
-              "at which a greedy request's distributions teach the head")
-      ->check(CLI::Range(0.05, 2.0));
-  flags
-      .option("domain-power", head.domain_power,
-              "replays are of a domain of n requests with a chance that goes with n to this power: "
-              "1, all requests alike; 0, all domains alike")
-      ->check(CLI::Range(0.0, 1.0));
-  flags
-      .option("refused-weight", head.refused_weight,
-              "of a position where a served draft was refused, beside others")
-      ->check(CLI::Range(0.0, 100.0));
-  flags
-      .option("drift-tokens", head.drift_tokens,
-              "after a change of traffic, so many tokens are learned from harder; 0: no change is "
-              "looked for")
-      ->check(CLI::Range(0, 1000000));
-  flags.option("drift-passes", head.drift_passes, "passes over a token meanwhile")
-      ->check(CLI::Range(1.0, 100.0));
-  flags
-      .option("drift-learning-rate", head.drift_learning_rate,
-              "factor on the head's learning rate meanwhile")
-      ->check(CLI::Range(0.1, 10.0));
+  flags.number("head-inner", head.inner, 0, kMaxHeadInner,
+               "inner width of the head; 0: by the model");
+  flags.number("head-vocabulary", head.vocabulary, 0, kMaxHeadVocab,
+               "tokens it may draft; 0: by the model");
+  flags.number("head-learning-rate", head.learning_rate, 0.0, 1.0, "0: by the model");
+  flags.number("head-table-learning-rate", head.table_learning_rate, 1e-7, 1.0,
+               "of the biases in the head");
+  flags.number("head-gain-learning-rate", head.gain_learning_rate, 0.0, 1.0,
+               "as a share of the gain");
+  flags.number("passes", head.passes, 1.0, 100.0, "passes over a token");
+  flags.number("converged-passes", head.converged_passes, 1.0, 100.0,
+               "passes over a token once the gate finds nothing more to gain, until a candidate is "
+               "promoted or traffic changes");
+  flags.number("teacher-temperature", head.teacher_temperature, 0.05, 2.0,
+               "at which a greedy request's distributions teach the head");
+  flags.number(
+      "domain-power", head.domain_power, 0.0, 1.0,
+      "replays are of a domain of n requests with a chance that goes with n to this power: "
+      "1, all requests alike; 0, all domains alike");
+  flags.number("refused-weight", head.refused_weight, 0.0, 100.0,
+               "of a position where a served draft was refused, beside others");
+  flags.number("drift-tokens", head.drift_tokens, 0, 1000000,
+               "after a change of traffic, so many tokens are learned from harder; 0: no change is "
+               "looked for");
+  flags.number("drift-passes", head.drift_passes, 1.0, 100.0, "passes over a token meanwhile");
+  flags.number("drift-learning-rate", head.drift_learning_rate, 0.1, 10.0,
+               "factor on the head's learning rate meanwhile");
   flags.option("head-bf16", head.bf16,
                "products in bf16: 1 or 0; default: where the processor is fast at it (AMX)");
-  flags.option("head-average", head.average_decay, "of the moving average that is served")
-      ->check(CLI::Range(0.0, 0.9999));
+  flags.number("head-average", head.average_decay, 0.0, 0.9999,
+               "of the moving average that is served");
   flags.option("eagle3", eagle3_,
                "train this published EAGLE-3 head on from where it is, instead of a recurrent one: "
                "a folder with config.json and model.safetensors (the server's --spec-head)");
-  flags.option("eagle3-learning-rate", eagle3_rate_, "of that head")->check(CLI::Range(1e-8, 1.0));
-  flags.option("feature-cache-mib", cache_mib_, "decoded hidden states kept in memory")
-      ->check(CLI::Range(1, 1 << 20));
+  flags.number("eagle3-learning-rate", eagle3_rate_, 1e-8, 1.0, "of that head");
+  flags.number("feature-cache-mib", cache_mib_, 1, 1 << 20, "decoded hidden states kept in memory");
   flags.variable(
       flags.option("seed", head.seed, "of the head's first weights and of the order of replays"),
       "FORETOKEN_TRAINER_SEED");

@@ -6,12 +6,10 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
-#include <cstdio>
 
 #include "foretoken/protocol/atomic_file.h"
 #include "foretoken/protocol/state_folder.h"
 #include "foretoken/protocol/trace_segment.h"
-#include "foretoken/protocol/transport_memory.h"
 #include "runtime/evaluate/evaluation.h"
 
 namespace foretoken::trainer {
@@ -140,23 +138,18 @@ Status replay_gate(const GateReplayOptions& options) {
   });
   if (!read) return read.error();
 
-  json::array round_ms(costs.rounds.begin(), costs.rounds.end());
   const json::object out{{"requests", requests},
                          {"tokens", tokens},
                          {"promotions", promotions},
                          {"first_promotion_at_request",
                           first_promotion ? json::value(*first_promotion) : json::value(nullptr)},
-                         {"costs", json::object{{"round_ms", std::move(round_ms)},
+                         {"costs", json::object{{"round_ms", json::value_from(costs.rounds)},
                                                 {"head_start_ms", costs.head_start},
                                                 {"head_step_ms", costs.head_step}}},
                          {"standing", session.standing()},
                          {"candidates", std::move(candidates)}};
   const std::string text = json::serialize(out) + "\n";
-  if (options.json.empty()) {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    return Ok{};
-  }
-  return write_file_atomically(options.json, std::as_bytes(std::span(text)));
+  return write_report(options.json, text);
 }
 
 }  // namespace foretoken::trainer

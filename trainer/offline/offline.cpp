@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
-#include <cstdio>
 #include <map>
 
 #include "foretoken/protocol/atomic_file.h"
@@ -239,11 +238,7 @@ Status train_offline(const OfflineOptions& options) {
        facts.positions ? 1000 * train_seconds / double(facts.positions) : 0.0},
       {"points", points}};
   const std::string text = json::serialize(report) + "\n";
-  if (options.json.empty()) {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-  } else if (auto s = write_file_atomically(options.json, std::as_bytes(std::span(text))); !s) {
-    return s;
-  }
+  if (auto s = write_report(options.json, text); !s) return s;
   if (!options.output.empty()) {
     Bundle bundle = learner->snapshot();
     bundle.version = {1};
