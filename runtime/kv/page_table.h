@@ -46,6 +46,9 @@ struct KvStats {
   // (row group, page) pairs attended to by their codes, layer 0, head 0
   std::int64_t sealed_page_reads_total = 0;
   double bytes_per_token_bf16 = 0, bytes_per_token_sealed = 0;  // all layers and heads
+  double occupancy() const {                                    // 0 to 1
+    return pool_bytes ? static_cast<double>(used_bytes) / static_cast<double>(pool_bytes) : 0.0;
+  }
 };
 
 class PageTable {

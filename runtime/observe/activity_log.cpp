@@ -20,10 +20,7 @@ std::optional<std::string> ActivityLog::line(const EngineStats& now) {
   std::string out = fmt::format(
       "prompt {:.1f} tok/s, generation {:.1f} tok/s, running {}, waiting {}, KV {:.1f} %",
       static_cast<double>(prompt) / seconds, static_cast<double>(generated) / seconds,
-      now.requests_running, now.requests_waiting,
-      now.kv.pool_bytes
-          ? 100.0 * static_cast<double>(now.kv.used_bytes) / static_cast<double>(now.kv.pool_bytes)
-          : 0.0);
+      now.requests_running, now.requests_waiting, 100 * now.kv.occupancy());
   if (span.drafting_rounds > 0)
     out += fmt::format(", acceptance length {:.2f} (draft {:.1f}, version {})",
                        span.acceptance_length(), span.draft_length(), now.version.value);

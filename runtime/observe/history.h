@@ -17,16 +17,8 @@ class History {
   boost::json::array json() const;  // oldest first
 
  private:
-  struct Point {
-    double uptime_s;
-    std::optional<Interval> speedup, speedup_last_minute;
-    std::int64_t generated, prompt, drafting_rounds, drafted, accepted, swaps;
-    double kv_occupancy;
-    std::uint64_t version;
-    std::int64_t running, waiting;
-  };
   mutable std::mutex mutex_;
-  std::deque<Point> points_;
+  std::deque<boost::json::object> points_;
 };
 
 }  // namespace foretoken

@@ -30,8 +30,12 @@ class Families {
       metric.gauge.value = value;
     out_.back().metric.push_back(std::move(metric));
   }
-  void gauge(const std::string& name, const std::string& help, double value) {
-    open(MetricType::Gauge, name, help), add(value);
+  void add_by(const char* label, const std::map<std::string, std::int64_t>& counts) {
+    for (const auto& [name, n] : counts) add(static_cast<double>(n), {{label, name}});
+  }
+  template <class T>
+  void gauge(const std::string& name, const std::string& help, T value) {
+    open(MetricType::Gauge, name, help), add(static_cast<double>(value));
   }
   void counter(const std::string& name, const std::string& help, std::int64_t value) {
     open(MetricType::Counter, name, help), add(static_cast<double>(value));
@@ -51,17 +55,15 @@ void speedup(Families& f, const std::optional<Interval>& interval, const char* w
 
 void engine_families(Families& f, const EngineStats& s) {
   f.gauge("num_requests_running", "Choices (a request has n) that are in the batch, now",
-          static_cast<double>(s.requests_running));
+          s.requests_running);
   f.gauge("num_requests_waiting",
           "Choices that wait for a place in the batch, preempted ones included, now",
-          static_cast<double>(s.requests_waiting));
+          s.requests_waiting);
   f.gauge("kv_cache_usage_perc",
           "Share of the target's KV pool held by choices under way, 1 is all of it, now",
-          s.kv.pool_bytes
-              ? static_cast<double>(s.kv.used_bytes) / static_cast<double>(s.kv.pool_bytes)
-              : 0);
+          s.kv.occupancy());
   f.gauge("kv_cache_used_bytes", "Bytes of the target's KV pool held by choices under way, now",
-          static_cast<double>(s.kv.used_bytes));
+          s.kv.used_bytes);
   f.gauge("kv_bytes_per_token",
           "Bytes of the target's KV a token, all layers, once its page is sealed",
           s.kv.bytes_per_token_sealed);
@@ -81,15 +83,14 @@ void engine_families(Families& f, const EngineStats& s) {
             s.prefix_cache_hits);
   f.gauge("prefix_cache_pages",
           "Pages that the prefix cache keeps, those in use by choices included, now",
-          static_cast<double>(s.kv.cached_pages));
+          s.kv.cached_pages);
   f.gauge("prefix_cache_tail_bytes", "Bytes of 16-bit copies kept to resume from, now",
-          static_cast<double>(s.kv.tail_bytes));
+          s.kv.tail_bytes);
   f.counter("prefix_cache_evicted_pages_total",
             "Pages that left the prefix cache to make room, since start", s.kv.evicted_pages_total);
   f.counter("generation_tokens_total",
             "Tokens emitted, by prefill and decode rounds alike, end-of-generation tokens "
-            "included, since "
-            "start",
+            "included, since start",
             s.generated_tokens);
   f.counter("num_preemptions_total",
             "Times that a choice lost its pages and went back to wait, since start", s.preemptions);
@@ -148,7 +149,7 @@ void engine_families(Families& f, const EngineStats& s) {
           s.decode_tokens_per_s_last_minute);
   f.gauge("speculator_version",
           "Version of the learned speculator that serves (not the canary's), 0: as shipped",
-          static_cast<double>(s.version.value));
+          s.version.value);
   f.gauge("speculator_age_seconds", "Seconds since that version was swapped in", s.version_age_s);
   f.counter("speculator_swaps_total",
             "Swaps of weights between two rounds, canaries that come and go included, since start",
@@ -160,7 +161,7 @@ void engine_families(Families& f, const EngineStats& s) {
   f.add(s.swap_pause_p99_ms / 1000, {{"quantile", "0.99"}});
   f.add(s.swap_pause_max_ms / 1000, {{"quantile", "1"}});
   f.gauge("traffic_store_bytes", "Bytes of memory of the n-gram stores, all keys, now",
-          static_cast<double>(s.traffic_store_bytes));
+          s.traffic_store_bytes);
 }
 
 }  // namespace
@@ -183,25 +184,23 @@ std::string metrics_text(const EngineStats* engine, const LinkStats& link,
             link.traces_sent);
   f.open(MetricType::Counter, "trace_dropped_total",
          "Traces (one a choice) that did not reach the trainer, by reason, since start");
-  for (const auto& [reason, n] : link.traces_dropped)
-    f.add(static_cast<double>(n), {{"reason", reason}});
+  f.add_by("reason", link.traces_dropped);
   f.counter("weight_bundles_received_total",
             "Weight bundles that arrived whole, the refused ones included, since start",
             link.bundles_received);
   f.open(MetricType::Counter, "weight_bundles_rejected_total",
          "Weight bundles refused, by reason, since start");
-  for (const auto& [reason, n] : link.bundles_rejected)
-    f.add(static_cast<double>(n), {{"reason", reason}});
+  f.add_by("reason", link.bundles_rejected);
   f.counter("link_peers_refused_total",
             "Attempts to connect to the trainer's endpoints without a trusted key, since start",
             link.peers_refused);
   f.open(MetricType::Counter, "speculator_versions_total",
          "Learned versions by what became of them, since start");
-  f.add(static_cast<double>(link.speculator.promoted), {{"result", "promoted"}});
-  f.add(static_cast<double>(link.speculator.rolled_back), {{"result", "rolled_back"}});
-  f.add(static_cast<double>(link.speculator.refused), {{"result", "refused"}});
+  f.add_by("result", {{"promoted", link.speculator.promoted},
+                      {"rolled_back", link.speculator.rolled_back},
+                      {"refused", link.speculator.refused}});
   f.gauge("speculator_canary_version", "Version on trial, 0: none",
-          link.speculator.canary ? static_cast<double>(link.speculator.canary->version.value) : 0);
+          link.speculator.canary ? link.speculator.canary->version.value : 0);
   f.gauge("speculator_frozen", "1 while an operator has frozen the speculator",
           link.speculator.frozen ? 1 : 0);
   f.gauge("trainer_connected", "1 while a trainer is connected", link.trainer_connected ? 1 : 0);

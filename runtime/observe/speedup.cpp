@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "foretoken/kernels/splitmix64.h"
+#include "foretoken/protocol/signing.h"
 #include "runtime/observe/student_t.h"
 
 namespace foretoken {
@@ -140,28 +141,28 @@ double SpeedupSums::coverage() const {
   return all > 0 ? counted / all : 0;
 }
 
-std::vector<std::byte> SpeedupSums::save() const {
+std::string SpeedupSums::text() const {
   static_assert(std::is_trivially_copyable_v<Stratum> && sizeof(Stratum) % sizeof(double) == 0);
-  std::vector<std::byte> out(sizeof strata_);
-  std::memcpy(out.data(), strata_.data(), out.size());
-  return out;
+  return to_hex({reinterpret_cast<const std::uint8_t*>(strata_.data()), sizeof strata_});
 }
 
-Result<SpeedupSums> SpeedupSums::restore(std::span<const std::byte> bytes) {
+Result<SpeedupSums> SpeedupSums::from_text(std::string_view text) {
   SpeedupSums sums;
-  if (bytes.size() != sizeof sums.strata_) {
-    return Error{ErrorCode::kInvalidInput, "speedup sums: found " + std::to_string(bytes.size()) +
+  auto bytes = bytes_from_hex(text);
+  if (!bytes) return Error{bytes.error().code, "speedup sums: " + bytes.error().message};
+  if (bytes->size() != sizeof sums.strata_) {
+    return Error{ErrorCode::kInvalidInput, "speedup sums: found " + std::to_string(bytes->size()) +
                                                " bytes, wanted " +
                                                std::to_string(sizeof sums.strata_)};
   }
-  for (std::size_t at = 0; at < bytes.size(); at += sizeof(double)) {
+  for (std::size_t at = 0; at < bytes->size(); at += sizeof(double)) {
     double value;
-    std::memcpy(&value, bytes.data() + at, sizeof value);
+    std::memcpy(&value, bytes->data() + at, sizeof value);
     if (!std::isfinite(value) || value < 0) {
       return Error{ErrorCode::kInvalidInput, "speedup sums: a value is negative or not finite"};
     }
   }
-  std::memcpy(sums.strata_.data(), bytes.data(), bytes.size());
+  std::memcpy(sums.strata_.data(), bytes->data(), bytes->size());
   return sums;
 }
 

@@ -69,9 +69,10 @@ class SpeedupSums {
   // Share of treatment tokens in strata that have enough control rounds to count.
   double coverage() const;
 
-  // A snapshot as bytes (little-endian doubles), for a client that wants the speedup since then.
-  std::vector<std::byte> save() const;
-  static Result<SpeedupSums> restore(std::span<const std::byte> bytes);
+  // A snapshot as text, for a client that wants the speedup since then (GET /stats?sums=1):
+  // little-endian doubles in hexadecimal.
+  std::string text() const;
+  static Result<SpeedupSums> from_text(std::string_view text);
 
  private:
   enum { kControlMs, kControlTokens, kMs, kTokens, kArms };

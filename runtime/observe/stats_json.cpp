@@ -1,34 +1,33 @@
 #include "runtime/observe/stats_json.h"
 
-#include "runtime/observe/speculator_json.h"
+#include <fmt/format.h>
 
 #include <cmath>
+
+#include "runtime/observe/speculator_json.h"
 
 namespace foretoken {
 namespace {
 
 namespace json = boost::json;
 
-json::value finite(double value) {
+json::value number_or_null(double value) {
   return std::isfinite(value) ? json::value(value) : json::value(nullptr);
 }
 
-json::value interval_json(const Interval& i) {
-  return json::object{{"value", finite(i.value)},
-                      {"ci95", json::array{finite(i.low), finite(i.high)}},
-                      {"rounds", i.rounds},
-                      {"control_rounds", i.control_rounds}};
-}
-
 json::value interval_json(const std::optional<Interval>& i) {
-  return i ? interval_json(*i) : json::value(nullptr);
+  if (!i) return nullptr;
+  return json::object{{"value", number_or_null(i->value)},
+                      {"ci95", json::array{number_or_null(i->low), number_or_null(i->high)}},
+                      {"rounds", i->rounds},
+                      {"control_rounds", i->control_rounds}};
 }
 
 json::object net_speedup_json(const NetSpeedup& net) {
   json::object out{{"value", nullptr}, {"ci95", nullptr}};
   if (net.value) {
-    out["value"] = finite(net.value->value);
-    out["ci95"] = json::array{finite(net.value->low), finite(net.value->high)};
+    out["value"] = number_or_null(net.value->value);
+    out["ci95"] = json::array{number_or_null(net.value->low), number_or_null(net.value->high)};
   }
   out["windows"] = net.windows;
   out["plain_windows"] = net.plain_windows;
@@ -65,24 +64,18 @@ json::object acceptance_json(const AcceptanceStats& a, bool positions) {
   return out;
 }
 
-template <class Map>
-json::object acceptance_map(const Map& map) {
+// Figures by label, or by version.
+template <class Map, class Json>
+json::object by(const Map& map, Json json_of) {
   json::object out;
-  for (const auto& [key, value] : map) {
-    if constexpr (std::is_integral_v<std::decay_t<decltype(key)>>)
-      out[std::to_string(key)] = acceptance_json(value, false);
-    else
-      out[key] = acceptance_json(value, false);
-  }
+  for (const auto& [key, value] : map) out[fmt::format("{}", key)] = json_of(value);
   return out;
 }
 
 json::object kv_json(const KvStats& kv) {
   return {{"pool_bytes", kv.pool_bytes},
           {"used_bytes", kv.used_bytes},
-          {"occupancy",
-           kv.pool_bytes ? static_cast<double>(kv.used_bytes) / static_cast<double>(kv.pool_bytes)
-                         : 0.0},
+          {"occupancy", kv.occupancy()},
           {"cached_bytes", kv.cached_bytes},
           {"hot_pages", kv.hot_pages},
           {"sealed_pages", kv.sealed_pages},
@@ -97,17 +90,11 @@ json::object kv_json(const KvStats& kv) {
           {"bytes_per_token_sealed", kv.bytes_per_token_sealed}};
 }
 
-json::object counts(const std::map<std::string, std::int64_t>& map) {
-  json::object out;
-  for (const auto& [key, value] : map) out[key] = value;
-  return out;
-}
-
 json::array verdicts_json(const std::vector<CandidateVerdict>& verdicts) {
   json::array out;
   for (const CandidateVerdict& verdict : verdicts) {
     json::object figures;
-    for (const auto& [name, value] : verdict.figures) figures[name] = finite(value);
+    for (const auto& [name, value] : verdict.figures) figures[name] = number_or_null(value);
     out.push_back(
         json::object{{"candidate", verdict.candidate},
                      {"version", verdict.version.value ? json::value(verdict.version.value)
@@ -124,13 +111,8 @@ json::array verdicts_json(const std::vector<CandidateVerdict>& verdicts) {
 }  // namespace
 
 json::object stats_json(const EngineStats& s, const LinkStats& link, const StatsContext& context) {
-  json::object by_domain;
-  for (const auto& [domain, interval] : s.speedup_by_domain)
-    by_domain[domain] = interval_json(interval);
-  json::object by_kind, by_version;
-  for (const auto& [kind, interval] : s.speedup_by_kind) by_kind[kind] = interval_json(interval);
-  for (const auto& [version, interval] : s.speedup_by_version)
-    by_version[std::to_string(version)] = interval_json(interval);
+  const auto speedup = [](const Interval& interval) { return interval_json(interval); };
+  const auto acceptance = [](const AcceptanceStats& a) { return acceptance_json(a, false); };
   const SpeculatorState& spec = link.speculator;
   json::array events;  // the newest; GET /v1/speculator has more
   constexpr std::size_t kEvents = 12;
@@ -138,7 +120,7 @@ json::object stats_json(const EngineStats& s, const LinkStats& link, const Stats
        i < spec.lineage.size(); ++i)
     events.push_back(spec.lineage[i]);
   json::array round_ms;
-  for (double ms : s.round_ms_by_rows) round_ms.push_back(finite(ms));
+  for (double ms : s.round_ms_by_rows) round_ms.push_back(number_or_null(ms));
   return {
       {"schema", kStatsSchema},
       {"model", json::object{{"name", context.model},
@@ -163,18 +145,18 @@ json::object stats_json(const EngineStats& s, const LinkStats& link, const Stats
        json::object{
            {"overall", interval_json(s.speedup)},
            {"last_minute", interval_json(s.speedup_last_minute)},
-           {"by_domain", std::move(by_domain)},
-           {"by_kind", std::move(by_kind)},
-           {"by_version", std::move(by_version)},
+           {"by_domain", by(s.speedup_by_domain, speedup)},
+           {"by_kind", by(s.speedup_by_kind, speedup)},
+           {"by_version", by(s.speedup_by_version, speedup)},
            {"definition",
             "decode time per token without speculation / with it, from control rounds of the "
             "same requests on this machine; ratio at equal concurrency, 95 % interval"}}},
       {"net_speedup", net_speedup_json(s.net_speedup)},
       {"acceptance", json::object{{"overall", acceptance_json(s.acceptance, true)},
                                   {"last_minute", acceptance_json(s.acceptance_last_minute, true)},
-                                  {"by_domain", acceptance_map(s.by_domain)},
-                                  {"by_kind", acceptance_map(s.by_kind)},
-                                  {"by_version", acceptance_map(s.by_version)},
+                                  {"by_domain", by(s.by_domain, acceptance)},
+                                  {"by_kind", by(s.by_kind, acceptance)},
+                                  {"by_version", by(s.by_version, acceptance)},
                                   {"definition",
                                    "acceptance_length = 1 + accepted / drafting_rounds; "
                                    "draft_length = drafted / drafting_rounds. rounds: decode "
@@ -205,16 +187,16 @@ json::object stats_json(const EngineStats& s, const LinkStats& link, const Stats
       {"traffic_store",
        json::object{{"entries", s.traffic_store_entries}, {"bytes", s.traffic_store_bytes}}},
       {"traces", json::object{{"sent", link.traces_sent},
-                              {"dropped", counts(link.traces_dropped)},
+                              {"dropped", json::value_from(link.traces_dropped)},
                               {"ended_by_plain_window", s.traces_plain_window}}},
       {"bundles", json::object{{"received", link.bundles_received},
-                               {"rejected", counts(link.bundles_rejected)}}},
+                               {"rejected", json::value_from(link.bundles_rejected)}}},
       {"trainer",
        json::object{
            {"connected", link.trainer_connected},
            {"peers_refused", link.peers_refused},
            {"step", link.trainer_step ? json::value(*link.trainer_step) : json::value(nullptr)},
-           {"loss", link.trainer_loss ? finite(*link.trainer_loss) : json::value(nullptr)},
+           {"loss", link.trainer_loss ? number_or_null(*link.trainer_loss) : json::value(nullptr)},
            {"verdict", link.trainer_verdict.empty() ? json::value(nullptr)
                                                     : json::value(link.trainer_verdict)},
            {"verdicts", verdicts_json(link.trainer_verdicts)}}},

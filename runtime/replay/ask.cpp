@@ -4,6 +4,8 @@
 
 #include <chrono>
 
+#include "runtime/json/json_at.h"
+
 namespace foretoken {
 namespace {
 
@@ -31,50 +33,28 @@ std::string request_body(const LoggedRequest& request, const AskOptions& options
   return json::serialize(body);
 }
 
-const json::object* object_at(const json::object& from, std::string_view key) {
-  const json::value* v = from.if_contains(key);
-  return v && v->is_object() ? &v->get_object() : nullptr;
-}
-double number_at(const json::object& from, std::string_view key) {
-  const json::value* v = from.if_contains(key);
-  return v && v->is_number() ? v->to_number<double>() : 0;
-}
-std::int64_t count_at(const json::object& from, std::string_view key) {
-  return static_cast<std::int64_t>(number_at(from, key));
-}
-std::string_view text_at(const json::object& from, std::string_view key) {
-  const json::value* v = from.if_contains(key);
-  return v && v->is_string() ? std::string_view(v->get_string()) : std::string_view{};
-}
-
 // What an error body says, shortened.
 std::string error_message(const json::value& value) {
-  if (const json::object* o = value.if_object())
-    if (const json::object* e = object_at(*o, "error"))
-      return std::string(text_at(*e, "message").substr(0, 300));
+  if (json_at(value, "/error").is_object())
+    return std::string(string_at(value, "/error/message").substr(0, 300));
   return json::serialize(value).substr(0, 300);
 }
 
-void read_figures(const json::object& chunk, RequestOutcome& outcome) {
-  if (const json::object* usage = object_at(chunk, "usage")) {
-    outcome.prompt_tokens = count_at(*usage, "prompt_tokens");
-    outcome.completion_tokens = count_at(*usage, "completion_tokens");
-  }
-  if (const json::object* timings = object_at(chunk, "timings")) {
-    outcome.draft_n = count_at(*timings, "draft_n");
-    outcome.draft_n_accepted = count_at(*timings, "draft_n_accepted");
-    outcome.predicted_ms = number_at(*timings, "predicted_ms");
-  }
-  if (const json::object* ours = object_at(chunk, "foretoken")) {
-    outcome.rounds = count_at(*ours, "rounds");
-    outcome.drafting_rounds = count_at(*ours, "drafting_rounds");
-    outcome.speculator_version = static_cast<std::uint64_t>(count_at(*ours, "speculator_version"));
-    if (const json::value* seed = ours->if_contains("seed")) {
-      json::error_code ec;
-      const auto n = seed->to_number<std::uint64_t>(ec);
-      if (!ec) outcome.seed = n;
-    }
-  }
+void read_figures(const json::value& chunk, RequestOutcome& outcome) {
+  const auto read = [&](std::string_view at, auto& to) {
+    if (const auto n = number_at(chunk, at)) to = static_cast<std::decay_t<decltype(to)>>(*n);
+  };
+  read("/usage/prompt_tokens", outcome.prompt_tokens);
+  read("/usage/completion_tokens", outcome.completion_tokens);
+  read("/timings/draft_n", outcome.draft_n);
+  read("/timings/draft_n_accepted", outcome.draft_n_accepted);
+  read("/timings/predicted_ms", outcome.predicted_ms);
+  read("/foretoken/rounds", outcome.rounds);
+  read("/foretoken/drafting_rounds", outcome.drafting_rounds);
+  read("/foretoken/speculator_version", outcome.speculator_version);
+  json::error_code ec;
+  const auto seed = json_at(chunk, "/foretoken/seed").to_number<std::uint64_t>(ec);
+  if (!ec) outcome.seed = seed;  // whole: not by way of a double
 }
 
 }  // namespace
@@ -98,20 +78,17 @@ void ask(HttpClient& client, const LoggedRequest& request, const AskOptions& opt
       outcome.error = "an event of the stream is not a JSON object";
       return;
     }
-    const json::object& chunk = value.get_object();
-    if (chunk.contains("error")) {
+    if (value.get_object().contains("error")) {
       outcome.error = error_message(value);
       return;
     }
-    read_figures(chunk, outcome);
-    const json::value* choices = chunk.if_contains("choices");
-    if (!choices || !choices->is_array() || choices->get_array().empty()) return;
-    for (const json::value& entry : choices->get_array()) {
-      const json::object* choice = entry.if_object();
-      if (!choice) continue;
-      const json::object* delta = object_at(*choice, "delta");
-      const std::string_view text = delta ? text_at(*delta, "content") : text_at(*choice, "text");
-      if (const auto reason = text_at(*choice, "finish_reason"); !reason.empty())
+    read_figures(value, outcome);
+    const json::array* choices = json_at(value, "/choices").if_array();
+    for (std::size_t i = 0; choices && i < choices->size(); ++i) {
+      const json::value& choice = (*choices)[i];
+      const bool chat = json_at(choice, "/delta").is_object();
+      const std::string_view text = string_at(choice, chat ? "/delta/content" : "/text");
+      if (const auto reason = string_at(choice, "/finish_reason"); !reason.empty())
         outcome.finish_reason = reason;
       if (text.empty()) continue;
       const double now = ms_since(start);

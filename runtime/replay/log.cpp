@@ -8,10 +8,12 @@
 #include <cstdio>
 #include <ctime>
 #include <fstream>
+#include <iterator>
 #include <limits>
 #include <sstream>
 
-#include "runtime/replay/synthetic_text.h"
+#include "foretoken/kernels/splitmix64.h"
+#include "runtime/json/json_at.h"
 
 namespace foretoken {
 namespace {
@@ -28,6 +30,31 @@ constexpr std::int64_t kHashBlockTokens = 512;
 constexpr std::string_view kTraceKeys[] = {
     "timestamp",     "session_id", "hash_ids", "input_length", "output_length",
     "output_tokens", "delay",      "status",   "ttft_ms",      "e2e_ms"};
+
+// Common words that byte-level vocabularies have whole, with their leading space.
+constexpr std::string_view kWords[] = {
+    "time", "year",   "people",  "way",    "day",      "man",    "thing",   "woman",
+    "life", "child",  "world",   "school", "state",    "family", "group",   "hand",
+    "part", "place",  "case",    "week",   "company",  "system", "program", "question",
+    "work", "number", "night",   "point",  "home",     "water",  "room",    "mother",
+    "area", "money",  "story",   "fact",   "month",    "lot",    "right",   "study",
+    "book", "eye",    "job",     "word",   "business", "issue",  "side",    "kind",
+    "head", "house",  "service", "friend", "father",   "power",  "hour",    "game",
+    "line", "end",    "member",  "law",    "car",      "city",   "name",    "team"};
+
+std::uint64_t mix(std::uint64_t x) { return kernels::splitmix64(x + kernels::kSplitMixStep); }
+
+// Made-up words for logs that record lengths alone: about one token a word, the same words for the
+// same seed.
+std::string synthetic_text(std::uint64_t seed, std::int64_t words) {
+  std::string text;
+  const std::uint64_t stream = mix(seed);
+  for (std::int64_t i = 0; i < words; ++i) {
+    text += ' ';
+    text += kWords[mix(stream + static_cast<std::uint64_t>(i)) % std::size(kWords)];
+  }
+  return text;
+}
 
 struct LineError {
   std::string message;
@@ -101,25 +128,21 @@ LoggedRequest parse_object(json::object line) {
       length(line, line.contains("output_tokens") ? "output_tokens" : "output_length");
   if (body) {
     request.body = *body;
-    if (const json::value* url = line.if_contains("url"); url && url->is_string())
-      request.path = url->get_string();
-  } else if (line.contains("messages")) {
-    request.body = line;
-    for (std::string_view key : kTraceKeys) request.body.erase(key);
-    limit_answer(request.body, answer_tokens);
-  } else if (line.contains("prompt")) {
-    string(line, "prompt");
-    request.body = line;
-    for (std::string_view key : kTraceKeys) request.body.erase(key);
-    limit_answer(request.body, answer_tokens);
-  } else if (line.contains("text_input")) {
-    request.body = chat_body(string(line, "text_input"));
-    limit_answer(request.body, answer_tokens);
-  } else if (const auto tokens = length(line, "input_length")) {
-    request.body = chat_body(mooncake_prompt(line, *tokens));
-    limit_answer(request.body, answer_tokens);
+    if (const json::value* url = line.if_contains("url")) request.path = string_at(*url, "");
   } else {
-    throw LineError{"none of body, payload, messages, prompt, text_input or input_length is there"};
+    if (line.contains("messages") || line.contains("prompt")) {
+      if (!line.contains("messages")) string(line, "prompt");
+      request.body = line;
+      for (std::string_view key : kTraceKeys) request.body.erase(key);
+    } else if (line.contains("text_input")) {
+      request.body = chat_body(string(line, "text_input"));
+    } else if (const auto tokens = length(line, "input_length")) {
+      request.body = chat_body(mooncake_prompt(line, *tokens));
+    } else {
+      throw LineError{
+          "none of body, payload, messages, prompt, text_input or input_length is there"};
+    }
+    limit_answer(request.body, answer_tokens);
   }
   if (request.path.empty())
     request.path = request.body.contains("messages") ? "/v1/chat/completions" : "/v1/completions";
@@ -131,11 +154,8 @@ LoggedRequest parse_object(json::object line) {
   if (!asked || (chat ? !asked->is_array() : !(asked->is_string() || asked->is_array())))
     throw LineError{
         fmt::format("{} is missing or of the wrong type", chat ? "messages" : "prompt")};
-  if (const json::value* metadata = request.body.if_contains("metadata");
-      metadata && metadata->is_object())
-    if (const json::value* domain = metadata->get_object().if_contains("domain");
-        domain && domain->is_string())
-      request.domain = domain->get_string();
+  if (const json::value* metadata = request.body.if_contains("metadata"))
+    request.domain = string_at(*metadata, "/domain");
   return request;
 }
 

@@ -4,9 +4,26 @@
 #include <cmath>
 #include <numeric>
 
-#include "runtime/replay/thinning.h"
-
 namespace foretoken {
+
+std::vector<std::size_t> unsent_of_quarter(int quarter, const std::vector<bool>& sent) {
+  const auto border = [&](int q) {
+    return (static_cast<std::size_t>(q) * sent.size() + kQuarters - 1) / kQuarters;
+  };
+  std::vector<std::size_t> unsent;
+  for (std::size_t i = border(quarter); i < border(quarter + 1); ++i)
+    if (!sent[i]) unsent.push_back(i);
+  return unsent;
+}
+
+std::vector<std::size_t> thin_evenly(std::size_t size, std::size_t n) {
+  n = std::min(n, size);
+  std::vector<std::size_t> chosen;
+  chosen.reserve(n);
+  // The middle of the i-th of n equal parts; distinct because a part is at least one wide.
+  for (std::size_t i = 0; i < n; ++i) chosen.push_back((2 * i + 1) * size / (2 * n));
+  return chosen;
+}
 
 ClosedPlan::ClosedPlan(std::size_t n_requests, double budget_s, int concurrency)
     : n_(n_requests),
@@ -15,7 +32,7 @@ ClosedPlan::ClosedPlan(std::size_t n_requests, double budget_s, int concurrency)
       sent_(n_requests),
       expected_(n_requests) {
   if (budget_s_ > 0) {
-    queue_ = thin_evenly(0, std::max<std::size_t>(1, n_ / kQuarters), kWarmup);
+    queue_ = thin_evenly(std::max<std::size_t>(1, n_ / kQuarters), kWarmup);
   } else {
     queue_.resize(n_);
     std::iota(queue_.begin(), queue_.end(), std::size_t{0});
@@ -35,15 +52,11 @@ void ClosedPlan::plan_quarter(double elapsed_s, std::size_t completed) {
   const double share_s =
       std::max(0.0, budget_s_ - began_s) / (kQuarters - quarter_) - (elapsed_s - began_s);
   const double fits = std::floor(std::max(0.0, share_s) / std::max(1e-6, per_request_s));
-  const std::size_t begin = (static_cast<std::size_t>(quarter_) * n_ + kQuarters - 1) / kQuarters;
-  const std::size_t end = (static_cast<std::size_t>(quarter_ + 1) * n_ + kQuarters - 1) / kQuarters;
-  std::vector<std::size_t> unsent;
-  for (std::size_t i = begin; i < end; ++i)
-    if (!sent_[i]) unsent.push_back(i);
+  const std::vector<std::size_t> unsent = unsent_of_quarter(quarter_, sent_);
   queue_.clear();
   at_ = 0;
   const auto n = static_cast<std::size_t>(std::clamp(fits, 1.0, static_cast<double>(n_)));
-  for (const std::size_t i : thin_evenly(0, unsent.size(), n)) queue_.push_back(unsent[i]);
+  for (const std::size_t i : thin_evenly(unsent.size(), n)) queue_.push_back(unsent[i]);
   border_s_ = elapsed_s;
   border_completed_ = done;
   const double left_s = std::max(0.0, budget_s_ - elapsed_s);

@@ -16,6 +16,13 @@ inline constexpr int kQuarters = 4;
 constexpr int quarter_of(std::size_t i, std::size_t n) {
   return static_cast<int>(i * kQuarters / n);
 }
+// Of a quarter, ascending.
+std::vector<std::size_t> unsent_of_quarter(int quarter, const std::vector<bool>& sent);
+
+// n of the indices below `size`, ascending and evenly spaced (all of them if n is more than there
+// are): what is sent where there is time for only some, so that every quarter and every domain of
+// the log keeps its share.
+std::vector<std::size_t> thin_evenly(std::size_t size, std::size_t n);
 
 class ClosedPlan {
  public:

@@ -7,8 +7,6 @@
 #include <random>
 #include <thread>
 
-#include "runtime/replay/thinning.h"
-
 namespace foretoken {
 namespace {
 
@@ -44,7 +42,7 @@ class Player {
     mark();
     {
       HttpClient client(options_.url, options_.api_key, kStatsTimeoutSeconds);
-      if (auto speculator = read_speculator(client)) result_.speculator = std::move(*speculator);
+      result_.speculator = get_json(client, "/v1/speculator").value_or(nullptr);
     }
     if (options_.check > 0 && !stop_) check();
     {
@@ -117,9 +115,20 @@ class Player {
         record(send(client, index, 0, options_.ask));
       }
     };
+    run_at_once(options_.concurrency, worker);
+  }
+
+  template <class Work>
+  static void run_at_once(int n, const Work& work) {
     std::vector<std::thread> workers;
-    for (int i = 0; i < std::max(1, options_.concurrency); ++i) workers.emplace_back(worker);
+    for (int i = 0; i < std::max(1, n); ++i) workers.emplace_back(work);
     for (std::thread& w : workers) w.join();
+  }
+
+  void enter(const char* phase, std::size_t expected) {
+    std::lock_guard lock(mutex_);
+    phase_ = phase;
+    expected_ = expected;
   }
 
   // A thread a request, started at its time. The clients' own limit on threads is the operating
@@ -135,12 +144,8 @@ class Player {
     // Thinned to a fraction f, the times shrink by f too: requests a second stay what they were.
     const double fraction = thin ? options_.limit_s / duration_s : 1;
     const auto chosen = thin_evenly(
-        0, n,
-        std::max<std::size_t>(1, static_cast<std::size_t>(static_cast<double>(n) * fraction)));
-    {
-      std::lock_guard lock(mutex_);
-      expected_ = chosen.size();
-    }
+        n, std::max<std::size_t>(1, static_cast<std::size_t>(static_cast<double>(n) * fraction)));
+    enter("replay", chosen.size());
     std::vector<std::thread> threads;
     for (const std::size_t index : chosen)
       if (!send_at(index, time_s(index) * fraction, threads)) break;
@@ -153,13 +158,9 @@ class Player {
     const std::size_t n = log_.size();
     std::vector<bool> was_sent(n);
     // The warm-up: some of the first quarter's requests, so many in flight. It is part of the run.
-    const auto warm = thin_evenly(0, std::max<std::size_t>(1, n / kQuarters), kWarmup);
+    const auto warm = thin_evenly(std::max<std::size_t>(1, n / kQuarters), kWarmup);
     for (const std::size_t i : warm) was_sent[i] = true;
-    {
-      std::lock_guard lock(mutex_);
-      phase_ = "warm-up";
-      expected_ = warm.size();
-    }
+    enter("warm-up", warm.size());
     std::size_t next = 0;
     const auto worker = [&] {
       HttpClient client(options_.url, options_.api_key, options_.timeout_s, &stop_);
@@ -174,10 +175,7 @@ class Player {
         record(send(client, index, elapsed_s(), options_.ask));
       }
     };
-    std::vector<std::thread> threads;
-    for (int i = 0; i < std::max(1, options_.concurrency); ++i) threads.emplace_back(worker);
-    for (std::thread& t : threads) t.join();
-    threads.clear();
+    run_at_once(options_.concurrency, worker);
     const double warm_s = elapsed_s();
     result_.capacity = static_cast<double>(warm.size()) / std::max(1e-3, warm_s);
     result_.rate = options_.load * result_.capacity;
@@ -186,19 +184,12 @@ class Player {
     const double quarter_s = std::max(0.0, options_.limit_s - warm_s) / kQuarters;
     std::vector<std::size_t> chosen;
     for (int q = 0; q < kQuarters; ++q) {
-      const auto begin = (static_cast<std::size_t>(q) * n + kQuarters - 1) / kQuarters;
-      const auto end = (static_cast<std::size_t>(q + 1) * n + kQuarters - 1) / kQuarters;
-      std::vector<std::size_t> unsent;
-      for (std::size_t i = begin; i < end; ++i)
-        if (!was_sent[i]) unsent.push_back(i);
+      const std::vector<std::size_t> unsent = unsent_of_quarter(q, was_sent);
       const auto fits = static_cast<std::size_t>(std::max(1.0, quarter_s * result_.rate));
-      for (const std::size_t i : thin_evenly(0, unsent.size(), fits)) chosen.push_back(unsent[i]);
+      for (const std::size_t i : thin_evenly(unsent.size(), fits)) chosen.push_back(unsent[i]);
     }
-    {
-      std::lock_guard lock(mutex_);
-      phase_ = "replay";
-      expected_ = warm.size() + chosen.size();
-    }
+    enter("replay", warm.size() + chosen.size());
+    std::vector<std::thread> threads;
     // Given their number, the arrivals of a Poisson process are uniform: sorted, one a request. A
     // quarter too short of requests for the rate stays within its time.
     std::mt19937_64 random(1);
@@ -241,9 +232,9 @@ class Player {
     }
     std::vector<std::size_t> chosen;
     for (const std::size_t i :
-         thin_evenly(0, lengthy.size(), std::min(options_.check_long, options_.check)))
+         thin_evenly(lengthy.size(), std::min(options_.check_long, options_.check)))
       chosen.push_back(lengthy[i]);
-    for (const std::size_t i : thin_evenly(0, rest.size(), options_.check - chosen.size()))
+    for (const std::size_t i : thin_evenly(rest.size(), options_.check - chosen.size()))
       chosen.push_back(rest[i]);
     return chosen;
   }
@@ -251,11 +242,10 @@ class Player {
   void check() {
     const std::vector<std::size_t> chosen = choose_checks();
     std::size_t next = 0;
+    enter("check", chosen.size());
     {
       std::lock_guard lock(mutex_);
-      phase_ = "check";
       sent_ = completed_ = 0;
-      expected_ = chosen.size();
     }
     const auto worker = [&] {
       HttpClient client(options_.url, options_.api_key, options_.timeout_s, &stop_);
@@ -270,9 +260,9 @@ class Player {
         how.trace = false;
         how.seed = before.seed;
         const RequestOutcome after = send(client, before.index, 0, how);
-        CheckedRequest checked{before.index, before.prompt_tokens + before.completion_tokens,
-                               false,        after.error,
-                               "",           ""};
+        CheckedRequest checked{.index = before.index,
+                               .tokens = before.prompt_tokens + before.completion_tokens,
+                               .error = after.error};
         checked.equal = after.ok() && after.text == before.text &&
                         after.completion_tokens == before.completion_tokens &&
                         after.finish_reason == before.finish_reason;
@@ -285,10 +275,7 @@ class Player {
         if (!stop_ || after.ok()) result_.checks.push_back(std::move(checked));
       }
     };
-    std::vector<std::thread> workers;
-    for (int i = 0; i < std::max(1, options_.open_loop ? 1 : options_.concurrency); ++i)
-      workers.emplace_back(worker);
-    for (std::thread& w : workers) w.join();
+    run_at_once(options_.open_loop ? 1 : options_.concurrency, worker);
   }
 
   // Progress, and the time series of /stats.

@@ -54,8 +54,8 @@ struct CheckedRequest {
   std::size_t index = 0;
   std::int64_t tokens = 0;  // prompt and answer
   bool equal = false;
-  std::string error;        // of the second sending
-  std::string text, again;  // kept where they differ
+  std::string error = {};             // of the second sending
+  std::string text = {}, again = {};  // kept where they differ
 };
 
 struct ReplayResult {

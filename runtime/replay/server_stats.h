@@ -39,9 +39,9 @@ struct StatsMark {
   boost::json::object whole;  // the answer as it was, less the sums
 };
 
+// GET of a JSON object; nullopt: not for us, or not there.
+std::optional<boost::json::value> get_json(HttpClient& client, const std::string& path);
 std::optional<StatsSample> read_stats(HttpClient& client, double at_s);
-// GET /v1/speculator; nullopt: not for us, or not there.
-std::optional<boost::json::object> read_speculator(HttpClient& client);
 StatsMark mark_stats(HttpClient& client, double at_s);
 // Of the rounds between two marks; nullopt: too few control rounds, or no sums.
 std::optional<Interval> speedup_between(const StatsMark& from, const StatsMark& to);

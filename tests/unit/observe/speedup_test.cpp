@@ -1,9 +1,9 @@
 #include "runtime/observe/speedup.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
 #include <functional>
 #include <random>
 
@@ -160,10 +160,10 @@ TEST(Speedup, AnySpanIsADifferenceOfSnapshotsAlsoThroughBytes) {
   server.drafted_factor = 1.9;  // no gain at first
   for (int i = 0; i < 10000; ++i) sums.record(server.round(1));
   const double early = server.truth(1);
-  const auto bytes = sums.save();
+  const std::string text = sums.text();
   server.drafted_factor = 1.2;  // then learned
   for (int i = 0; i < 20000; ++i) sums.record(server.round(1));
-  const auto mark = SpeedupSums::restore(bytes);
+  const auto mark = SpeedupSums::from_text(text);
   ASSERT_TRUE(mark.ok());
   const auto last = (sums - *mark).estimate();
   ASSERT_TRUE(last);
@@ -171,11 +171,18 @@ TEST(Speedup, AnySpanIsADifferenceOfSnapshotsAlsoThroughBytes) {
   EXPECT_NEAR(mark->estimate()->value, early, 0.08);
   EXPECT_LT(sums.estimate()->value, last->value);
 
-  EXPECT_FALSE(SpeedupSums::restore(std::span(bytes).first(bytes.size() - 1)).ok());
-  auto bad = bytes;
-  const double nan = std::nan("");
-  std::memcpy(bad.data() + 64, &nan, sizeof nan);
-  EXPECT_FALSE(SpeedupSums::restore(bad).ok());
+  const auto refused = [](const std::string& damaged) {
+    const auto read = SpeedupSums::from_text(damaged);
+    return read ? "taken" : read.error().message;
+  };
+  EXPECT_EQ(refused(text.substr(1)), "speedup sums: an odd number of digits");
+  EXPECT_THAT(refused(text.substr(2)), ::testing::HasSubstr("bytes, wanted"));
+  std::string bad = text;
+  bad[12] = 'x';
+  EXPECT_EQ(refused(bad), "speedup sums: not hexadecimal at 12");
+  bad = text;
+  bad.replace(64, 16, "000000000000f87f");  // NaN
+  EXPECT_EQ(refused(bad), "speedup sums: a value is negative or not finite");
 }
 
 TEST(Speedup, LastMinuteFollowsWhatChanged) {

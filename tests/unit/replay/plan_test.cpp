@@ -6,15 +6,13 @@
 #include <array>
 #include <set>
 
-#include "runtime/replay/thinning.h"
-
 namespace foretoken {
 namespace {
 
 TEST(Thinning, IsEvenDistinctAndInRange) {
   for (std::size_t size : {1u, 7u, 100u, 1003u}) {
     for (std::size_t n = 1; n <= size; ++n) {
-      const auto chosen = thin_evenly(10, 10 + size, n);
+      const auto chosen = thin_evenly(size, n);
       ASSERT_EQ(chosen.size(), n);
       std::size_t widest = 0, narrowest = size;
       for (std::size_t i = 1; i < n; ++i) {
@@ -22,15 +20,14 @@ TEST(Thinning, IsEvenDistinctAndInRange) {
         widest = std::max(widest, chosen[i] - chosen[i - 1]);
         narrowest = std::min(narrowest, chosen[i] - chosen[i - 1]);
       }
-      ASSERT_GE(chosen.front(), 10u);
-      ASSERT_LT(chosen.back(), 10 + size);
+      ASSERT_LT(chosen.back(), size);
       if (n > 1) {
         ASSERT_LE(widest - narrowest, 1u);
       }
     }
   }
-  EXPECT_TRUE(thin_evenly(3, 3, 5).empty());
-  EXPECT_EQ(thin_evenly(0, 4, 9).size(), 4u);
+  EXPECT_TRUE(thin_evenly(0, 5).empty());
+  EXPECT_EQ(thin_evenly(4, 9).size(), 4u);
 }
 
 TEST(ClosedPlan, WithoutABudgetSendsAllInOrder) {
