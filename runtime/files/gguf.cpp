@@ -76,31 +76,27 @@ T load(const std::byte* from) {
 // Calls visit(integer) with the value's own width; false if it is no integer.
 template <class Visit>
 bool visit_integer(ValueType type, const std::byte* at, Visit visit) {
+  const auto as = [&](auto width) {
+    visit(load<decltype(width)>(at));
+    return true;
+  };
   switch (type) {
     case ValueType::kUint8:
-      visit(load<std::uint8_t>(at));
-      return true;
+      return as(std::uint8_t{});
     case ValueType::kInt8:
-      visit(load<std::int8_t>(at));
-      return true;
+      return as(std::int8_t{});
     case ValueType::kUint16:
-      visit(load<std::uint16_t>(at));
-      return true;
+      return as(std::uint16_t{});
     case ValueType::kInt16:
-      visit(load<std::int16_t>(at));
-      return true;
+      return as(std::int16_t{});
     case ValueType::kUint32:
-      visit(load<std::uint32_t>(at));
-      return true;
+      return as(std::uint32_t{});
     case ValueType::kInt32:
-      visit(load<std::int32_t>(at));
-      return true;
+      return as(std::int32_t{});
     case ValueType::kUint64:
-      visit(load<std::uint64_t>(at));
-      return true;
+      return as(std::uint64_t{});
     case ValueType::kInt64:
-      visit(load<std::int64_t>(at));
-      return true;
+      return as(std::int64_t{});
     default:
       return false;
   }
@@ -152,19 +148,22 @@ class Cursor {
   }
 
   template <class T, class Field>
-  Result<T> read(const Field& field) {
+  Status read(T& out, const Field& field, T least = 0, T most = std::numeric_limits<T>::max()) {
     auto bytes = take(sizeof(T), field);
     if (!bytes) return bytes.error();
-    return load<T>(bytes->data());
+    out = load<T>(bytes->data());
+    if (out < least || out > most)
+      return error("{}: {} found, {} to {} wanted", field(), out, least, most);
+    return Ok{};
   }
 
   template <class Field>
   Result<std::string_view> read_string(const Field& field, std::uint64_t limit) {
-    auto length = read<std::uint64_t>([&] { return field() + " length"; });
-    if (!length) return length.error();
-    if (*length > limit)
-      return error("{}: length {} found, at most {} wanted", field(), *length, limit);
-    auto bytes = take(*length, field);
+    std::uint64_t length = 0;
+    if (Status s = read(length, [&] { return field() + " length"; }); !s) return s.error();
+    if (length > limit)
+      return error("{}: length {} found, at most {} wanted", field(), length, limit);
+    auto bytes = take(length, field);
     if (!bytes) return bytes.error();
     return std::string_view(reinterpret_cast<const char*>(bytes->data()), bytes->size());
   }
@@ -244,19 +243,6 @@ class MappedGguf final : public GgufFile {
         out.push_back(static_cast<std::int64_t>(v));
       });
       if (!integer || !fits) return std::nullopt;
-    }
-    return out;
-  }
-
-  std::optional<std::vector<double>> get_floats(std::string_view key) const override {
-    const Value* value = array(key);
-    if (!value) return std::nullopt;
-    const bool single = value->type == ValueType::kFloat32;
-    if (!single && value->type != ValueType::kFloat64) return std::nullopt;
-    std::vector<double> out(value->count);
-    for (std::uint64_t i = 0; i < value->count; ++i) {
-      const auto* at = value->bytes.data() + i * size_of(value->type);
-      out[i] = single ? double(load<float>(at)) : load<double>(at);
     }
     return out;
   }
@@ -358,18 +344,14 @@ Result<Value> MappedGguf::parse_array(Cursor& cursor, const std::string& key) {
   const auto field = [&](const char* what) {
     return [&key, what] { return fmt::format("metadata key {}: {}", escape(key, 80), what); };
   };
-  auto type = cursor.read<std::uint32_t>(field("array element type"));
-  if (!type) return type.error();
-  if (*type >= kValueTypes)
-    return cursor.error("{}: {} found, 0 to {} wanted", field("array element type")(), *type,
-                        kValueTypes - 1);
-  Value value{.type = static_cast<ValueType>(*type), .array = true};
+  std::uint32_t type = 0;
+  if (Status s = cursor.read(type, field("array element type"), 0u, kValueTypes - 1); !s)
+    return s.error();
+  Value value{.type = static_cast<ValueType>(type), .array = true};
   if (value.type == ValueType::kArray)
     return cursor.error("{}: an array of arrays found, which no published file uses",
                         field("array element type")());
-  auto count = cursor.read<std::uint64_t>(field("array count"));
-  if (!count) return count.error();
-  value.count = *count;
+  if (Status s = cursor.read(value.count, field("array count")); !s) return s.error();
   const std::uint64_t smallest = value.type == ValueType::kString ? 8 : size_of(value.type);
   if (value.count > cursor.left() / smallest)
     return cursor.error("{}: {} elements found, the {} bytes left of the file hold at most {}",
@@ -396,12 +378,9 @@ Status MappedGguf::parse_value(Cursor& cursor, const std::string& key) {
   const auto field = [&](const char* what) {
     return [&key, what] { return fmt::format("metadata key {}: {}", escape(key, 80), what); };
   };
-  auto type = cursor.read<std::uint32_t>(field("value type"));
-  if (!type) return type.error();
-  if (*type >= kValueTypes)
-    return cursor.error("{}: {} found, 0 to {} wanted", field("value type")(), *type,
-                        kValueTypes - 1);
-  Value value{.type = static_cast<ValueType>(*type)};
+  std::uint32_t type = 0;
+  if (Status s = cursor.read(type, field("value type"), 0u, kValueTypes - 1); !s) return s;
+  Value value{.type = static_cast<ValueType>(type)};
   if (value.type == ValueType::kArray) {
     auto parsed = parse_array(cursor, key);
     if (!parsed) return parsed.error();
@@ -434,28 +413,22 @@ Status MappedGguf::parse_tensor_info(Cursor& cursor, std::uint64_t index) {
     return [&tensor, what] { return fmt::format("tensor {}: {}", escape(tensor.name, 80), what); };
   };
   if (tensor.name.empty()) return cursor.error("tensor {}: its name is empty", index);
-  auto n_dimensions = cursor.read<std::uint32_t>(field("number of dimensions"));
-  if (!n_dimensions) return n_dimensions.error();
-  if (*n_dimensions < 1 || *n_dimensions > kMaxDimensions)
-    return cursor.error("{}: {} found, 1 to {} wanted", field("number of dimensions")(),
-                        *n_dimensions, kMaxDimensions);
-  for (std::uint32_t i = 0; i < *n_dimensions; ++i) {
-    auto extent = cursor.read<std::uint64_t>(field("dimension"));
-    if (!extent) return extent.error();
-    if (*extent < 1 || *extent > kMaxDimension)
-      return cursor.error("{} {}: {} found, 1 to {} wanted", field("dimension")(), i, *extent,
-                          kMaxDimension);
-    tensor.shape.push_back(static_cast<std::int64_t>(*extent));
+  std::uint32_t n_dimensions = 0;
+  if (Status s = cursor.read(n_dimensions, field("number of dimensions"), 1u, kMaxDimensions); !s)
+    return s;
+  for (std::uint32_t i = 0; i < n_dimensions; ++i) {
+    const auto dimension = [&] { return fmt::format("{} {}", field("dimension")(), i); };
+    std::uint64_t extent = 0;
+    if (Status s = cursor.read(extent, dimension, std::uint64_t{1}, kMaxDimension); !s) return s;
+    tensor.shape.push_back(static_cast<std::int64_t>(extent));
   }
-  auto type = cursor.read<std::uint32_t>(field("type"));
-  if (!type) return type.error();
-  tensor.ggml_type = *type;
-  auto offset = cursor.read<std::uint64_t>(field("offset"));
-  if (!offset) return offset.error();
+  std::uint64_t offset = 0;
+  if (Status s = cursor.read(tensor.ggml_type, field("type")); !s) return s;
+  if (Status s = cursor.read(offset, field("offset")); !s) return s;
   if (!tensor_index_.emplace(tensor.name, tensors_.size()).second)
     return cursor.error("tensor {} appears twice", escape(tensor.name, 80));
   tensors_.push_back(std::move(tensor));
-  offsets_.push_back(*offset);
+  offsets_.push_back(offset);
   return Ok{};
 }
 
@@ -524,31 +497,26 @@ Status MappedGguf::place_tensors(const Cursor& cursor) {
 Status MappedGguf::parse_all() {
   Cursor cursor(bytes_, path_);
   const auto field = [](const char* what) { return [what] { return std::string(what); }; };
-  auto magic = cursor.read<std::uint32_t>(field("magic"));
-  if (!magic) return magic.error();
-  if (*magic != kMagic)
-    return cursor.error("magic: {:08x} found, {:08x} (\"GGUF\") wanted", *magic, kMagic);
-  auto version = cursor.read<std::uint32_t>(field("version"));
-  if (!version) return version.error();
-  if (*version == __builtin_bswap32(kVersion))
+  std::uint32_t magic = 0, version = 0;
+  if (Status s = cursor.read(magic, field("magic")); !s) return s;
+  if (magic != kMagic)
+    return cursor.error("magic: {:08x} found, {:08x} (\"GGUF\") wanted", magic, kMagic);
+  if (Status s = cursor.read(version, field("version")); !s) return s;
+  if (version == __builtin_bswap32(kVersion))
     return cursor.error("version: a big-endian file found, little-endian wanted");
-  if (*version != kVersion) return cursor.error("version: {} found, {} wanted", *version, kVersion);
-  auto n_tensors = cursor.read<std::uint64_t>(field("tensor count"));
-  if (!n_tensors) return n_tensors.error();
-  if (*n_tensors > kMaxTensors)
-    return cursor.error("tensor count: {} found, at most {} wanted", *n_tensors, kMaxTensors);
-  auto n_keys = cursor.read<std::uint64_t>(field("metadata count"));
-  if (!n_keys) return n_keys.error();
-  if (*n_keys > kMaxKeys)
-    return cursor.error("metadata count: {} found, at most {} wanted", *n_keys, kMaxKeys);
+  if (version != kVersion) return cursor.error("version: {} found, {} wanted", version, kVersion);
+  constexpr std::uint64_t kNone = 0;
+  std::uint64_t n_tensors = 0, n_keys = 0;
+  if (Status s = cursor.read(n_tensors, field("tensor count"), kNone, kMaxTensors); !s) return s;
+  if (Status s = cursor.read(n_keys, field("metadata count"), kNone, kMaxKeys); !s) return s;
 
-  for (std::uint64_t i = 0; i < *n_keys; ++i) {
+  for (std::uint64_t i = 0; i < n_keys; ++i) {
     auto key = cursor.read_string([&] { return fmt::format("metadata key {}", i); }, kMaxKeyBytes);
     if (!key) return key.error();
     if (key->empty()) return cursor.error("metadata key {}: it is empty", i);
     if (Status status = parse_value(cursor, std::string(*key)); !status) return status;
   }
-  for (std::uint64_t i = 0; i < *n_tensors; ++i)
+  for (std::uint64_t i = 0; i < n_tensors; ++i)
     if (Status status = parse_tensor_info(cursor, i); !status) return status;
   return place_tensors(cursor);
 }

@@ -46,7 +46,6 @@ class GgufFile {
   virtual std::optional<std::string_view> get_string(std::string_view key) const = 0;
   virtual std::optional<std::vector<std::string_view>> get_strings(std::string_view key) const = 0;
   virtual std::optional<std::vector<std::int64_t>> get_ints(std::string_view key) const = 0;
-  virtual std::optional<std::vector<double>> get_floats(std::string_view key) const = 0;
   virtual std::vector<std::string> keys() const = 0;
   virtual bool contains(std::string_view key) const = 0;         // of whatever type
   virtual std::string describe(std::string_view key) const = 0;  // for `inspect`: short, escaped

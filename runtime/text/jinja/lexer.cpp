@@ -265,28 +265,12 @@ class Lexer {
       }
       const char escaped = peek();
       ++at_;
+      constexpr std::string_view kEscapes = "ntrabfv", kMeant = "\n\t\r\a\b\f\v";
+      if (const std::size_t known = kEscapes.find(escaped); known != std::string_view::npos) {
+        out += kMeant[known];
+        continue;
+      }
       switch (escaped) {
-        case 'n':
-          out += '\n';
-          break;
-        case 't':
-          out += '\t';
-          break;
-        case 'r':
-          out += '\r';
-          break;
-        case 'a':
-          out += '\a';
-          break;
-        case 'b':
-          out += '\b';
-          break;
-        case 'f':
-          out += '\f';
-          break;
-        case 'v':
-          out += '\v';
-          break;
         case '\\':
         case '\'':
         case '"':

@@ -110,6 +110,17 @@ class Parser {
     return made;
   }
 
+  // What stands between commas up to the closing bracket, which may follow one.
+  template <class One>
+  void separated(std::string_view end, One one) {
+    for (bool first = true; !is_operator(end); first = false) {
+      if (!first) expect_operator(",");
+      if (is_operator(end)) break;
+      one();
+    }
+    next();
+  }
+
   // Statements up to one of the ends, whose name is left as the current token.
   Body block(std::initializer_list<std::string_view> ends) {
     const Deeper deeper(*this);
@@ -161,6 +172,15 @@ class Parser {
     fail(fmt::format("{} found, a tag's name wanted", shown()));
   }
 
+  void otherwise_and_end(Statement& made, std::string_view end) {
+    if (skip_name("else")) {
+      end_of_block();
+      made.otherwise = block({end});
+    }
+    expect_name(end);
+    end_of_block();
+  }
+
   Statement if_statement() {
     Statement made = statement(Statement::Kind::kIf);
     do {
@@ -171,12 +191,7 @@ class Parser {
       branch.body = block({"elif", "else", "endif"});
       made.branches.push_back(std::move(branch));
     } while (is_name("elif"));
-    if (skip_name("else")) {
-      end_of_block();
-      made.otherwise = block({"endif"});
-    }
-    expect_name("endif");
-    end_of_block();
+    otherwise_and_end(made, "endif");
     return made;
   }
 
@@ -192,12 +207,7 @@ class Parser {
     ++loops_;
     made.body = block({"else", "endfor"});
     --loops_;
-    if (skip_name("else")) {
-      end_of_block();
-      made.otherwise = block({"endfor"});
-    }
-    expect_name("endfor");
-    end_of_block();
+    otherwise_and_end(made, "endfor");
     return made;
   }
 
@@ -241,16 +251,13 @@ class Parser {
     made.macro = std::make_unique<Macro>();
     made.macro->name = name();
     expect_operator("(");
-    while (!is_operator(")")) {
-      if (!made.macro->parameters.empty()) expect_operator(",");
-      if (is_operator(")")) break;
+    separated(")", [&] {
       made.macro->parameters.push_back(name());
       if (skip_operator("="))
         made.macro->defaults.push_back(expression());
       else if (!made.macro->defaults.empty())
         fail("a parameter without a default after one with");
-    }
-    expect_operator(")");
+    });
     end_of_block();
     const int loops = std::exchange(loops_, 0);
     made.macro->body = block({"endmacro"});
@@ -387,6 +394,18 @@ class Parser {
     return made;
   }
 
+  template <class T>
+  ExpressionPointer number() {
+    const std::string& digits = current().text;
+    T value = 0;
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    if (is(Token::Kind::kInteger) && (error != std::errc{} || end != digits.data() + digits.size()))
+      fail(fmt::format("number {}: over 64 bits", digits.substr(0, 40)));
+    ExpressionPointer made = constant(value);
+    next();
+    return made;
+  }
+
   ExpressionPointer primary() {
     const Deeper deeper(*this);
     switch (current().kind) {
@@ -409,25 +428,10 @@ class Parser {
         while (is(Token::Kind::kString)) text += next().text;  // neighbours are one string
         return constant(std::move(text));
       }
-      case Token::Kind::kInteger: {
-        const std::string& digits = current().text;
-        std::int64_t value = 0;
-        const auto [end, error] =
-            std::from_chars(digits.data(), digits.data() + digits.size(), value);
-        if (error != std::errc{} || end != digits.data() + digits.size())
-          fail(fmt::format("number {}: over 64 bits", digits.substr(0, 40)));
-        ExpressionPointer made = constant(value);
-        next();
-        return made;
-      }
-      case Token::Kind::kFloat: {
-        const std::string& digits = current().text;
-        double value = 0;
-        std::from_chars(digits.data(), digits.data() + digits.size(), value);
-        ExpressionPointer made = constant(value);
-        next();
-        return made;
-      }
+      case Token::Kind::kInteger:
+        return number<std::int64_t>();
+      case Token::Kind::kFloat:
+        return number<double>();
       default:
         break;
     }
@@ -435,25 +439,17 @@ class Parser {
     if (is_operator("[")) {
       ExpressionPointer list = make(Kind::kList);
       next();
-      while (!is_operator("]")) {
-        if (!list->operands.empty()) expect_operator(",");
-        if (is_operator("]")) break;
-        list->operands.push_back(expression());
-      }
-      next();
+      separated("]", [&] { list->operands.push_back(expression()); });
       return list;
     }
     if (is_operator("{")) {
       ExpressionPointer map = make(Kind::kMap);
       next();
-      while (!is_operator("}")) {
-        if (!map->operands.empty()) expect_operator(",");
-        if (is_operator("}")) break;
+      separated("}", [&] {
         map->operands.push_back(expression());
         expect_operator(":");
         map->operands.push_back(expression());
-      }
-      next();
+      });
       return map;
     }
     fail(fmt::format("{} found, a value wanted", shown()));
@@ -545,9 +541,7 @@ class Parser {
   std::vector<Argument> arguments() {
     std::vector<Argument> out;
     expect_operator("(");
-    while (!is_operator(")")) {
-      if (!out.empty()) expect_operator(",");
-      if (is_operator(")")) break;
+    separated(")", [&] {
       if (is_operator("*") || is_operator("**")) unsupported("unpacked arguments");
       Argument argument;
       if (is(Token::Kind::kName) && tokens_[at_ + 1].kind == Token::Kind::kOperator &&
@@ -559,8 +553,7 @@ class Parser {
       }
       argument.value = expression();
       out.push_back(std::move(argument));
-    }
-    next();
+    });
     return out;
   }
 
