@@ -7,55 +7,26 @@
 namespace foretoken {
 
 ApiError ApiError::invalid(std::string param, std::string message) {
-  ApiError error;
-  error.param = std::move(param);
-  error.message = std::move(message);
-  return error;
+  return {.message = std::move(message), .param = std::move(param)};
 }
-
 ApiError ApiError::unsupported(std::string param, std::string message) {
-  ApiError error = invalid(std::move(param), std::move(message));
-  error.status = 501;
-  error.code = "unsupported_field";
-  return error;
+  return {501, "unsupported_field", std::move(message), std::move(param)};
 }
-
 ApiError ApiError::not_found(std::string message, std::string code) {
-  ApiError error = invalid("", std::move(message));
-  error.status = 404;
-  error.code = std::move(code);
-  return error;
+  return {404, std::move(code), std::move(message)};
 }
-
 ApiError ApiError::unavailable(std::string message, int retry_after_s) {
-  ApiError error = invalid("", std::move(message));
-  error.status = 503;
-  error.code = "unavailable";
-  error.retry_after_s = retry_after_s;
-  return error;
+  return {503, "unavailable", std::move(message), "", retry_after_s};
 }
-
 ApiError ApiError::overloaded(std::string message) {
-  ApiError error = invalid("", std::move(message));
-  error.status = 429;
-  error.code = "queue_full";
-  error.retry_after_s = 1;
-  return error;
+  return {429, "queue_full", std::move(message), "", 1};
 }
-
 ApiError ApiError::internal(std::string message) {
-  ApiError error = invalid("", std::move(message));
-  error.status = 500;
-  error.code = "internal_error";
-  return error;
+  return {500, "internal_error", std::move(message)};
 }
-
 ApiError ApiError::context_length(std::string message, std::int64_t n_prompt, std::int64_t n_ctx) {
-  ApiError error = invalid(n_prompt >= n_ctx ? "prompt" : "max_tokens", std::move(message));
-  error.code = "context_length_exceeded";
-  error.n_prompt_tokens = n_prompt;
-  error.n_ctx = n_ctx;
-  return error;
+  const char* param = n_prompt >= n_ctx ? "prompt" : "max_tokens";
+  return {400, "context_length_exceeded", std::move(message), param, 0, n_prompt, n_ctx};
 }
 
 std::string error_type(int status) {

@@ -13,11 +13,12 @@ namespace foretoken {
 
 struct ApiError {
   int status = 400;
-  std::string message;
-  std::string param;                                   // the field at fault; "" = null
-  std::string code;                                    // "" = null
-  std::optional<std::int64_t> n_prompt_tokens, n_ctx;  // with context_length_exceeded
-  int retry_after_s = 0;                               // > 0: a Retry-After header
+  std::string code = {};  // "" = null
+  std::string message = {};
+  std::string param = {};  // the field at fault; "" = null
+  int retry_after_s = 0;   // > 0: a Retry-After header
+  // With context_length_exceeded.
+  std::optional<std::int64_t> n_prompt_tokens = {}, n_ctx = {};
 
   static ApiError invalid(std::string param, std::string message);  // 400
   static ApiError unsupported(std::string param,

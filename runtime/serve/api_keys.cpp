@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <fstream>
 
+#include "foretoken/protocol/signing.h"
+
 namespace foretoken {
 namespace {
 
@@ -14,6 +16,10 @@ std::array<unsigned char, 32> hash_of(std::string_view key) {
   crypto_generichash(hash.data(), hash.size(), reinterpret_cast<const unsigned char*>(key.data()),
                      key.size(), nullptr, 0);
   return hash;
+}
+
+std::string label_of_hash(std::span<const unsigned char> hash) {
+  return "key-" + to_hex(hash.first(4));
 }
 
 std::string_view trim(std::string_view s) {
@@ -29,8 +35,7 @@ std::string ApiKeys::label_of(std::string_view key) {
   const bool is_label = key.size() == 12 && key.starts_with("key-") &&
                         key.find_first_not_of("0123456789abcdef", 4) == std::string_view::npos;
   if (is_label) return std::string(key);
-  const auto hash = hash_of(key);
-  return fmt::format("key-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3]);
+  return label_of_hash(hash_of(key));
 }
 
 ApiKeys ApiKeys::from_list(const std::vector<std::string>& keys) {
@@ -41,9 +46,7 @@ ApiKeys ApiKeys::from_list(const std::vector<std::string>& keys) {
     const bool trace = !key.ends_with(kNoTrace);
     if (!trace) key = trim(key.substr(0, key.size() - kNoTrace.size()));
     const auto hash = hash_of(key);
-    out.keys_.push_back(
-        {hash, fmt::format("key-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3]),
-         trace});
+    out.keys_.push_back({hash, label_of_hash(hash), trace});
   }
   return out;
 }

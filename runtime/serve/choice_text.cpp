@@ -12,7 +12,7 @@ std::int64_t count_characters(std::string_view text) {
 }  // namespace
 
 ChoiceText::Output ChoiceText::push(std::span<const TokenId> tokens,
-                                    const std::vector<TokenLogprob>& logprobs) {
+                                    std::span<const TokenLogprob> logprobs) {
   Output output;
   for (std::size_t i = 0; i < tokens.size() && !matched_; ++i) {
     ++n_tokens_;

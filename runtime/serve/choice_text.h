@@ -29,7 +29,7 @@ class ChoiceText {
     std::vector<ShownLogprob> logprobs;
   };
   // Feeds tokens until they end or a stop string is found; the tokens after it are not looked at.
-  Output push(std::span<const TokenId> tokens, const std::vector<TokenLogprob>& logprobs);
+  Output push(std::span<const TokenId> tokens, std::span<const TokenLogprob> logprobs);
   Output finish();  // what was held back; nothing after a stop string
   const std::optional<std::string>& matched_stop() const { return matched_; }
   std::int64_t n_tokens() const { return n_tokens_; }  // looked at, the stop string's included

@@ -5,7 +5,9 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <array>
 
+#include "foretoken/protocol/signing.h"
 #include "runtime/serve/choice_seed.h"
 
 namespace foretoken {
@@ -19,11 +21,9 @@ double seconds_since(SteadyClock::time_point then) {
 }
 
 std::string random_id(const char* prefix) {
-  unsigned char bytes[12];
-  randombytes_buf(bytes, sizeof bytes);
-  std::string id = prefix;
-  for (unsigned char b : bytes) id += fmt::format("{:02x}", b);
-  return id;
+  std::array<std::uint8_t, 12> bytes;
+  randombytes_buf(bytes.data(), bytes.size());
+  return prefix + to_hex(bytes);
 }
 
 }  // namespace
@@ -80,11 +80,13 @@ std::variant<PreparedRequest, ApiError> prepare(const Backend& backend, Completi
 }
 
 CompletionJob::CompletionJob(std::shared_ptr<const Backend> backend, RequestMetrics& metrics,
-                             std::shared_ptr<Exchange> exchange, PreparedRequest prepared)
+                             std::shared_ptr<Exchange> exchange, PreparedRequest prepared,
+                             SteadyClock::time_point arrived)
     : backend_(std::move(backend)),
       metrics_(metrics),
       exchange_(std::move(exchange)),
-      prepared_(std::move(prepared)) {
+      prepared_(std::move(prepared)),
+      arrived_(arrived) {
   const CompletionRequest& request = prepared_.request;
   identity_.chat = request.chat;
   identity_.id = random_id(request.chat ? "chatcmpl-" : "cmpl-");
@@ -127,9 +129,10 @@ void CompletionJob::submit_all() {
     engine_request.trace = request.trace;
     engine_request.domain = prepared_.domain;
     engine_request.key_id = prepared_.key_id;
+    choice.inbox.reserve(static_cast<std::size_t>(engine_request.max_tokens),
+                         request.top_logprobs >= 0);
     engine_request.sink = [self = shared_from_this(), index](EngineEvent&& event) {
-      auto held = std::make_shared<EngineEvent>(std::move(event));
-      self->exchange_->post([self, index, held] { self->on_event(index, std::move(*held)); });
+      self->hear(index, std::move(event));
     };
     if (Status status = backend_->engine->submit(std::move(engine_request)); !status) {
       switch (status.error().code) {
@@ -146,29 +149,89 @@ void CompletionJob::submit_all() {
     choice.submitted = true;
   }
   if (request.stream) {
-    HttpReply head;
-    head.content_type = "text/event-stream";
-    head.headers = {
-        {"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}, {"X-Request-Id", identity_.id}};
     head_sent_ = true;
-    exchange_->start_stream(std::move(head));
+    exchange_->start_stream({.content_type = "text/event-stream",
+                             .headers = {{"Cache-Control", "no-cache"},
+                                         {"X-Accel-Buffering", "no"},
+                                         {"X-Request-Id", identity_.id}}});
   }
 }
 
-void CompletionJob::on_event(std::size_t index, EngineEvent event) {
+void CompletionJob::Inbox::reserve(std::size_t n_tokens, bool with_logprobs) {
+  tokens.reserve(n_tokens);
+  events.reserve(n_tokens + 1);  // the last may have none
+  if (with_logprobs) logprobs.reserve(n_tokens);
+}
+
+void CompletionJob::Inbox::add(EngineEvent&& event) {
+  tokens.insert(tokens.end(), event.tokens.begin(), event.tokens.end());
+  std::move(event.logprobs.begin(), event.logprobs.end(), std::back_inserter(logprobs));
+  events.push_back(static_cast<std::uint8_t>(event.tokens.size()));
+  event.tokens.clear();
+  event.logprobs.clear();
+  last = std::move(event);
+}
+
+CompletionJob::Inbox CompletionJob::Inbox::take() {
+  Inbox out{tokens,
+            std::vector(std::make_move_iterator(logprobs.begin()),
+                        std::make_move_iterator(logprobs.end())),
+            events, last};
+  tokens.clear();
+  logprobs.clear();
+  events.clear();
+  return out;
+}
+
+void CompletionJob::hear(std::size_t index, EngineEvent&& event) {
+  {
+    std::lock_guard lock(inbox_mutex_);
+    choices_[index].inbox.add(std::move(event));
+  }
+  exchange_->wake(shared_from_this());
+}
+
+void CompletionJob::woken() {
+  for (std::size_t index = 0; index < choices_.size(); ++index) {
+    Inbox news;
+    {
+      std::lock_guard lock(inbox_mutex_);
+      if (choices_[index].inbox.empty()) continue;
+      news = choices_[index].inbox.take();
+    }
+    on_events(index, news);
+  }
+}
+
+void CompletionJob::on_events(std::size_t index, const Inbox& news) {
+  std::size_t at = 0;
+  for (std::size_t e = 0; e < news.events.size(); ++e) {
+    const std::size_t n = news.events[e];
+    const bool with_logprobs = !news.logprobs.empty();
+    EngineEvent event;
+    event.timings = news.last.timings;
+    on_event(index, std::span(news.tokens).subspan(at, n),
+             std::span(news.logprobs).subspan(with_logprobs ? at : 0, with_logprobs ? n : 0),
+             e + 1 == news.events.size() ? news.last : event);
+    at += n;
+  }
+}
+
+void CompletionJob::on_event(std::size_t index, std::span<const TokenId> tokens,
+                             std::span<const TokenLogprob> logprobs, const EngineEvent& event) {
   Choice& choice = choices_[index];
   if (done_ || choice.ended) return;
   choice.timings = event.timings;
   auto now = SteadyClock::now();
-  if (!event.tokens.empty()) {
+  if (!tokens.empty()) {
     if (choice.counted_first)
       metrics_.token_gap(std::chrono::duration<double>(now - choice.last_output).count());
     else
-      metrics_.first_token(seconds_since(prepared_.arrived));
+      metrics_.first_token(seconds_since(arrived_));
     choice.counted_first = true;
     choice.last_output = now;
   }
-  ChoiceText::Output output = choice.text.push(event.tokens, event.logprobs);
+  ChoiceText::Output output = choice.text.push(tokens, logprobs);
   if (!choice.text.matched_stop() && event.finish) {
     ChoiceText::Output rest = choice.text.finish();
     output.text += rest.text;
@@ -239,11 +302,7 @@ void CompletionJob::send_chunk(json::object choice, bool with_totals) {
   json::object chunk = envelope(identity_, true);
   chunk["choices"] = json::array{std::move(choice)};
   if (prepared_.request.include_usage) chunk["usage"] = nullptr;
-  if (with_totals) {
-    AnswerTotals sums = totals();
-    chunk["timings"] = timings_json(sums);
-    chunk["foretoken"] = foretoken_json(sums);
-  }
+  if (with_totals) add_timings(chunk, totals());
   exchange_->send(server_sent_event(chunk));
 }
 
@@ -270,8 +329,7 @@ void CompletionJob::complete() {
       json::object chunk = envelope(identity_, true);
       chunk["choices"] = json::array{};
       chunk["usage"] = usage_json(sums);
-      chunk["timings"] = timings_json(sums);
-      chunk["foretoken"] = foretoken_json(sums);
+      add_timings(chunk, sums);
       exchange_->send(server_sent_event(chunk));
     }
     exchange_->send("data: [DONE]\n\n");
@@ -296,12 +354,8 @@ void CompletionJob::complete() {
   }
   body["choices"] = std::move(choices);
   body["usage"] = usage_json(sums);
-  body["timings"] = timings_json(sums);
-  body["foretoken"] = foretoken_json(sums);
-  HttpReply response;
-  response.headers = {{"X-Request-Id", identity_.id}};
-  response.body = json::serialize(body);
-  exchange_->respond(std::move(response));
+  add_timings(body, sums);
+  exchange_->respond({.headers = {{"X-Request-Id", identity_.id}}, .body = json::serialize(body)});
 }
 
 void CompletionJob::fail(ApiError error) {
@@ -359,17 +413,16 @@ AnswerTotals CompletionJob::totals() const {
 
 void CompletionJob::record(const std::string& reason) {
   AnswerTotals sums = totals();
-  FinishedRequest finished;
-  finished.finished_reason = reason;
-  finished.e2e_s = seconds_since(prepared_.arrived);
-  finished.queue_s = sums.timings.queue_ms / 1000;
-  finished.prefill_s = sums.timings.prompt_ms / 1000;
-  finished.decode_s = sums.timings.predicted_ms / 1000;
-  finished.prompt_tokens = sums.prompt_tokens;
-  finished.generated_tokens = sums.completion_tokens;
-  finished.max_tokens = *std::max_element(prepared_.max_tokens.begin(), prepared_.max_tokens.end());
-  finished.n = prepared_.request.n;
-  metrics_.finished(finished);
+  metrics_.finished(
+      {.finished_reason = reason,
+       .e2e_s = seconds_since(arrived_),
+       .queue_s = sums.timings.queue_ms / 1000,
+       .prefill_s = sums.timings.prompt_ms / 1000,
+       .decode_s = sums.timings.predicted_ms / 1000,
+       .prompt_tokens = sums.prompt_tokens,
+       .generated_tokens = sums.completion_tokens,
+       .max_tokens = *std::max_element(prepared_.max_tokens.begin(), prepared_.max_tokens.end()),
+       .n = prepared_.request.n});
 }
 
 }  // namespace foretoken

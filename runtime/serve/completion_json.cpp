@@ -35,33 +35,29 @@ json::object usage_json(const AnswerTotals& totals) {
           {"prompt_tokens_details", json::object{{"cached_tokens", totals.cached_tokens}}}};
 }
 
-json::object timings_json(const AnswerTotals& totals) {
+void add_timings(json::object& answer, const AnswerTotals& totals) {
   const RequestTimings& t = totals.timings;
-  return {{"cache_n", t.cached_n},
-          {"prompt_n", t.prompt_n},
-          {"prompt_ms", t.prompt_ms},
-          {"prompt_per_token_ms", per_token(t.prompt_n, t.prompt_ms)},
-          {"prompt_per_second", per_second(t.prompt_n, t.prompt_ms)},
-          {"predicted_n", t.predicted_n},
-          {"predicted_ms", t.predicted_ms},
-          {"predicted_per_token_ms", per_token(t.predicted_n, t.predicted_ms)},
-          {"predicted_per_second", per_second(t.predicted_n, t.predicted_ms)},
-          {"draft_n", t.draft_n},
-          {"draft_n_accepted", t.draft_n_accepted}};
-}
-
-json::object foretoken_json(const AnswerTotals& totals) {
-  const RequestTimings& t = totals.timings;
+  answer["timings"] = {{"cache_n", t.cached_n},
+                       {"prompt_n", t.prompt_n},
+                       {"prompt_ms", t.prompt_ms},
+                       {"prompt_per_token_ms", per_token(t.prompt_n, t.prompt_ms)},
+                       {"prompt_per_second", per_second(t.prompt_n, t.prompt_ms)},
+                       {"predicted_n", t.predicted_n},
+                       {"predicted_ms", t.predicted_ms},
+                       {"predicted_per_token_ms", per_token(t.predicted_n, t.predicted_ms)},
+                       {"predicted_per_second", per_second(t.predicted_n, t.predicted_ms)},
+                       {"draft_n", t.draft_n},
+                       {"draft_n_accepted", t.draft_n_accepted}};
   json::value acceptance_length = nullptr;  // of no drafting round there is none
   if (t.drafting_rounds > 0)
     acceptance_length =
         1.0 + static_cast<double>(t.draft_n_accepted) / static_cast<double>(t.drafting_rounds);
-  return {{"seed", totals.seed},
-          {"speculator_version", t.speculator_version},
-          {"rounds", t.rounds},
-          {"drafting_rounds", t.drafting_rounds},
-          {"acceptance_length", std::move(acceptance_length)},
-          {"queue_ms", t.queue_ms}};
+  answer["foretoken"] = {{"seed", totals.seed},
+                         {"speculator_version", t.speculator_version},
+                         {"rounds", t.rounds},
+                         {"drafting_rounds", t.drafting_rounds},
+                         {"acceptance_length", std::move(acceptance_length)},
+                         {"queue_ms", t.queue_ms}};
 }
 
 json::value logprobs_json(const Tokenizer& tokenizer, const std::vector<ShownLogprob>& logprobs,

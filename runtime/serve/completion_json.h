@@ -27,8 +27,8 @@ struct AnswerTotals {
 };
 
 boost::json::object usage_json(const AnswerTotals& totals);
-boost::json::object timings_json(const AnswerTotals& totals);
-boost::json::object foretoken_json(const AnswerTotals& totals);
+// As the members "timings" and "foretoken".
+void add_timings(boost::json::object& answer, const AnswerTotals& totals);
 boost::json::value logprobs_json(const Tokenizer& tokenizer,
                                  const std::vector<ShownLogprob>& logprobs, bool chat);
 

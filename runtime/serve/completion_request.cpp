@@ -106,8 +106,7 @@ constexpr std::string_view kWithoutEffect[] = {"user",
 void parse_messages(JsonFields& fields, CompletionRequest& request) {
   const json::array* messages = fields.array("messages");
   if (!messages) {
-    if (!fields.error())
-      fields.fail(ApiError::invalid("messages", "messages: missing, wanted an array of messages"));
+    fields.missing("messages", "an array of messages");
     return;
   }
   if (messages->empty() || messages->size() > kMaxMessages) {
@@ -119,30 +118,24 @@ void parse_messages(JsonFields& fields, CompletionRequest& request) {
     std::string where = fmt::format("messages[{}]", i);
     const json::value& entry = (*messages)[i];
     if (!entry.is_object()) return fields.wrong(where, entry, "an object with role and content");
-    JsonFields message(entry.get_object(), where + ".");
+    JsonFields message(entry.get_object(), where + ".", &fields);
     ChatMessage out;
     out.role = message.string("role");
-    if (!message.error() && out.role.empty())
-      message.fail(ApiError::invalid(where + ".role", where + ".role: missing, wanted a string"));
+    if (out.role.empty()) message.missing("role", "a string");
     if (out.role == "developer") out.role = "system";
     if (!message.error() && out.role != "system" && out.role != "user" && out.role != "assistant") {
       if (out.role == "tool" || out.role == "function")
-        message.fail(ApiError::unsupported(where + ".role",
-                                           where + ".role: tool messages are not supported"));
+        message.unsupported("role", ": tool messages are not supported");
       else
         message.wrong("role", json::value(out.role), "system, developer, user or assistant");
     }
     for (std::string_view name : {"tool_calls", "function_call", "audio"}) {
       const json::value* value = message.find(name);
-      if (value && !falsy(*value))
-        message.fail(ApiError::unsupported(fmt::format("{}.{}", where, name),
-                                           fmt::format("{}.{} is not supported", where, name)));
+      if (value && !falsy(*value)) message.unsupported(name);
     }
     const json::value* content = message.find("content");
     if (!content) {
-      message.fail(ApiError::invalid(
-          where + ".content",
-          where + ".content: missing, wanted a string or an array of text parts"));
+      message.missing("content", "a string or an array of text parts");
     } else if (content->is_string()) {
       out.content = std::string(content->get_string());
     } else if (content->is_array()) {
@@ -153,16 +146,12 @@ void parse_messages(JsonFields& fields, CompletionRequest& request) {
           message.wrong(part_name, part_value, "an object {\"type\": \"text\", \"text\": ...}");
           break;
         }
-        JsonFields part(part_value.get_object(), fmt::format("{}.{}.", where, part_name));
+        JsonFields part(part_value.get_object(), fmt::format("{}.{}.", where, part_name), &message);
         std::string type = part.string("type");
         const json::value* text = part.find("text");
-        if (part.error())
-          message.fail(*part.error());
-        else if (type != "text")
-          message.fail(ApiError::unsupported(
-              fmt::format("{}.{}.type", where, part_name),
-              fmt::format("{}.{}.type: found \"{}\", only text parts are supported", where,
-                          part_name, type)));
+        if (type != "text")
+          part.unsupported("type",
+                           fmt::format(": found \"{}\", only text parts are supported", type));
         else if (!text || !text->is_string())
           message.fail(
               ApiError::invalid(fmt::format("{}.{}.text", where, part_name),
@@ -173,7 +162,7 @@ void parse_messages(JsonFields& fields, CompletionRequest& request) {
     } else {
       message.wrong("content", *content, "a string or an array of text parts");
     }
-    if (message.error()) return fields.fail(*message.error());
+    if (fields.error()) return;
     parsed.push_back(std::move(out));
   }
   request.prompts.emplace_back(std::move(parsed));
@@ -190,7 +179,7 @@ void parse_prompt(JsonFields& fields, const RequestLimits& limits, CompletionReq
   std::string wanted =
       fmt::format("a string, an array of token ids from 0 to {}, or an array of up to {} strings",
                   limits.n_vocab - 1, kMaxPrompts);
-  if (!prompt) return fields.fail(ApiError::invalid("prompt", "prompt: missing, wanted " + wanted));
+  if (!prompt) return fields.missing("prompt", wanted);
   if (prompt->is_string()) {
     request.prompts.emplace_back(std::string(prompt->get_string()));
     return;
@@ -206,9 +195,9 @@ void parse_prompt(JsonFields& fields, const RequestLimits& limits, CompletionReq
       request.prompts.emplace_back(std::string(items[i].get_string()));
     }
   } else if (items[0].is_array()) {
-    fields.fail(ApiError::unsupported("prompt",
-                                      "prompt: several prompts of token ids in one request are not "
-                                      "supported; send them one by one"));
+    fields.unsupported("prompt",
+                       ": several prompts of token ids in one request are not supported; send them "
+                       "one by one");
   } else {
     std::vector<TokenId> tokens;
     tokens.reserve(items.size());
@@ -264,7 +253,7 @@ void parse_logit_bias(JsonFields& fields, const RequestLimits& limits, Completio
   if (biases->size() > kMaxBiases)
     return fields.wrong("logit_bias", json::value(*biases),
                         fmt::format("at most {} entries", kMaxBiases));
-  JsonFields values(*biases, "logit_bias.");
+  JsonFields values(*biases, "logit_bias.", &fields);
   for (const auto& entry : *biases) {
     std::string_view key(entry.key().data(), entry.key().size());
     TokenId token = -1;
@@ -276,7 +265,6 @@ void parse_logit_bias(JsonFields& fields, const RequestLimits& limits, Completio
     request.sampling.logit_bias.emplace_back(token,
                                              static_cast<float>(values.number(key, 0, -100, 100)));
   }
-  if (values.error()) fields.fail(*values.error());
 }
 
 void parse_seed(JsonFields& fields, CompletionRequest& request) {
@@ -313,42 +301,33 @@ void parse_logprobs(JsonFields& fields, CompletionRequest& request) {
 void parse_response_format(JsonFields& fields) {
   const json::object* format = fields.object("response_format");
   if (!format) return;
-  JsonFields inner(*format, "response_format.");
+  JsonFields inner(*format, "response_format.", &fields);
   std::string type = inner.string("type", "text");
-  if (inner.error()) return fields.fail(*inner.error());
   if (type != "text")
-    fields.fail(ApiError::unsupported(
+    fields.unsupported(
         "response_format",
-        fmt::format(
-            "response_format: found \"{}\"; structured output is not supported, only text is",
-            type)));
+        fmt::format(": found \"{}\"; structured output is not supported, only text is", type));
 }
 
 void parse_extensions(JsonFields& fields, CompletionRequest& request) {
   if (const json::object* options = fields.object("stream_options")) {
-    JsonFields inner(*options, "stream_options.");
+    JsonFields inner(*options, "stream_options.", &fields);
     request.include_usage = inner.boolean("include_usage", false);
     inner.boolean("include_obfuscation", false);
-    if (inner.boolean("continuous_usage_stats", false))
-      inner.fail(ApiError::unsupported("stream_options.continuous_usage_stats",
-                                       "stream_options.continuous_usage_stats is not supported"));
-    if (inner.error()) fields.fail(*inner.error());
+    if (inner.boolean("continuous_usage_stats", false)) inner.unsupported("continuous_usage_stats");
     for (auto& name : inner.unknown()) request.ignored.push_back(std::move(name));
   }
   if (const json::object* own = fields.object("foretoken")) {
-    JsonFields inner(*own, "foretoken.");
+    JsonFields inner(*own, "foretoken.", &fields);
     request.speculation = inner.boolean("speculation", true);
     request.trace = inner.boolean("trace", true);
     if (!inner.error() && !inner.unknown().empty())  // our own name space: a typo here is an error
       inner.fail(ApiError::invalid(
           inner.unknown()[0],
           fmt::format("{}: unknown, wanted speculation or trace", inner.unknown()[0])));
-    if (inner.error()) fields.fail(*inner.error());
   }
   if (const json::object* metadata = fields.object("metadata")) {
-    JsonFields inner(*metadata, "metadata.");
-    request.domain = inner.string("domain");
-    if (inner.error()) return fields.fail(*inner.error());
+    request.domain = JsonFields(*metadata, "metadata.", &fields).string("domain");
     bool printable = request.domain.size() <= kMaxDomainBytes;
     for (char c : request.domain)
       printable = printable && c > 0x20 && c < 0x7f && c != '"' && c != '\\';
@@ -364,16 +343,9 @@ void parse_extensions(JsonFields& fields, CompletionRequest& request) {
 
 std::variant<CompletionRequest, ApiError> parse_completion_request(std::string_view body, bool chat,
                                                                    const RequestLimits& limits) {
-  auto parsed = parse_json(body);
-  if (!parsed) {
-    ApiError error = ApiError::invalid("", parsed.error().message);
-    error.code = "invalid_json";
-    return error;
-  }
-  if (!parsed->is_object())
-    return ApiError::invalid(
-        "", fmt::format("the body: found {}, wanted a JSON object", json_kind(*parsed)));
-  JsonFields fields(parsed->get_object());
+  const auto parsed = parse_object(body);
+  if (const auto* error = std::get_if<ApiError>(&parsed)) return *error;
+  JsonFields fields(std::get<json::object>(parsed));
   CompletionRequest request;
   request.chat = chat;
   request.model = fields.string("model");
@@ -403,9 +375,8 @@ std::variant<CompletionRequest, ApiError> parse_completion_request(std::string_v
   request.n = static_cast<int>(fields.integer("n", 1, 1, limits.max_choices));
   if (const json::value* best_of = fields.find("best_of"))
     if (fields.integer("best_of", 1, 1, 128) != request.n)
-      fields.fail(ApiError::unsupported(
-          "best_of", fmt::format("best_of: found {}, only best_of equal to n is supported",
-                                 json_kind(*best_of))));
+      fields.unsupported("best_of", fmt::format(": found {}, only best_of equal to n is supported",
+                                                json_kind(*best_of)));
   parse_stop(fields, request);
   parse_stop_token_ids(fields, limits, request);
   request.ignore_eos = fields.boolean("ignore_eos", false);
@@ -418,10 +389,9 @@ std::variant<CompletionRequest, ApiError> parse_completion_request(std::string_v
   for (const UnsupportedField& field : kUnsupported) {
     const json::value* value = fields.find(field.name);
     if (value && !field.off(*value))
-      fields.fail(ApiError::unsupported(
-          std::string(field.name), fmt::format("{} is not supported; it was not ignored because "
-                                               "that would change the meaning of the request",
-                                               field.name)));
+      fields.unsupported(field.name,
+                         " is not supported; it was not ignored because that would change the "
+                         "meaning of the request");
   }
   for (std::string_view name : kWithoutEffect) fields.find(name);
   if (fields.error()) return *fields.error();

@@ -2,12 +2,15 @@
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <boost/asio/dispatch.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
@@ -73,7 +76,8 @@ class Server final : public HttpServer {
         handler_(handler),
         context_(std::max(1, options.io_threads)),
         acceptor_(asio::make_strand(context_)),
-        backoff_(acceptor_.get_executor()) {}
+        backoff_(acceptor_.get_executor()),
+        news_(acceptor_.get_executor()) {}
   ~Server() override { stop(); }
 
   Status open();
@@ -86,6 +90,9 @@ class Server final : public HttpServer {
   void accept();
   void add(const std::shared_ptr<Session>& session);
   void remove(Session* session);
+  void wake(std::shared_ptr<Exchange> exchange, std::shared_ptr<Wakeable> who) noexcept {
+    if (woken_.push(std::move(exchange), std::move(who))) ::eventfd_write(news_fd_, 1);
+  }
 
   const HttpServerOptions options_;
   HttpHandler& handler_;
@@ -97,6 +104,7 @@ class Server final : public HttpServer {
  private:
   template <class F>
   void for_each_session(F f);
+  void hear_news();
   std::mutex mutex_;
   std::set<Session*> sessions_;  // guarded by mutex_; each removes itself before it dies
   std::vector<std::thread> threads_;
@@ -108,6 +116,10 @@ class Server final : public HttpServer {
   asio::io_context context_;
   tcp::acceptor acceptor_;
   asio::steady_timer backoff_;
+  // Says that woken_ is no longer empty.
+  asio::posix::stream_descriptor news_;
+  int news_fd_ = -1;
+  WakeQueue woken_;  // holds sessions as well
 };
 
 // One connection. Every member function runs on its strand.
@@ -127,6 +139,7 @@ class Session : public std::enable_shared_from_this<Session> {
   }
 
   auto executor() { return socket_.get_executor(); }
+  Server& server() { return server_; }
   void start(bool over_limit) {
     ErrorCodeB ignored;
     socket_.set_option(tcp::no_delay(true), ignored);
@@ -209,7 +222,8 @@ class Session : public std::enable_shared_from_this<Session> {
   std::vector<char> drop_;
 };
 
-class SessionExchange final : public Exchange {
+class SessionExchange final : public Exchange,
+                              public std::enable_shared_from_this<SessionExchange> {
  public:
   SessionExchange(std::shared_ptr<Session> session, std::uint64_t serial)
       : session_(std::move(session)), serial_(serial) {}
@@ -239,6 +253,9 @@ class SessionExchange final : public Exchange {
   }
   void post(std::function<void()> work) override {
     asio::post(session_->executor(), std::move(work));
+  }
+  void wake(std::shared_ptr<Wakeable> who) noexcept override {
+    session_->server().wake(shared_from_this(), std::move(who));
   }
 
  private:
@@ -395,10 +412,8 @@ void Session::read_failed(ErrorCodeB error) {
 void Session::refuse(int status, std::string message) {
   keep_alive_ = false;
   begin_answer();
-  ApiError error = ApiError::invalid("", std::move(message));
-  error.status = status;
-  if (status == 503) error.retry_after_s = 1;
-  queue_response(error_response(error));
+  queue_response(error_response(
+      {.status = status, .message = std::move(message), .retry_after_s = status == 503 ? 1 : 0}));
 }
 
 void Session::begin_answer() {
@@ -619,8 +634,13 @@ Status Server::open() {
   if (error)
     return Error{ErrorCode::kIo, fmt::format("cannot listen on {}:{}: {}", options_.host,
                                              options_.port, error.message())};
+  news_.assign(news_fd_ = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), error);
+  if (error) return Error{ErrorCode::kIo, fmt::format("cannot make an event: {}", error.message())};
   port_ = acceptor_.local_endpoint().port();
-  asio::post(acceptor_.get_executor(), [this] { accept(); });
+  asio::post(acceptor_.get_executor(), [this] {
+    accept();
+    hear_news();
+  });
   for (int i = 0; i < std::max(1, options_.io_threads); ++i)
     threads_.emplace_back([this] { context_.run(); });
   return Ok{};
@@ -641,6 +661,21 @@ void Server::accept() {
     add(session);
     asio::dispatch(session->executor(), [session, over_limit] { session->start(over_limit); });
     accept();
+  });
+}
+
+void Server::hear_news() {
+  news_.async_wait(asio::posix::stream_descriptor::wait_read, [this](ErrorCodeB error) {
+    if (error) return;
+    eventfd_t ignored = 0;
+    ::eventfd_read(news_fd_, &ignored);  // before take(): who comes later writes again
+    woken_.take([](std::shared_ptr<Exchange> exchange, std::shared_ptr<Wakeable> who) {
+      exchange->post([who = std::move(who)] {
+        WakeQueue::begin(*who);
+        who->woken();
+      });
+    });
+    hear_news();
   });
 }
 
@@ -678,6 +713,7 @@ void Server::stop() {
     ErrorCodeB ignored;
     acceptor_.close(ignored);
     backoff_.cancel();
+    news_.cancel(ignored);
   });
   for_each_session([](Session& session) { session.cut(); });
   // Sessions end on their own threads; a handler that never returns must not hang the exit.

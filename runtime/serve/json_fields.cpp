@@ -9,15 +9,18 @@ namespace foretoken {
 
 namespace json = boost::json;
 
-Result<json::value> parse_json(std::string_view text) {
+std::variant<json::object, ApiError> parse_object(std::string_view body) {
   json::parse_options options;
   options.max_depth = 32;
   json::error_code code;
-  json::value value = json::parse(text, code, {}, options);
+  json::value value = json::parse(body, code, {}, options);
   if (code)
-    return Error{ErrorCode::kInvalidInput,
-                 fmt::format("the body is not valid JSON: {}", code.message())};
-  return value;
+    return ApiError{400, "invalid_json",
+                    fmt::format("the body is not valid JSON: {}", code.message())};
+  if (!value.is_object())
+    return ApiError::invalid(
+        "", fmt::format("the body: found {}, wanted a JSON object", json_kind(value)));
+  return std::move(value.get_object());
 }
 
 std::string json_kind(const json::value& value) {
@@ -48,7 +51,19 @@ std::string json_kind(const json::value& value) {
 }
 
 void JsonFields::fail(ApiError error) {
-  if (!error_) error_ = std::move(error);
+  if (error_) return;
+  if (outer_) outer_->fail(error);
+  error_ = std::move(error);
+}
+
+void JsonFields::missing(std::string_view name, std::string_view wanted) {
+  const std::string field = fmt::format("{}{}", prefix_, name);
+  fail(ApiError::invalid(field, fmt::format("{}: missing, wanted {}", field, wanted)));
+}
+
+void JsonFields::unsupported(std::string_view name, std::string_view why) {
+  const std::string field = fmt::format("{}{}", prefix_, name);
+  fail(ApiError::unsupported(field, field + std::string(why)));
 }
 
 void JsonFields::wrong(std::string_view name, const json::value& found, std::string_view wanted) {
@@ -63,12 +78,19 @@ const json::value* JsonFields::find(std::string_view name) {
   return value && !value->is_null() ? value : nullptr;
 }
 
-bool JsonFields::boolean(std::string_view name, bool fallback) {
+template <class T>
+const T* JsonFields::held(std::string_view name, const T* (json::value::*get)() const noexcept,
+                          std::string_view wanted) {
   const json::value* value = find(name);
-  if (!value) return fallback;
-  if (value->is_bool()) return value->get_bool();
-  wrong(name, *value, "true or false");
-  return fallback;
+  if (!value) return nullptr;
+  const T* found = (value->*get)();
+  if (!found) wrong(name, *value, wanted);
+  return found;
+}
+
+bool JsonFields::boolean(std::string_view name, bool fallback) {
+  const bool* found = held<bool>(name, &json::value::if_bool, "true or false");
+  return found ? *found : fallback;
 }
 
 std::int64_t JsonFields::integer(std::string_view name, std::int64_t fallback, std::int64_t low,
@@ -93,9 +115,7 @@ double JsonFields::number(std::string_view name, double fallback, double low, do
   const json::value* value = find(name);
   if (!value) return fallback;
   if (value->is_number()) {
-    double d = value->is_double()  ? value->get_double()
-               : value->is_int64() ? static_cast<double>(value->get_int64())
-                                   : static_cast<double>(value->get_uint64());
+    const auto d = value->to_number<double>();
     if (std::isfinite(d) && d >= low && d <= high) return d;
   }
   wrong(name, *value, fmt::format("a number from {:g} to {:g}", low, high));
@@ -103,27 +123,16 @@ double JsonFields::number(std::string_view name, double fallback, double low, do
 }
 
 std::string JsonFields::string(std::string_view name, std::string fallback) {
-  const json::value* value = find(name);
-  if (!value) return fallback;
-  if (value->is_string()) return std::string(value->get_string());
-  wrong(name, *value, "a string");
-  return fallback;
+  const auto* found = held<json::string>(name, &json::value::if_string, "a string");
+  return found ? std::string(*found) : fallback;
 }
 
 const json::object* JsonFields::object(std::string_view name) {
-  const json::value* value = find(name);
-  if (!value) return nullptr;
-  if (value->is_object()) return &value->get_object();
-  wrong(name, *value, "an object");
-  return nullptr;
+  return held<json::object>(name, &json::value::if_object, "an object");
 }
 
 const json::array* JsonFields::array(std::string_view name) {
-  const json::value* value = find(name);
-  if (!value) return nullptr;
-  if (value->is_array()) return &value->get_array();
-  wrong(name, *value, "an array");
-  return nullptr;
+  return held<json::array>(name, &json::value::if_array, "an array");
 }
 
 std::vector<std::string> JsonFields::unknown() const {

@@ -9,22 +9,26 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "runtime/serve/api_error.h"
 
 namespace foretoken {
 
-// Parses a body. Depth is limited to 32, invalid UTF-8 and trailing bytes are refused.
-Result<boost::json::value> parse_json(std::string_view text);
+// A body, which must be an object. Depth is limited to 32, invalid UTF-8 and trailing bytes are
+// refused.
+std::variant<boost::json::object, ApiError> parse_object(std::string_view body);
 std::string json_kind(
     const boost::json::value& value);  // "a string", "an array of 3", "the number 1e+99"
 
 class JsonFields {
  public:
-  // prefix: how errors name the object, e.g. "stream_options."; "" for the body.
-  JsonFields(const boost::json::object& object, std::string prefix = "")
-      : object_(object), prefix_(std::move(prefix)) {}
+  // prefix: how errors name the object, e.g. "stream_options."; "" for the body. outer: what the
+  // object is part of, whose error its first one becomes.
+  JsonFields(const boost::json::object& object, std::string prefix = "",
+             JsonFields* outer = nullptr)
+      : object_(object), prefix_(std::move(prefix)), outer_(outer) {}
 
   const boost::json::value* find(
       std::string_view name);  // null if missing or JSON null; marks it as known
@@ -38,12 +42,19 @@ class JsonFields {
 
   void fail(ApiError error);
   void wrong(std::string_view name, const boost::json::value& found, std::string_view wanted);
+  void missing(std::string_view name, std::string_view wanted);
+  void unsupported(std::string_view name, std::string_view why = " is not supported");
   const std::optional<ApiError>& error() const { return error_; }
   std::vector<std::string> unknown() const;  // fields nobody asked for
 
  private:
+  template <class T>
+  const T* held(std::string_view name, const T* (boost::json::value::*get)() const noexcept,
+                std::string_view wanted);
+
   const boost::json::object& object_;
   std::string prefix_;
+  JsonFields* outer_;
   std::vector<std::string> known_;
   std::optional<ApiError> error_;
 };

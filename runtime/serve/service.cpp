@@ -4,12 +4,13 @@
 #include <spdlog/spdlog.h>
 
 #include <array>
+#include <boost/asio/post.hpp>
 
 #include "runtime/observe/build_info.h"
 #include "runtime/observe/dashboard.h"
 #include "runtime/observe/metrics.h"
 #include "runtime/observe/speculator_json.h"
-#include "runtime/observe/speedup_text.h"
+#include "runtime/observe/speedup.h"
 #include "runtime/observe/stats_json.h"
 #include "runtime/serve/json_fields.h"
 
@@ -21,16 +22,11 @@ namespace json = boost::json;
 constexpr std::size_t kMaxDomains = 256;  // distinct labels in statistics
 constexpr std::size_t kMaxWarnedFields = 1000;
 
-HttpReply json_response(const json::object& body) {
-  HttpReply response;
-  response.body = json::serialize(body);
-  return response;
-}
+HttpReply json_response(const json::object& body) { return {.body = json::serialize(body)}; }
 
-ApiError invalid_json(const Error& error) {
-  ApiError out = ApiError::invalid("", error.message);
-  out.code = "invalid_json";
-  return out;
+HttpReply uncached(HttpReply response) {
+  response.headers = {{"Cache-Control", "no-store"}};
+  return response;
 }
 
 }  // namespace
@@ -38,11 +34,8 @@ ApiError invalid_json(const Error& error) {
 // A route: who may ask, what the body is, where the answer is made, and by whom. To add one is to
 // add a row (and its handler).
 struct Service::Route {
-  enum Access {
-    kAnyone,
-    kKey,
-    kOperators
-  };  // an operator: with a key, or from this machine where none is wanted
+  // An operator: with a key, or from this machine where none is wanted.
+  enum Access { kAnyone, kKey, kOperators };
   enum Thread { kConnection, kWorker };  // what reads JSON or waits for a disk is the worker's
   std::string_view path, method;
   Access access;
@@ -51,65 +44,54 @@ struct Service::Route {
   void (*answer)(Service&, HttpRequest&&, std::shared_ptr<Exchange>);
 };
 
+template <auto Member>
+void Service::reply(Service& s, HttpRequest&& request, std::shared_ptr<Exchange> to) {
+  to->respond((s.*Member)(request));
+}
+
+template <auto Action>
+void Service::operate(Service& s, HttpRequest&&, std::shared_ptr<Exchange> to) {
+  to->respond(s.speculator(Action));
+}
+
 // By path; one that ends with a slash takes all that begin so.
 std::span<const Service::Route> Service::routes() {
   using Reply = std::shared_ptr<Exchange>;
   using enum Route::Access;
   using enum Route::Thread;
   static constexpr std::array kRoutes = {
-      Route{"/v1/chat/completions", "POST", kKey, kWorker, true,
-            [](Service& s, HttpRequest&& r, Reply to) { s.complete(r, to, true); }},
-      Route{"/v1/completions", "POST", kKey, kWorker, true,
-            [](Service& s, HttpRequest&& r, Reply to) { s.complete(r, to, false); }},
+      Route{"/v1/chat/completions", "POST", kKey, kConnection, true,
+            [](Service& s, HttpRequest&& r, Reply to) { s.complete(std::move(r), to, true); }},
+      Route{"/v1/completions", "POST", kKey, kConnection, true,
+            [](Service& s, HttpRequest&& r, Reply to) { s.complete(std::move(r), to, false); }},
       Route{"/v1/models", "GET", kKey, kConnection, false,
             [](Service& s, HttpRequest&&, Reply to) { to->respond(s.models("")); }},
       Route{"/v1/models/", "GET", kKey, kConnection, false,
             [](Service& s, HttpRequest&& r, Reply to) {
               to->respond(s.models(r.path.substr(std::string_view("/v1/models/").size())));
             }},
-      Route{"/health", "GET", kAnyone, kConnection, false,
-            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.health(false)); }},
-      Route{"/v1/health", "GET", kAnyone, kConnection, false,
-            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.health(false)); }},
+      Route{"/health", "GET", kAnyone, kConnection, false, reply<&Service::health>},
+      Route{"/v1/health", "GET", kAnyone, kConnection, false, reply<&Service::health>},
       Route{"/health/live", "GET", kAnyone, kConnection, false,
-            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.health(true)); }},
-      Route{"/health/ready", "GET", kAnyone, kConnection, false,
-            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.health(false)); }},
-      Route{"/metrics", "GET", kKey, kConnection, false,
-            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.metrics_text()); }},
-      Route{"/stats", "GET", kKey, kConnection, false,
-            [](Service& s, HttpRequest&& r, Reply to) { to->respond(s.stats(r.query)); }},
+            [](Service&, HttpRequest&&, Reply to) {
+              to->respond(json_response({{"status", "ok"}, {"live", true}}));
+            }},
+      Route{"/health/ready", "GET", kAnyone, kConnection, false, reply<&Service::health>},
+      Route{"/metrics", "GET", kKey, kConnection, false, reply<&Service::metrics_text>},
+      Route{"/stats", "GET", kKey, kConnection, false, reply<&Service::stats>},
       // A static page; the figures it asks for need the key.
-      Route{"/dashboard", "GET", kAnyone, kConnection, false,
-            [](Service&, HttpRequest&&, Reply to) { to->respond(dashboard()); }},
+      Route{"/dashboard", "GET", kAnyone, kConnection, false, reply<&Service::dashboard>},
       Route{"/v1/speculator", "GET", kOperators, kWorker, false,
-            [](Service& s, HttpRequest&&, Reply to) {
-              to->respond(s.speculator([](LearnedControl&) -> Status { return Ok{}; }));
-            }},
+            operate<[](LearnedControl&) -> Status { return Ok{}; }>},
       Route{"/v1/speculator/rollback", "POST", kOperators, kWorker, false,
-            [](Service& s, HttpRequest&&, Reply to) {
-              to->respond(s.speculator([](LearnedControl& c) { return c.rollback(); }));
-            }},
+            operate<[](LearnedControl& c) { return c.rollback(); }>},
       Route{"/v1/speculator/freeze", "POST", kOperators, kWorker, false,
-            [](Service& s, HttpRequest&&, Reply to) {
-              to->respond(s.speculator([](LearnedControl& c) -> Status {
-                c.freeze();
-                return Ok{};
-              }));
-            }},
+            operate<[](LearnedControl& c) { return c.freeze(), Status(Ok{}); }>},
       Route{"/v1/speculator/unfreeze", "POST", kOperators, kWorker, false,
-            [](Service& s, HttpRequest&&, Reply to) {
-              to->respond(s.speculator([](LearnedControl& c) -> Status {
-                c.unfreeze();
-                return Ok{};
-              }));
-            }},
-      Route{"/version", "GET", kKey, kConnection, false,
-            [](Service& s, HttpRequest&&, Reply to) { to->respond(s.version()); }},
-      Route{"/tokenize", "POST", kKey, kWorker, true,
-            [](Service& s, HttpRequest&& r, Reply to) { to->respond(s.tokenize(r)); }},
-      Route{"/detokenize", "POST", kKey, kWorker, true,
-            [](Service& s, HttpRequest&& r, Reply to) { to->respond(s.detokenize(r)); }},
+            operate<[](LearnedControl& c) { return c.unfreeze(), Status(Ok{}); }>},
+      Route{"/version", "GET", kKey, kConnection, false, reply<&Service::version>},
+      Route{"/tokenize", "POST", kKey, kWorker, true, reply<&Service::tokenize>},
+      Route{"/detokenize", "POST", kKey, kWorker, true, reply<&Service::detokenize>},
   };
   return kRoutes;
 }
@@ -122,9 +104,7 @@ const Service::Route* Service::find_route(std::string_view path) {
 }
 
 Service::Service(ServiceOptions options)
-    : options_(std::move(options)),
-      metrics_(options_.model_name),
-      worker_(options_.max_admission_queue) {}
+    : options_(std::move(options)), metrics_(options_.model_name) {}
 
 void Service::publish(std::shared_ptr<const Backend> backend) {
   std::atomic_store(&backend_, std::move(backend));
@@ -150,62 +130,66 @@ std::optional<HttpReply> Service::answer_early(const HttpRequest& head) {
     return response;
   }
   if (head.method != route->method && !(head.method == "HEAD" && route->method == "GET")) {
-    ApiError error = ApiError::invalid(
-        "", fmt::format("{}: found method {}, wanted {}", head.path, head.method, route->method));
-    error.status = 405;
-    error.code = "method_not_allowed";
-    HttpReply response = error_response(error);
+    HttpReply response = error_response(
+        {405, "method_not_allowed",
+         fmt::format("{}: found method {}, wanted {}", head.path, head.method, route->method)});
     response.headers.emplace_back("Allow", fmt::format("{}, OPTIONS", route->method));
     return response;
   }
   if (route->access != Route::kAnyone && options_.api_keys.required() &&
-      !options_.api_keys.check(head.authorization)) {
-    ApiError error = ApiError::invalid(
-        "", "missing or unknown API key; wanted the header Authorization: Bearer KEY");
-    error.status = 401;
-    error.code = "invalid_api_key";
-    return error_response(error);
-  }
+      !options_.api_keys.check(head.authorization))
+    return error_response(
+        {401, "invalid_api_key",
+         "missing or unknown API key; wanted the header Authorization: Bearer KEY"});
   // Without keys an operator is who sits at this machine. Not a page in its browser, though (one
   // names its origin with every POST), and not whoever is behind a proxy on it.
   if (route->access == Route::kOperators && !options_.api_keys.required() &&
-      (!head.loopback || head.forwarded || !head.origin.empty())) {
-    ApiError error = ApiError::invalid(
-        "", fmt::format("{}: for operators: from this machine itself, or with a key of "
-                        "--api-key-file",
-                        route->path));
-    error.status = 403;
-    error.code = "operators_only";
-    return error_response(error);
-  }
+      (!head.loopback || head.forwarded || !head.origin.empty()))
+    return error_response(
+        {403, "operators_only",
+         fmt::format("{}: for operators: from this machine itself, or with a key of --api-key-file",
+                     route->path)});
   // Forms are what a browser may send across origins without asking; JSON is not.
-  if (route->json_body && !head.content_type.empty() && head.content_type != "application/json") {
-    ApiError error =
-        ApiError::invalid("", fmt::format("Content-Type: found {}, wanted application/json",
-                                          head.content_type.substr(0, 100)));
-    error.status = 415;
-    error.code = "unsupported_media_type";
-    return error_response(error);
-  }
+  if (route->json_body && !head.content_type.empty() && head.content_type != "application/json")
+    return error_response({415, "unsupported_media_type",
+                           fmt::format("Content-Type: found {}, wanted application/json",
+                                       head.content_type.substr(0, 100))});
   if (route->json_body)
     if (auto refusal = not_ready()) return refusal;
   return std::nullopt;
 }
 
 void Service::handle(HttpRequest request, std::shared_ptr<Exchange> exchange) {
-  request.arrived = std::chrono::steady_clock::now();
   const Route* route = find_route(request.path);
   if (route->thread == Route::kConnection)
     return route->answer(*this, std::move(request), std::move(exchange));
-  auto work = [this, route, request = std::move(request), exchange]() mutable {
+  on_worker(exchange, [this, route, request = std::move(request), exchange]() mutable {
     route->answer(*this, std::move(request), std::move(exchange));
-  };
-  if (!worker_.try_post(std::move(work)))
-    exchange->respond(
-        error_response(ApiError::overloaded("too many requests are waiting to be read")));
+  });
 }
 
-void Service::complete(const HttpRequest& http, std::shared_ptr<Exchange> exchange, bool chat) {
+void Service::on_worker(const std::shared_ptr<Exchange>& exchange, std::function<void()> work) {
+  if (waiting_++ >= options_.max_admission_queue) {
+    --waiting_;
+    return exchange->respond(
+        error_response(ApiError::overloaded("too many requests are waiting to be read")));
+  }
+  boost::asio::post(*worker_, [this, work = std::move(work)] {
+    --waiting_;
+    work();
+  });
+}
+
+// A request's time begins before the queue.
+void Service::complete(HttpRequest http, std::shared_ptr<Exchange> exchange, bool chat) {
+  on_worker(exchange, [this, http = std::move(http), exchange, chat,
+                       arrived = std::chrono::steady_clock::now()] {
+    begin_completion(http, exchange, chat, arrived);
+  });
+}
+
+void Service::begin_completion(const HttpRequest& http, const std::shared_ptr<Exchange>& exchange,
+                               bool chat, std::chrono::steady_clock::time_point arrived) {
   auto served = backend();
   if (auto refusal = not_ready()) return exchange->respond(std::move(*refusal));
   RequestLimits limits;
@@ -231,13 +215,13 @@ void Service::complete(const HttpRequest& http, std::shared_ptr<Exchange> exchan
     prepared.key_id = options_.api_keys.check(http.authorization).value_or("");
   if (domain.empty()) domain = prepared.key_id.empty() ? "default" : prepared.key_id;
   prepared.domain = bounded_domain(domain);
-  prepared.arrived = http.arrived;
   prepared.request.trace &= options_.api_keys.traced(prepared.key_id);
   if (!prepared.request.trace && served->learned)
     for (std::size_t i = 0;
          i < prepared.prompts.size() * static_cast<std::size_t>(prepared.request.n); ++i)
       served->learned->count_opted_out();
-  auto job = std::make_shared<CompletionJob>(served, metrics_, exchange, std::move(prepared));
+  auto job =
+      std::make_shared<CompletionJob>(served, metrics_, exchange, std::move(prepared), arrived);
   exchange->post([job] { job->start(); });
 }
 
@@ -277,14 +261,11 @@ void Service::answered(const std::string& method, const std::string& path, int s
     spdlog::debug("{} {} -> {} in {:.3f} s", method, label, status, seconds);
 }
 
-HttpReply Service::health(bool live_only) const {
+HttpReply Service::health(const HttpRequest&) const {
   auto served = backend();
-  if (live_only) return json_response({{"status", "ok"}, {"live", true}});
-  if (!served) {
-    HttpReply response = error_response(
+  if (!served)
+    return error_response(
         ApiError::unavailable(fmt::format("Loading model ({:.0f} %)", 100 * loading_.load()), 5));
-    return response;
-  }
   if (draining_) return error_response(ApiError::unavailable("the server is shutting down", 5));
   double age = served->engine->heartbeat_age_s();
   if (age > options_.stall_after_s)
@@ -323,7 +304,7 @@ HttpReply Service::models(std::string_view only) const {
   return json_response({{"object", "list"}, {"data", std::move(data)}});
 }
 
-HttpReply Service::version() const {
+HttpReply Service::version(const HttpRequest&) const {
   json::object body{{"name", "foretoken"},
                     {"version", build_version()},
                     {"git", build_git()},
@@ -332,7 +313,7 @@ HttpReply Service::version() const {
   return json_response(body);
 }
 
-HttpReply Service::stats(const std::string& query) const {
+HttpReply Service::stats(const HttpRequest& request) const {
   auto served = backend();
   if (!served) return *not_ready();
   const LinkStats link = served->learned ? served->learned->link_stats() : LinkStats{};
@@ -342,14 +323,11 @@ HttpReply Service::stats(const std::string& query) const {
   json::object body = stats_json(engine, link, context);
   // Sums a client can keep: the speedup since then is the estimate from the difference to a later
   // copy.
-  if (query.find("sums=1") != std::string::npos)
-    body["speedup_sums"] = engine.speedup_sums
-                               ? json::value(speedup_sums_to_text(*engine.speedup_sums))
-                               : json::value(nullptr);
-  if (query.find("history=1") != std::string::npos) body["history"] = history_.json();
-  HttpReply response = json_response(body);
-  response.headers = {{"Cache-Control", "no-store"}};
-  return response;
+  if (request.query.find("sums=1") != std::string::npos)
+    body["speedup_sums"] =
+        engine.speedup_sums ? json::value(engine.speedup_sums->text()) : json::value(nullptr);
+  if (request.query.find("history=1") != std::string::npos) body["history"] = history_.json();
+  return uncached(json_response(body));
 }
 
 // Lineage is synced to disk before it takes effect: for the worker, not a connection's thread.
@@ -358,31 +336,21 @@ HttpReply Service::speculator(Status (*action)(LearnedControl&)) const {
   if (!served || !served->learned)
     return error_response(ApiError::unavailable("the model is loading", 5));
   LearnedControl& control = *served->learned;
-  if (Status status = action(control); !status) {
-    ApiError error = ApiError::invalid("", status.error().message);
-    error.status = 409;
-    error.code = "nothing_to_roll_back";
-    return error_response(error);
-  }
-  HttpReply response = json_response(speculator_json(control.state(), served->engine->stats()));
-  response.headers = {{"Cache-Control", "no-store"}};
-  return response;
+  if (Status status = action(control); !status)
+    return error_response({409, "nothing_to_roll_back", status.error().message});
+  return uncached(json_response(speculator_json(control.state(), served->engine->stats())));
 }
 
-HttpReply Service::dashboard() {
-  HttpReply page;
-  page.content_type = "text/html; charset=utf-8";
-  page.headers = {{"Cache-Control", "no-cache"},
-                  {"Content-Security-Policy",
-                   "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-                   "connect-src 'self'; img-src data:"}};
-  page.body = dashboard_html();
-  return page;
+HttpReply Service::dashboard(const HttpRequest&) const {
+  return {.content_type = "text/html; charset=utf-8",
+          .headers = {{"Cache-Control", "no-cache"},
+                      {"Content-Security-Policy",
+                       "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+                       "connect-src 'self'; img-src data:"}},
+          .body = dashboard_html()};
 }
 
-HttpReply Service::metrics_text() {
-  HttpReply response;
-  response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+HttpReply Service::metrics_text(const HttpRequest&) {
   auto served = backend();
   std::optional<EngineStats> engine;
   if (served) engine = served->engine->stats();
@@ -390,18 +358,15 @@ HttpReply Service::metrics_text() {
   MetricsContext context{options_.model_name, served ? served->isa : "", served ? served->n_ctx : 0,
                          served ? served->kv_mode : "",
                          served ? served->engine->heartbeat_age_s() : 0};
-  response.body = foretoken::metrics_text(engine ? &*engine : nullptr, link, context, metrics_);
-  return response;
+  return {.content_type = "text/plain; version=0.0.4; charset=utf-8",
+          .body = foretoken::metrics_text(engine ? &*engine : nullptr, link, context, metrics_)};
 }
 
 HttpReply Service::tokenize(const HttpRequest& request) const {
   auto served = backend();
-  auto parsed = parse_json(request.body);
-  if (!parsed) return error_response(invalid_json(parsed.error()));
-  if (!parsed->is_object())
-    return error_response(ApiError::invalid(
-        "", fmt::format("the body: found {}, wanted a JSON object", json_kind(*parsed))));
-  JsonFields fields(parsed->get_object());
+  const auto parsed = parse_object(request.body);
+  if (const auto* error = std::get_if<ApiError>(&parsed)) return error_response(*error);
+  JsonFields fields(std::get<json::object>(parsed));
   bool chat = fields.find("messages") != nullptr;
   bool vllm_style = chat || fields.find("prompt") != nullptr;
   // llama.cpp's {content, add_special = false}, vLLM's {prompt | messages, add_special_tokens =
@@ -425,9 +390,7 @@ HttpReply Service::tokenize(const HttpRequest& request) const {
     text = std::move(*rendered);
   } else {
     const char* name = vllm_style ? "prompt" : "content";
-    if (!fields.find(name))
-      fields.fail(ApiError::invalid("content",
-                                    "content: missing, wanted a string (or prompt, or messages)"));
+    if (!fields.find(name)) fields.missing("content", "a string (or prompt, or messages)");
     text = fields.string(name);
   }
   if (fields.error()) return error_response(*fields.error());
@@ -449,15 +412,11 @@ HttpReply Service::tokenize(const HttpRequest& request) const {
 
 HttpReply Service::detokenize(const HttpRequest& request) const {
   auto served = backend();
-  auto parsed = parse_json(request.body);
-  if (!parsed) return error_response(invalid_json(parsed.error()));
-  if (!parsed->is_object())
-    return error_response(ApiError::invalid(
-        "", fmt::format("the body: found {}, wanted a JSON object", json_kind(*parsed))));
-  JsonFields fields(parsed->get_object());
+  const auto parsed = parse_object(request.body);
+  if (const auto* error = std::get_if<ApiError>(&parsed)) return error_response(*error);
+  JsonFields fields(std::get<json::object>(parsed));
   const json::array* tokens = fields.array("tokens");
-  if (!tokens && !fields.error())
-    fields.fail(ApiError::invalid("tokens", "tokens: missing, wanted an array of token ids"));
+  if (!tokens) fields.missing("tokens", "an array of token ids");
   if (fields.error()) return error_response(*fields.error());
   StreamDecoder decoder(*served->tokenizer);
   std::string text;

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <atomic>
+#include <boost/asio/thread_pool.hpp>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -18,7 +20,6 @@
 #include "runtime/serve/backend.h"
 #include "runtime/serve/completion_job.h"
 #include "runtime/serve/http_server.h"
-#include "runtime/serve/worker.h"
 
 namespace foretoken {
 
@@ -37,8 +38,10 @@ class Service final : public HttpHandler {
   void set_loading_progress(double fraction) { loading_ = fraction; }
   void publish(std::shared_ptr<const Backend> backend);  // loading is done
   void drain() { draining_ = true; }
-  void stop() { worker_.stop(); }  // after the HTTP server has stopped, before the engine goes
-  void sample();                   // takes a point of the history; call every few seconds
+  // After the HTTP server has stopped, before the engine goes: ends the work at hand and drops the
+  // rest. Idempotent.
+  void stop() { worker_.reset(); }
+  void sample();  // takes a point of the history; call every few seconds
 
   std::optional<HttpReply> answer_early(const HttpRequest& head) override;
   void handle(HttpRequest request, std::shared_ptr<Exchange> exchange) override;
@@ -53,14 +56,24 @@ class Service final : public HttpHandler {
   static std::span<const Route> routes();
   static const Route* find_route(std::string_view path);  // null: there is none
 
-  void complete(const HttpRequest& request, std::shared_ptr<Exchange> exchange, bool chat);
-  HttpReply health(bool live_only) const;
+  // Runs it on the worker, so that a large prompt (JSON, template, tokeniser) never holds up other
+  // clients' streams on the I/O threads; or answers that there is no room.
+  void on_worker(const std::shared_ptr<Exchange>& exchange, std::function<void()> work);
+  void complete(HttpRequest request, std::shared_ptr<Exchange> exchange, bool chat);
+  void begin_completion(const HttpRequest& request, const std::shared_ptr<Exchange>& exchange,
+                        bool chat, std::chrono::steady_clock::time_point arrived);
+  // Routes that answer at once.
+  template <auto Member>
+  static void reply(Service& s, HttpRequest&& request, std::shared_ptr<Exchange> to);
+  template <auto Action>
+  static void operate(Service& s, HttpRequest&& request, std::shared_ptr<Exchange> to);
+  HttpReply health(const HttpRequest& request) const;
   HttpReply models(std::string_view only) const;
-  HttpReply version() const;
-  HttpReply stats(const std::string& query) const;
-  HttpReply metrics_text();
+  HttpReply version(const HttpRequest& request) const;
+  HttpReply stats(const HttpRequest& request) const;
+  HttpReply metrics_text(const HttpRequest& request);
   HttpReply speculator(Status (*action)(LearnedControl&)) const;
-  static HttpReply dashboard();
+  HttpReply dashboard(const HttpRequest& request) const;
   HttpReply tokenize(const HttpRequest& request) const;
   HttpReply detokenize(const HttpRequest& request) const;
   std::optional<HttpReply> not_ready() const;
@@ -75,7 +88,8 @@ class Service final : public HttpHandler {
   std::atomic<double> loading_{0};
   std::mutex mutex_;
   std::set<std::string> warned_fields_, domains_;  // guarded by mutex_, bounded
-  Worker worker_;
+  std::atomic<std::size_t> waiting_{0};            // for the worker
+  std::unique_ptr<boost::asio::thread_pool> worker_ = std::make_unique<boost::asio::thread_pool>(1);
 };
 
 }  // namespace foretoken

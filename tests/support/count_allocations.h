@@ -6,3 +6,4 @@
 #include <cstdint>
 
 extern std::atomic<std::int64_t> allocations;
+extern thread_local std::int64_t allocations_of_this_thread;

@@ -14,6 +14,7 @@
 #include "runtime/speculate/learned.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
+#include "tests/support/count_allocations.h"
 
 namespace foretoken {
 
@@ -82,6 +83,7 @@ class FakeEngine final : public Engine {
   std::atomic<bool> hold{false};  // no events while set: a long prefill
   std::atomic<bool> fail{false};  // the next event is an error
   std::atomic<double> heartbeat{0.01};
+  std::atomic<std::int64_t> allocated_in_sinks{0};  // on the engine's thread
 
   RequestId next_request_id() override { return {++next_id_}; }
   Status submit(EngineRequest request) override {
@@ -194,7 +196,9 @@ class FakeEngine final : public Engine {
     auto timings = event_of(open).timings;
     event.timings = timings;
     bool ended = event.finish.has_value();
+    const std::int64_t before = allocations_of_this_thread;
     open.request.sink(std::move(event));
+    allocated_in_sinks += allocations_of_this_thread - before;
     return ended;
   }
 

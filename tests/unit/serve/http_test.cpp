@@ -96,6 +96,24 @@ TEST_F(Http, CompletionWithoutStream) {
   EXPECT_DOUBLE_EQ(body["foretoken"].as_object()["acceptance_length"].as_double(), 3.0);
 }
 
+// Law 4's sibling in the engine: its thread allocates nothing, and the sinks run on it.
+TEST_F(Http, NothingIsAllocatedInTheSinks) {
+  engine_.answer = std::string(60, 'x');
+  engine_.tokens_per_round = 2;
+  serve();
+  for (const char* body :
+       {R"({"prompt": "a"})", R"({"prompt": "a", "stream": true, "n": 3})",
+        R"({"prompt": "a", "stream": true, "logprobs": 2})", R"({"prompt": "a", "stop": "xxxxx"})"})
+    EXPECT_EQ(ask("POST", "/v1/completions", body).status, 200);
+  EXPECT_GT(engine_.emitted(), 300);
+  EXPECT_EQ(engine_.allocated_in_sinks, 0);
+  // Negative control: what is posted as a closure that holds the event is counted.
+  const std::int64_t before = allocations_of_this_thread;
+  const std::function<void()> work = [event = EngineEvent{}] { EXPECT_TRUE(event.tokens.empty()); };
+  work();
+  EXPECT_GT(allocations_of_this_thread, before);
+}
+
 TEST_F(Http, ChatStreamFollowsTheContract) {
   serve();
   auto response = ask(
