@@ -13,6 +13,7 @@
 #include "foretoken/protocol/bundle.h"
 #include "foretoken/protocol/control.h"
 #include "foretoken/protocol/trace.h"
+#include "tests/support/guarded_bytes.h"
 #include "tests/support/test_keys.h"
 #include "tests/unit/protocol/sample_trace.h"
 
@@ -151,37 +152,65 @@ TEST(TraceWire, ComesBackAsItWas) {
   expect_equal(bare, *parsed);
 }
 
-TEST(Wire, EveryFlippedBitIsAnError) {
-  for (const Case& c : every_message()) {
-    ASSERT_EQ(c.parse(c.message), "") << c.name;
-    Message damaged = c.message;
-    for (Frame& frame : damaged) {
-      for (std::byte& byte : frame) {
-        for (int bit = 0; bit < 8; ++bit) {
-          byte ^= std::byte(1 << bit);
-          ASSERT_NE(c.parse(damaged), "") << c.name;
-          byte ^= std::byte(1 << bit);
-        }
+// Where a bit can be flipped, or a frame cut or lost, and the message is still taken; "": nowhere.
+std::string first_flip_taken(const Case& c) {
+  Message damaged = c.message;
+  for (std::size_t f = 0; f < damaged.size(); ++f) {
+    for (std::size_t i = 0; i < damaged[f].size(); ++i) {
+      for (int bit = 0; bit < 8; ++bit) {
+        damaged[f][i] ^= std::byte(1 << bit);
+        if (c.parse(damaged).empty())
+          return c.name + ": frame " + std::to_string(f) + " byte " + std::to_string(i);
+        damaged[f][i] ^= std::byte(1 << bit);
       }
     }
-    ASSERT_EQ(c.parse(damaged), "") << c.name;
   }
+  return c.parse(damaged);
+}
+std::string first_cut_taken(const Case& c) {
+  for (std::size_t f = 0; f < c.message.size(); ++f) {
+    for (std::size_t size = 0; size < c.message[f].size(); ++size) {
+      Message cut = c.message;
+      cut[f].resize(size);
+      if (c.parse(cut).empty())
+        return c.name + ": frame " + std::to_string(f) + " cut to " + std::to_string(size);
+    }
+    const Message fewer(c.message.begin(), c.message.begin() + std::ptrdiff_t(f));
+    if (c.parse(fewer).empty()) return c.name + ": frame " + std::to_string(f) + " lost";
+  }
+  return c.parse(c.message);
+}
+
+TEST(Wire, EveryFlippedBitIsAnError) {
+  for (const Case& c : every_message()) EXPECT_EQ(first_flip_taken(c), "");
 }
 
 TEST(Wire, EveryTruncationIsAnError) {
   for (const Case& c : every_message()) {
-    for (std::size_t f = 0; f < c.message.size(); ++f) {
-      for (std::size_t size = 0; size < c.message[f].size(); ++size) {
-        Message cut = c.message;
-        cut[f].resize(size);
-        ASSERT_NE(c.parse(cut), "") << c.name;
-      }
-      const Message fewer(c.message.begin(), c.message.begin() + std::ptrdiff_t(f));
-      ASSERT_NE(c.parse(fewer), "") << c.name;
-    }
+    EXPECT_EQ(first_cut_taken(c), "");
     Message more = c.message;
     more.push_back(Frame(4));
-    ASSERT_NE(c.parse(more), "") << c.name;
+    EXPECT_NE(c.parse(more), "") << c.name;
+  }
+}
+
+// The controls: a receiver that does not compare the frames' hash, and one that does not compare
+// their lengths either.
+TEST(Wire, AReceiverThatTakesDamageIsCaught) {
+  for (const Case& c : every_message()) {
+    const auto type = check_envelope(c.message);
+    ASSERT_TRUE(type);
+    Case unhashed = c, unmeasured = c;
+    unhashed.parse = [&](const Message& m) {
+      if (m.empty() || m[0] != c.message[0]) return c.parse(m);
+      return c.parse(seal(*type, {m.begin() + 1, m.end()}));
+    };
+    unmeasured.parse = [&](Message m) {
+      for (std::size_t f = 1; f < m.size(); ++f) m[f].resize(c.message[f].size());
+      return unhashed.parse(m);
+    };
+    EXPECT_THAT(first_flip_taken(unhashed), StartsWith(c.name + ": frame "));
+    EXPECT_THAT(first_cut_taken(unmeasured), StartsWith(c.name + ": frame "));
   }
 }
 
@@ -357,27 +386,49 @@ TEST(BundleFile, ComesBackAsItWas) {
   EXPECT_EQ(parsed->tensors.at("packed8").type, TensorType::kQ8_0);
 }
 
-TEST(BundleFile, EveryFlippedBitAndEveryTruncationIsAnError) {
+using Reader = std::function<std::string(std::span<const std::byte>)>;  // "" or the error
+std::string read_signed(std::span<const std::byte> bytes) {
+  return error_of(parse_bundle(bytes, test_signers()));
+}
+
+// How often a reader refuses for which reason; "": not at all.
+class Refusals {
+ public:
+  explicit Refusals(Reader read) : read_(std::move(read)) {}
+  void attempt(std::span<const std::byte> bytes) {
+    const std::string error = read_(testing::GuardedBytes(bytes).get());
+    ++counts_[error.substr(0, error.find(':'))];
+  }
+  int operator[](const std::string& reason) { return counts_[reason]; }
+
+ private:
+  Reader read_;
+  std::map<std::string, int> counts_;
+};
+
+Refusals refusals_of_flips_and_cuts(Reader read) {
   const auto bytes = signed_bytes(sample_bundle());
+  Refusals reasons(std::move(read));
   auto damaged = bytes;
-  std::map<std::string, int> reasons;
   for (std::byte& byte : damaged) {
     for (int bit = 0; bit < 8; ++bit) {
       byte ^= std::byte(1 << bit);
-      const std::string error = error_of(parse_bundle(damaged, test_signers()));
-      ASSERT_NE(error, "");
-      ++reasons[error.substr(0, error.find(':'))];
+      reasons.attempt(damaged);
       byte ^= std::byte(1 << bit);
     }
   }
-  EXPECT_GT(reasons["checksum"], 0);
-  EXPECT_GT(reasons["magic"], 0);
-  EXPECT_GT(reasons["format"], 0);
-  for (std::size_t size = 0; size < bytes.size(); ++size) {
-    ASSERT_FALSE(parse_bundle(std::span(bytes).first(size), test_signers()));
-  }
+  for (std::size_t size = 0; size < bytes.size(); ++size)
+    reasons.attempt(std::span(bytes).first(size));
   damaged.push_back({});
-  EXPECT_FALSE(parse_bundle(damaged, test_signers()));
+  reasons.attempt(damaged);
+  return reasons;
+}
+
+TEST(BundleFile, EveryFlippedBitAndEveryTruncationIsAnError) {
+  Refusals reasons = refusals_of_flips_and_cuts(read_signed);
+  EXPECT_EQ(reasons[""], 0);
+  for (const char* reason : {"checksum", "magic", "format", "truncated"})
+    EXPECT_GT(reasons[reason], 0) << reason;
 }
 
 TEST(BundleFile, RefusesWhatCannotBe) {
@@ -453,20 +504,13 @@ void sign_again(std::vector<std::byte>& bytes) {
   std::copy(signature.begin(), signature.end(), bytes.begin() + std::ptrdiff_t(digest_at + 64));
 }
 
-// What stands behind the signature must hold too, against a trainer that signs garbage.
-TEST(BundleFile, SignedGarbageNeverCrashes) {
+Refusals refusals_of_signed_garbage(Reader read) {
   const auto bytes = signed_bytes(sample_bundle());
-  {
-    auto same = bytes;
-    sign_again(same);
-    ASSERT_EQ(same, bytes);
-  }
+  Refusals reasons(std::move(read));
   std::mt19937_64 random(7);
-  std::map<std::string, int> reasons;
   const auto attempt = [&](std::vector<std::byte> damaged) {
     sign_again(damaged);
-    const std::string error = error_of(parse_bundle(damaged, test_signers()));
-    ++reasons[error.substr(0, error.find(':'))];
+    reasons.attempt(damaged);
   };
   for (std::size_t i = 8; i < bytes.size() - 128; ++i) {
     for (const auto flip : {0x01, 0x80, 0xff}) {
@@ -481,8 +525,42 @@ TEST(BundleFile, SignedGarbageNeverCrashes) {
     if (i % 10 == 0) damaged.resize(random() % damaged.size());
     attempt(std::move(damaged));
   }
+  return reasons;
+}
+
+// What stands behind the signature must hold too, against a trainer that signs garbage.
+TEST(BundleFile, SignedGarbageNeverCrashes) {
+  const auto bytes = signed_bytes(sample_bundle());
+  auto same = bytes;
+  sign_again(same);
+  ASSERT_EQ(same, bytes);
+  Refusals reasons = refusals_of_signed_garbage(read_signed);
   for (const char* reason : {"shape", "truncated", "non-finite", "signature", "magic", "format"})
     EXPECT_GT(reasons[reason], 0) << reason;
+}
+
+// The controls: a reader that makes the digest and the signature where it should compare them, and
+// one that reads as far as the preamble says.
+TEST(BundleFile, AReaderThatTakesDamageIsCaught) {
+  Refusals reasons = refusals_of_flips_and_cuts([](std::span<const std::byte> bytes) {
+    std::vector<std::byte> again(bytes.begin(), bytes.end());
+    sign_again(again);
+    return read_signed(again);
+  });
+  EXPECT_GT(reasons[""], 0);
+}
+TEST(BundleFileDeathTest, AReaderWithoutBoundsIsCaught) {
+  const Reader unbounded = [](std::span<const std::byte> bytes) {
+    std::uint32_t header_bytes = 0;
+    std::uint64_t region_bytes = 0, sum = 0;
+    std::memcpy(&header_bytes, bytes.data() + 12, sizeof header_bytes);
+    std::memcpy(&region_bytes, bytes.data() + 16, sizeof region_bytes);
+    for (std::uint64_t i = 0; i < 32 + header_bytes + region_bytes; ++i)
+      sum += std::uint64_t(bytes.data()[i]);
+    return std::to_string(sum);
+  };
+  EXPECT_NE(unbounded(testing::GuardedBytes(signed_bytes(sample_bundle())).get()), "0");
+  EXPECT_DEATH(refusals_of_signed_garbage(unbounded), "");
 }
 
 TEST(Control, CarriesEverything) {
