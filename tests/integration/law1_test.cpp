@@ -10,11 +10,9 @@
 #include <numeric>
 
 #include "foretoken/kernels/isa.h"
-#include "tests/support/engine_harness.h"
 #include "tests/support/faulty_logits.h"
 #include "tests/support/faulty_pages.h"
-#include "tests/support/real_model.h"
-#include "tests/support/test_files.h"
+#include "tests/support/small_model.h"
 
 namespace foretoken::testing {
 namespace {
@@ -48,38 +46,30 @@ std::vector<std::string> prompt_texts() {
           story + "Retell this travel diary day by day, as exactly as you can."};
 }
 
-class Law1 : public ::testing::Test {
+class Law1 : public SmallModel {
  protected:
   static constexpr int kNewTokens = 230;
-  static constexpr const char* kModel = "smollm2-135m-instruct-q4_1.gguf";
 
   static void SetUpTestSuite() {
-    const auto path = find_test_model(kModel);
-    if (!path) return;
-    const RealModel real = load_real_model(*path);
-    ASSERT_TRUE(real.tokenizer);
-    models_ = std::make_unique<HarnessModels>();
-    models_->model = real.model;
-    prompts_ = real.chat_prompts(prompt_texts());
+    const auto real = load(prompt_texts());
+    if (!real) return;
     for (const auto& prompt : prompts_) {
       ASSERT_GT(prompt.size() + kNewTokens, 640u)
           << "a prompt is too short to cross the seals this test is about";
     }
     kernels::ThreadPool pool(2);
-    models_->calibration = real.calibrate({.max_tokens = 4096}, pool);
+    models_->calibration = real->calibrate({.max_tokens = 4096}, pool);
     ASSERT_TRUE(models_->calibration);
     // Two drafts from the same file: all of it (long accepts) and less its last third (rejects).
-    whole_draft_ = real.model;
-    ModelLoadOptions load;
-    load.drop_last_layers = real.model->config().n_layers / 3;
-    auto shallow = Model::load(*path, load);
+    whole_draft_ = real->model;
+    ModelLoadOptions options;
+    options.drop_last_layers = real->model->config().n_layers / 3;
+    auto shallow = Model::load(*find_test_model(kModel), options);
     ASSERT_TRUE(shallow) << shallow.error().message;
     shallow_draft_ = *shallow;
-    std::vector<TokenId> all;
-    for (const auto& prompt : prompts_) all.insert(all.end(), prompt.begin(), prompt.end());
     // Two heads and a table alone: whatever drafts, and whenever it changes.
     for (std::uint64_t i = 0; i < 2; ++i)
-      learned_.push_back(untrained_head(real.model, all, 256, 1024, 31 + i, 7 + i));
+      learned_.push_back(untrained_head(real->model, all_tokens(), 256, 1024, 31 + i, 7 + i));
     auto table = std::make_shared<LearnedWeights>();
     table->version.value = 9;
     for (std::size_t c = 0; c < table->fusion.bias.size(); ++c)
@@ -87,16 +77,10 @@ class Law1 : public ::testing::Test {
     learned_.push_back(table);
   }
   static void TearDownTestSuite() {
-    models_.reset();
+    SmallModel::TearDownTestSuite();
     whole_draft_.reset();
     shallow_draft_.reset();
     learned_.clear();
-    prompts_.clear();
-  }
-
-  void SetUp() override {
-    if (const auto path = find_test_model(kModel); !path) FORETOKEN_SKIP_FOR_WANT_OF(path.error());
-    ASSERT_TRUE(models_);
   }
 
   static std::vector<HarnessRequest> requests(float temperature, int count,
@@ -138,10 +122,8 @@ class Law1 : public ::testing::Test {
     return made;
   }
 
-  static inline std::unique_ptr<HarnessModels> models_;
   static inline std::shared_ptr<const Model> whole_draft_, shallow_draft_;
   static inline std::vector<std::shared_ptr<const LearnedWeights>> learned_;
-  static inline std::vector<std::vector<TokenId>> prompts_;
   static inline std::map<std::pair<int, float>, std::vector<std::vector<TokenId>>> references_;
 };
 

@@ -10,9 +10,7 @@
 #include "foretoken/protocol/trace.h"
 #include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/evaluate/round_replay.h"
-#include "tests/support/engine_harness.h"
-#include "tests/support/real_model.h"
-#include "tests/support/test_files.h"
+#include "tests/support/small_model.h"
 
 namespace foretoken::testing {
 namespace {
@@ -32,36 +30,23 @@ std::vector<std::string> questions() {
   return out;
 }
 
-class OfflineLive : public ::testing::Test {
+class OfflineLive : public SmallModel {
  protected:
-  static constexpr const char* kModel = "smollm2-135m-instruct-q4_1.gguf";
-
   static void SetUpTestSuite() {
-    const auto path = find_test_model(kModel);
-    if (!path) return;
-    const RealModel real = load_real_model(*path);
-    ASSERT_TRUE(real.tokenizer);
-    models_ = std::make_unique<HarnessModels>();
-    models_->model = real.model;
-    prompts_ = real.chat_prompts(questions());
-    std::vector<TokenId> all;
-    for (const auto& prompt : prompts_) all.insert(all.end(), prompt.begin(), prompt.end());
+    const auto real = load(questions());
+    if (!real) return;
+    const std::vector<TokenId> all = all_tokens();
     // Some of the text's tokens are outside its vocabulary.
-    head_ = untrained_head(real.model, all, 256, 1024, 11, 4);
-    other_ = untrained_head(real.model, all, 256, 1024, 12, 5);
-    eagle_ = untrained_eagle3(real.model, all, 1024, 13, 6);
+    head_ = untrained_head(real->model, all, 256, 1024, 11, 4);
+    other_ = untrained_head(real->model, all, 256, 1024, 12, 5);
+    eagle_ = untrained_eagle3(real->model, all, 1024, 13, 6);
     end_ = 2;  // <|im_end|>
   }
   static void TearDownTestSuite() {
-    models_.reset();
+    SmallModel::TearDownTestSuite();
     head_.reset();
     other_.reset();
     eagle_.reset();
-    prompts_.clear();
-  }
-  void SetUp() override {
-    if (const auto path = find_test_model(kModel); !path) FORETOKEN_SKIP_FOR_WANT_OF(path.error());
-    ASSERT_TRUE(models_);
   }
 
   struct Served {
@@ -126,8 +111,6 @@ class OfflineLive : public ::testing::Test {
     return accepted;
   }
 
-  static inline std::unique_ptr<HarnessModels> models_;
-  static inline std::vector<std::vector<TokenId>> prompts_;
   static inline std::shared_ptr<const LearnedWeights> head_, other_, eagle_;
   static inline TokenId end_ = 2;
 };

@@ -62,27 +62,7 @@ TEST_F(Eagle3Learning, LiftsAcceptanceAndStaysTheSameKindOfCheckpoint) {
 
 TEST_F(Eagle3Learning, GoesOnFromASavedStateAsIfItHadNotStopped) {
   Traces traces;
-  HeadTraffic traffic(kHidden, 320, 2);
-  const auto whole = learner_factory(options_)(traces);
-  auto half = learner_factory(options_)(traces);
-  for (int i = 0; i < 10; ++i) {
-    traces.all.push_back(traffic.request(6, 60));
-    whole->observe(traces.all.size() - 1, traces.all.back());
-    half->observe(traces.all.size() - 1, traces.all.back());
-    while (whole->work(0)) {
-    }
-    for (int slice = 0; half->work(0); ++slice) {
-      if (i >= 4 && slice == i % 3) {
-        const auto state = half->state();
-        half = learner_factory(options_)(traces);
-        ASSERT_TRUE(half->restore(state));
-      }
-    }
-  }
-  const Bundle a = whole->snapshot(), b = half->snapshot();
-  EXPECT_EQ(a.kind, "eagle3");
-  EXPECT_EQ(a.tensors, b.tensors);
-  EXPECT_EQ(whole->facts().step, half->facts().step);
+  const auto half = learns_on_over_stops(traces, 10, 4, "eagle3");
   // A recurrent head's state is not an EAGLE-3 head's, and the other way round: each begins anew.
   LearnerOptions recurrent = options_;
   recurrent.eagle3.reset();

@@ -9,7 +9,7 @@
 #include "runtime/model/feature_rows.h"
 #include "runtime/speculate/head/eagle3_head.h"
 #include "tests/support/eagle3_maker.h"
-#include "tests/support/gguf_writer.h"
+#include "tests/unit/trainer/tiny_vocabulary.h"
 #include "trainer/head/eagle3_twin.h"
 
 namespace foretoken::trainer {
@@ -19,17 +19,10 @@ using foretoken::testing::random_eagle3;
 using foretoken::testing::RandomEagle3;
 using foretoken::testing::tiny_eagle3;
 
-constexpr std::int64_t kHidden = 128;
-
-class Eagle3Twin : public ::testing::Test {
+class Eagle3Twin : public TinyVocabulary {
  protected:
   void SetUp() override {
-    foretoken::testing::TinyModelOptions options;
-    options.hidden = int(kHidden);
-    foretoken::testing::write_tiny_model(folder_.file("tiny.gguf"), options);
-    auto rows = VocabularyRows::open(folder_.file("tiny.gguf"));
-    ASSERT_TRUE(rows) << rows.error().message;
-    rows_ = *rows;
+    ASSERT_NO_FATAL_FAILURE(TinyVocabulary::SetUp());
     std::mt19937_64 random(6);
     std::normal_distribution<float> normal(0, 2);
     std::vector<float> taps(kHeadTaps * kHidden);
@@ -69,8 +62,6 @@ class Eagle3Twin : public ::testing::Test {
   }
 
   static constexpr std::size_t kLength = 48;
-  foretoken::testing::TemporaryDirectory folder_;
-  std::shared_ptr<const VocabularyRows> rows_;
   std::vector<TokenId> tokens_;
   std::vector<std::uint16_t> values_;
   std::vector<float> scales_;

@@ -67,29 +67,7 @@ TEST_F(HeadLearning, WorksMoreWhenTrafficChangesAndLessOnceNothingIsGained) {
 
 TEST_F(HeadLearning, GoesOnFromASavedStateAsIfItHadNotStopped) {
   Traces traces;
-  HeadTraffic traffic(kHidden, 320, 2);
-  const auto whole = learner_factory(options_)(traces);
-  auto half = learner_factory(options_)(traces);
-  for (int i = 0; i < 24; ++i) {
-    traces.all.push_back(traffic.request(6, 60));
-    whole->observe(traces.all.size() - 1, traces.all.back());
-    half->observe(traces.all.size() - 1, traces.all.back());
-    while (whole->work(0)) {
-    }
-    // Stopped in the middle of a step, too: between any two slices.
-    for (int slice = 0; half->work(0); ++slice) {
-      if (i >= 10 && slice == i % 3) {
-        const auto state = half->state();
-        half = learner_factory(options_)(traces);
-        ASSERT_TRUE(half->restore(state));
-      }
-    }
-  }
-  const Bundle a = whole->snapshot(), b = half->snapshot();
-  EXPECT_EQ(a.kind, "head");
-  EXPECT_EQ(a.tensors, b.tensors);
-  EXPECT_EQ(whole->facts().step, half->facts().step);
-  EXPECT_EQ(whole->facts().loss, half->facts().loss);
+  learns_on_over_stops(traces, 24, 10, "head");
 }
 
 TEST_F(HeadLearning, RefusesAStateThatIsNotOne) {

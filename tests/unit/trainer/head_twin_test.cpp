@@ -6,24 +6,19 @@
 
 #include "runtime/speculate/fusion_bundle.h"
 #include "runtime/speculate/head/head_bundle.h"
-#include "tests/support/gguf_writer.h"
 #include "tests/unit/trainer/head_traffic.h"
+#include "tests/unit/trainer/tiny_vocabulary.h"
 #include "trainer/head/head_batch.h"
 
 namespace foretoken::trainer {
 namespace {
 
-constexpr std::int64_t kHidden = 128, kInner = 64;
-
-class HeadTwin : public ::testing::Test {
+class HeadTwin : public TinyVocabulary {
  protected:
+  static constexpr std::int64_t kInner = 64;
+
   void SetUp() override {
-    foretoken::testing::TinyModelOptions options;
-    options.hidden = int(kHidden);
-    foretoken::testing::write_tiny_model(folder_.file("tiny.gguf"), options);
-    auto rows = VocabularyRows::open(folder_.file("tiny.gguf"));
-    ASSERT_TRUE(rows) << rows.error().message;
-    rows_ = *rows;
+    ASSERT_NO_FATAL_FAILURE(TinyVocabulary::SetUp());
     std::vector<TokenId> tokens(160);
     for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = TokenId(2 * i);
     vocabulary_ = std::make_unique<HeadVocabulary>(tokens, *rows_);
@@ -49,8 +44,6 @@ class HeadTwin : public ::testing::Test {
     return make_head_batch({&range, 1}, n_steps, *rows_);
   }
 
-  foretoken::testing::TemporaryDirectory folder_;
-  std::shared_ptr<const VocabularyRows> rows_;
   std::unique_ptr<HeadVocabulary> vocabulary_;
   HeadParameters head_;
 };

@@ -2,26 +2,18 @@
 // how well what was learned drafts for traffic that it has not seen.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include "runtime/evaluate/portfolio_replay.h"
-#include "tests/support/gguf_writer.h"
 #include "tests/unit/trainer/head_traffic.h"
+#include "tests/unit/trainer/tiny_vocabulary.h"
 #include "trainer/head/speculator_learner.h"
 
 namespace foretoken::trainer {
 
-class LearningFixture : public ::testing::Test {
+class LearningFixture : public TinyVocabulary {
  protected:
-  static constexpr std::int64_t kHidden = 128;
-
   void SetUp() override {
-    foretoken::testing::TinyModelOptions model;
-    model.hidden = int(kHidden);
-    foretoken::testing::write_tiny_model(folder_.file("tiny.gguf"), model);
-    auto rows = VocabularyRows::open(folder_.file("tiny.gguf"));
-    ASSERT_TRUE(rows) << rows.error().message;
-    options_.model = *rows;
+    ASSERT_NO_FATAL_FAILURE(TinyVocabulary::SetUp());
+    options_.model = rows_;
   }
 
   // Mean tokens a round of three drafted ones, the head alone.
@@ -39,7 +31,35 @@ class LearningFixture : public ::testing::Test {
     return emitted / rounds;
   }
 
-  foretoken::testing::TemporaryDirectory folder_;
+  // Two learners of the same traffic: one learns without a stop; the other is thrown away and
+  // restored from its saved state between any two slices, in the middle of a step, too, from the
+  // request `from` on. What they hold must be equal.
+  std::unique_ptr<Learner> learns_on_over_stops(Traces& traces, int requests, int from,
+                                                const std::string& kind) const {
+    HeadTraffic traffic(kHidden, 320, 2);
+    const auto whole = learner_factory(options_)(traces);
+    auto half = learner_factory(options_)(traces);
+    for (int i = 0; i < requests; ++i) {
+      traces.all.push_back(traffic.request(6, 60));
+      whole->observe(traces.all.size() - 1, traces.all.back());
+      half->observe(traces.all.size() - 1, traces.all.back());
+      while (whole->work(0)) {
+      }
+      for (int slice = 0; half->work(0); ++slice) {
+        if (i < from || slice != i % 3) continue;
+        const auto state = half->state();
+        half = learner_factory(options_)(traces);
+        EXPECT_TRUE(half->restore(state));
+      }
+    }
+    const Bundle a = whole->snapshot(), b = half->snapshot();
+    EXPECT_EQ(a.kind, kind);
+    EXPECT_EQ(a.tensors, b.tensors);
+    EXPECT_EQ(whole->facts().step, half->facts().step);
+    EXPECT_EQ(whole->facts().loss, half->facts().loss);
+    return half;
+  }
+
   LearnerOptions options_;
 };
 
