@@ -16,40 +16,6 @@
 namespace foretoken::kernels {
 namespace {
 
-struct Row {
-  Isa isa;
-  std::string_view name;
-  CpuOps ops;
-};
-#define FORETOKEN_OPS(isa, shared)                                                      \
-  {                                                                                     \
-    isa::kLinear, isa::kAttention, isa::kPeak, shared::kElementwise, shared::kSampling, \
-        shared::seal_page                                                               \
-  }
-// Ascending: each set includes those before it.
-constexpr Row kRows[] = {
-    {Isa::kScalar, "scalar", FORETOKEN_OPS(scalar, scalar)},
-    {Isa::kAvx2, "avx2", FORETOKEN_OPS(avx2, avx2)},
-    {Isa::kAvx512, "avx512", FORETOKEN_OPS(avx512, avx512)},
-    {Isa::kAvx512Vnni, "avx512-vnni", FORETOKEN_OPS(avx512_vnni, avx512)},
-    // Its bf16 products would round what is float (README).
-    {Isa::kAvx512VnniBf16, "avx512-vnni-bf16", FORETOKEN_OPS(avx512_vnni, avx512)},
-    {Isa::kAvx512Amx, "avx512-amx", FORETOKEN_OPS(avx512_amx, avx512)},
-};
-#undef FORETOKEN_OPS
-constexpr std::size_t kIsas = std::size(kRows);
-constexpr bool in_order() {
-  for (std::size_t i = 0; i < kIsas; ++i)
-    if (kRows[i].isa != static_cast<Isa>(i)) return false;
-  return true;
-}
-static_assert(in_order());
-
-struct Supported {
-  std::array<Isa, kIsas> isas{};
-  std::size_t count = 0;
-};
-
 // Tiles of bytes and of bf16, and the system's leave to use them: Linux gives it to a process that
 // asks, for their 8 KiB of state would otherwise enlarge every signal frame.
 bool has_amx() {
@@ -65,38 +31,62 @@ bool has_amx() {
 #endif
 }
 
-// A prefix of kRows. __builtin_cpu_supports also asks the operating system whether it saves the
-// wider registers.
-Supported detect() {
-  Supported s;
-  s.isas[s.count++] = Isa::kScalar;
-  __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-      !__builtin_cpu_supports("f16c")) {
-    return s;
-  }
-  s.isas[s.count++] = Isa::kAvx2;
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) {
-    return s;
-  }
-  s.isas[s.count++] = Isa::kAvx512;
-  if (!__builtin_cpu_supports("avx512vnni")) return s;
-  s.isas[s.count++] = Isa::kAvx512Vnni;
-  if (!__builtin_cpu_supports("avx512bf16")) return s;
-  s.isas[s.count++] = Isa::kAvx512VnniBf16;
-  if (!has_amx()) return s;
-  s.isas[s.count++] = Isa::kAvx512Amx;
-  return s;
+// __builtin_cpu_supports also asks the operating system whether it saves the wider registers.
+#define HAS(feature) (__builtin_cpu_supports(feature) != 0)
+bool has_avx2() { return HAS("avx2") && HAS("fma") && HAS("f16c"); }
+bool has_avx512() {
+  return HAS("avx512f") && HAS("avx512bw") && HAS("avx512vl") && HAS("avx512dq");
 }
+bool has_vnni() { return HAS("avx512vnni"); }
+bool has_bf16() { return HAS("avx512bf16"); }
+#undef HAS
 
-const Supported& supported() {
-  static const Supported s = detect();
-  return s;
+struct Row {
+  Isa isa;
+  std::string_view name;
+  bool (*here)();  // what it needs beyond the row before
+  CpuOps ops;
+};
+#define FORETOKEN_OPS(isa, shared)                                                      \
+  {                                                                                     \
+    isa::kLinear, isa::kAttention, isa::kPeak, shared::kElementwise, shared::kSampling, \
+        shared::seal_page                                                               \
+  }
+// Ascending: each set includes those before it.
+constexpr Row kRows[] = {
+    {Isa::kScalar, "scalar", [] { return true; }, FORETOKEN_OPS(scalar, scalar)},
+    {Isa::kAvx2, "avx2", has_avx2, FORETOKEN_OPS(avx2, avx2)},
+    {Isa::kAvx512, "avx512", has_avx512, FORETOKEN_OPS(avx512, avx512)},
+    {Isa::kAvx512Vnni, "avx512-vnni", has_vnni, FORETOKEN_OPS(avx512_vnni, avx512)},
+    // Its bf16 products would round what is float (README).
+    {Isa::kAvx512VnniBf16, "avx512-vnni-bf16", has_bf16, FORETOKEN_OPS(avx512_vnni, avx512)},
+    {Isa::kAvx512Amx, "avx512-amx", has_amx, FORETOKEN_OPS(avx512_amx, avx512)},
+};
+#undef FORETOKEN_OPS
+constexpr auto kIsas = [] {
+  std::array<Isa, std::size(kRows)> isas{};
+  for (std::size_t i = 0; i < isas.size(); ++i) isas[i] = kRows[i].isa;
+  return isas;
+}();
+static_assert([] {
+  for (std::size_t i = 0; i < kIsas.size(); ++i)
+    if (kIsas[i] != static_cast<Isa>(i)) return false;
+  return true;
+}());
+
+// A prefix of kRows.
+std::size_t supported() {
+  static const std::size_t count = [] {
+    __builtin_cpu_init();
+    std::size_t n = 0;
+    while (n < kIsas.size() && kRows[n].here()) ++n;
+    return n;
+  }();
+  return count;
 }
 
 const Row* find(std::string_view name) {
-  for (const Row& row : std::span(kRows).first(supported().count))
+  for (const Row& row : std::span(kRows).first(supported()))
     if (row.name == name) return &row;
   return nullptr;
 }
@@ -105,7 +95,7 @@ const Row* find(std::string_view name) {
 const Row* first_choice() {
   const char* forced = std::getenv("FORETOKEN_ISA");
   const Row* row = forced ? find(forced) : nullptr;
-  return row ? row : &kRows[supported().count - 1];
+  return row ? row : &kRows[supported() - 1];
 }
 
 std::atomic<const Row*>& chosen() {
@@ -117,7 +107,7 @@ std::atomic<const Row*>& chosen() {
 
 std::string_view isa_name(Isa isa) { return kRows[static_cast<std::size_t>(isa)].name; }
 
-std::span<const Isa> supported_isas() { return {supported().isas.data(), supported().count}; }
+std::span<const Isa> supported_isas() { return std::span(kIsas).first(supported()); }
 
 Isa active_isa() { return chosen().load(std::memory_order_relaxed)->isa; }
 

@@ -88,24 +88,16 @@ class LinkOfService final : public LearnedControl {
 class Ticker {
  public:
   explicit Ticker(std::function<void()> task)
-      : thread_([this, task = std::move(task)] {
+      : thread_([this, task = std::move(task)](std::stop_token stop) {
           std::unique_lock lock(mutex_);
-          while (!wake_.wait_for(lock, kSampleInterval, [this] { return stopping_; })) task();
+          const auto stopping = [&] { return stop.stop_requested(); };
+          while (!wake_.wait_for(lock, stop, kSampleInterval, stopping)) task();
         }) {}
-  ~Ticker() {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
-    thread_.join();
-  }
 
  private:
   std::mutex mutex_;
-  std::condition_variable wake_;
-  bool stopping_ = false;
-  std::thread thread_;
+  std::condition_variable_any wake_;
+  std::jthread thread_;  // ends before what it waits on
 };
 
 }  // namespace

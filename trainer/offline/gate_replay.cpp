@@ -148,8 +148,7 @@ Status replay_gate(const GateReplayOptions& options) {
                                                 {"head_step_ms", costs.head_step}}},
                          {"standing", session.standing()},
                          {"candidates", std::move(candidates)}};
-  const std::string text = json::serialize(out) + "\n";
-  return write_report(options.json, text);
+  return write_report(options.json, json::serialize(out) + "\n");
 }
 
 }  // namespace foretoken::trainer

@@ -237,8 +237,7 @@ Status train_offline(const OfflineOptions& options) {
       {"ms_per_token_and_pass",
        facts.positions ? 1000 * train_seconds / double(facts.positions) : 0.0},
       {"points", points}};
-  const std::string text = json::serialize(report) + "\n";
-  if (auto s = write_report(options.json, text); !s) return s;
+  if (auto s = write_report(options.json, json::serialize(report) + "\n"); !s) return s;
   if (!options.output.empty()) {
     Bundle bundle = learner->snapshot();
     bundle.version = {1};
