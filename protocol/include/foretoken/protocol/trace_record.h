@@ -28,6 +28,7 @@ struct Candidate {
 inline constexpr int kFusionClasses = 65;
 inline constexpr int kMaxCandidates =
     8;  // 1 own-context + 2 for each of the orders 2, 3, 4; one spare
+using CandidateList = BoundedVector<Candidate, kMaxCandidates>;
 
 inline constexpr int kTeacherTopK = 64;
 inline constexpr int kMaxDraft = 16;  // drafted tokens on one path: the most positions of a draft
@@ -36,7 +37,7 @@ inline constexpr int kMaxDraftNodes =
 inline constexpr int kTracedPrompt = 256;  // positions at the prompt's end whose taps are logged
 
 struct GeneratedTokenTrace {
-  BoundedVector<Candidate, kMaxCandidates> candidates;  // as this server saw them, looked up once
+  CandidateList candidates;  // as this server saw them, looked up once
   // The target's top-k, before temperature and filters.
   BoundedVector<TokenId, kTeacherTopK> top_ids;
   BoundedVector<float, kTeacherTopK> top_logits;  // same order, descending

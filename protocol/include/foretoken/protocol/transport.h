@@ -38,6 +38,13 @@ class ManualClock final : public Clock {
   std::chrono::nanoseconds now_{0};
   std::int64_t unix_ms_ = 1'700'000'000'000;
 };
+// As figures count it.
+inline double ms_of(std::chrono::nanoseconds time) {
+  return std::chrono::duration<double, std::milli>(time).count();
+}
+inline double seconds_of(std::chrono::nanoseconds time) {
+  return std::chrono::duration<double>(time).count();
+}
 
 // One direction of a channel. A Sender and a Receiver are each used by one thread.
 class Sender {
