@@ -1,27 +1,26 @@
-// The paired transform of every (layer, KV head): made once a model from a calibration text, kept
-// in the state directory by fingerprint, immutable afterwards.
+// A calibration holds two transforms, of keys and of values, for every (layer, KV head). It is made
+// once a model from a calibration text, kept in the state directory by fingerprint, and immutable.
 //
-// Keys. With Sq = E[q q^T] over the group's queries and Sk = E[k k^T] of keys less their page's
-// mean (after rotary, each row weighted by what attention reads sealed: calibrator.cpp), R = M^1/2,
-// M = Sk^-1/2 (Sk^1/2 Sq Sk^1/2)^1/2 Sk^-1/2 (the geometric mean of Sq and Sk^-1, symmetric) gives
-// k' = R k and q' = R^-1 q one second moment C, while q'.k' = q.k. In C's eigenbasis a channel's
-// energy is also its importance, so bits go where they buy most: the n4 largest get 4 bits (int4:
-// 8), the n4 smallest none, the rest 2 (4), n4 by least predicted loss. Inside each class a Hartley
-// rotation spreads the energy evenly, so that one static step a class fits all its channels.
-// Values. The same with Sk the values' covariance and Sq the sum over the group's heads of G_h
-// Wo_h^T Wo_h: what an error in a value costs in the layer's output, G_h being the head's mean sum
-// of squared sealed weights. An orthogonal rotation (QuaRot, arXiv 2404.00456; OSCAR, arXiv
-// 2605.17757) cannot do this: with the key biases of Qwen2.5, hundreds of times the rms, it spreads
-// a few channels' energy over all of them.
+// Sealed rows have few bits a channel, so a matrix R first makes them easy to quantize: keys k
+// become R k and queries q become R^-1 q, which leaves q.k as it was. Example: where keys are large
+// but queries hardly look, the channel shrinks, and bits go where they buy more.
+// R gives keys and queries one second moment C. From Sk = E[k k^T] and Sq = E[q q^T] (all queries
+// of the group) it is R = M^1/2, M = Sk^-1/2 (Sk^1/2 Sq Sk^1/2)^1/2 Sk^-1/2. In the eigenbasis of C
+// a channel's energy is also its importance: the n largest get 4 bits (int4: 8), the n smallest
+// none, the rest 2 (4), with n by least predicted loss. A Hartley rotation within each class then
+// evens out the energy, so that one fixed step fits all its channels.
+// Keys count after rotary, less their page's mean, by the attention they get when sealed. For
+// values, Sk is their covariance and Sq what an error in them costs in the layer's output: the sum
+// of G_h Wo_h^T Wo_h over the group's heads, G_h the head's mean sum of squared sealed weights.
+// An orthogonal rotation (QuaRot, arXiv 2404.00456; OSCAR, arXiv 2605.17757) cannot do this: the
+// key biases of Qwen2.5, hundreds of times the rms, it spreads over all channels.
 #pragma once
 
 #include <array>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "foretoken/kernels/kv_page.h"
 #include "foretoken/protocol/result.h"
@@ -64,19 +63,13 @@ class KvCalibration {
   std::array<std::shared_ptr<const KvTransforms>, 6> by_kind_;  // by KvTransformKind
 };
 
-// Collects second moments from a forward pass over calibration text and solves for the transforms.
-class KvCalibrator {
+// Sees what a forward pass over calibration text computes.
+class KvObserver {
  public:
-  static std::unique_ptr<KvCalibrator> create(const KvGeometry& geometry);
-  virtual ~KvCalibrator() = default;
+  virtual ~KvObserver() = default;
   // One window of text at a time, all layers in order. Rows are consecutive positions, the first at
   // a page border; q [n_rows, n_heads, d] and k, v [n_rows, n_kv_heads, d] with rotary applied.
   virtual void observe(int layer, int n_rows, const float* q, const float* k, const float* v) = 0;
-  // wo: the layer's attention output matrix, dequantised, [hidden, n_heads * d]; used for V's
-  // importance.
-  virtual void observe_output_matrix(int layer, const float* wo, std::int64_t hidden) = 0;
-  // Every kind of transform that needs data. progress may be null; called with 0..1.
-  virtual std::shared_ptr<const KvCalibration> solve(std::function<void(double)> progress) = 0;
 };
 
 }  // namespace foretoken

@@ -1,13 +1,10 @@
 // The calibration file: little-endian; header; per kind of transform a section {kind, shared, n
 // heads, floats a head}, its heads {n4 of K, n4 of V, flags, floats}; then XXH3-128 of all before
 // it.
-#include <fmt/format.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -15,8 +12,11 @@
 #include <memory>
 #include <string>
 
+#include "foretoken/protocol/atomic_file.h"
+#include "foretoken/protocol/failure.h"
 #include "foretoken/protocol/signing.h"
 #include "runtime/kv/calibration_transforms.h"
+#include "runtime/kv/kv_cache.h"
 
 namespace foretoken {
 namespace {
@@ -44,7 +44,7 @@ constexpr KvTransformKind kCalibrated[] = {KvTransformKind::kRotation, KvTransfo
                                            KvTransformKind::kPairedClasses4};
 
 std::size_t section_bytes(const KvGeometry& geometry, KvTransformKind kind, bool shared) {
-  const std::size_t heads = static_cast<std::size_t>(geometry.n_layers) * geometry.n_kv_heads;
+  const std::size_t heads = std::size_t(geometry.n_layers) * geometry.n_kv_heads;
   const std::size_t floats = KvTransforms::extents(kind, geometry.head_dim).total();
   return sizeof(SectionHeader) + heads * sizeof(HeadHeader) +
          (shared ? 1 : heads) * floats * sizeof(float);
@@ -113,14 +113,14 @@ Status KvCalibration::save(const std::string& path,
   header.n_kv_heads = g.n_kv_heads;
   header.head_dim = g.head_dim;
   for (const KvTransformKind kind : kCalibrated)
-    header.n_sections += by_kind_[static_cast<std::size_t>(kind)] != nullptr ? 1 : 0;
+    header.n_sections += by_kind_[std::size_t(kind)] != nullptr ? 1 : 0;
   append(header);
   for (const KvTransformKind kind : kCalibrated) {
-    const KvTransforms* t = by_kind_[static_cast<std::size_t>(kind)].get();
+    const KvTransforms* t = by_kind_[std::size_t(kind)].get();
     if (t == nullptr) continue;
     const std::size_t floats = KvTransforms::extents(kind, g.head_dim).total();
-    append(SectionHeader{static_cast<std::int32_t>(kind), t->shared() ? 1 : 0, t->n_transforms(),
-                         static_cast<std::int32_t>(floats)});
+    append(SectionHeader{std::int32_t(kind), t->shared() ? 1 : 0, t->n_transforms(),
+                         std::int32_t(floats)});
     for (int i = 0; i < t->n_transforms(); ++i) {
       const kernels::KvTransform& view = t->at(i);
       append(HeadHeader{view.k_n4, view.v_n4, view.k_page_mean ? 1 : 0, view.max_scale ? 1 : 0});
@@ -131,34 +131,19 @@ Status KvCalibration::save(const std::string& path,
   XXH128_canonical_t checksum;
   XXH128_canonicalFromHash(&checksum, XXH3_128bits(bytes.data(), bytes.size()));
   append(checksum);
-  // Whole or not at all: another process may be reading it.
-  const std::string temporary = fmt::format("{}.{}.part", path, getpid());
-  {
-    std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
-    out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-    out.flush();
-    if (!out) {
-      std::remove(temporary.c_str());
-      return Error{ErrorCode::kIo, fmt::format("{}: cannot be written", path)};
-    }
-  }
-  if (std::rename(temporary.c_str(), path.c_str()) != 0) {
-    std::remove(temporary.c_str());
-    return Error{ErrorCode::kIo, fmt::format("{}: cannot be put in place", path)};
-  }
-  return Ok{};
+  return write_file_atomically(path, std::as_bytes(std::span(bytes)));
 }
 
 Result<std::shared_ptr<const KvCalibration>> KvCalibration::load(
     const std::string& path, const KvGeometry& geometry,
     const std::array<std::uint8_t, 32>& fingerprint, std::optional<KvMode> only) {
-  const auto bad = [&](const std::string& what) {
-    return Error{ErrorCode::kInvalidInput, fmt::format("{}: KV calibration {}", path, what)};
+  const auto bad = [&]<class... Args>(fmt::format_string<Args...> text, Args&&... args) {
+    return failure(ErrorCode::kInvalidInput, "{}: KV calibration {}", path,
+                   fmt::format(text, std::forward<Args>(args)...));
   };
   std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) {
-    return Error{ErrorCode::kNotFound, fmt::format("{}: no such file", path)};
-  }
+  if (!std::filesystem::is_regular_file(path, error))
+    return failure(ErrorCode::kNotFound, "{}: no such file", path);
   const std::uintmax_t size = std::filesystem::file_size(path, error);
   std::ifstream in(path, std::ios::binary);
   Header header{};
@@ -167,21 +152,19 @@ Result<std::shared_ptr<const KvCalibration>> KvCalibration::load(
   if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0)
     return bad("does not begin with FTKVCAL4");
   if (std::memcmp(header.fingerprint, fingerprint.data(), 32) != 0)
-    return bad(fmt::format("was made for another model: fingerprint {}, wanted {}",
-                           to_hex(header.fingerprint).substr(0, 16),
-                           to_hex(fingerprint).substr(0, 16)));
+    return bad("was made for another model: fingerprint {}, wanted {}",
+               to_hex(header.fingerprint).substr(0, 16), to_hex(fingerprint).substr(0, 16));
   if (header.n_layers != geometry.n_layers || header.n_heads != geometry.n_heads ||
       header.n_kv_heads != geometry.n_kv_heads || header.head_dim != geometry.head_dim) {
-    return bad(fmt::format("is of {} layers, {} heads, {} KV heads of {}; wanted {}, {}, {} of {}",
-                           header.n_layers, header.n_heads, header.n_kv_heads, header.head_dim,
-                           geometry.n_layers, geometry.n_heads, geometry.n_kv_heads,
-                           geometry.head_dim));
+    return bad("is of {} layers, {} heads, {} KV heads of {}; wanted {}, {}, {} of {}",
+               header.n_layers, header.n_heads, header.n_kv_heads, header.head_dim,
+               geometry.n_layers, geometry.n_heads, geometry.n_kv_heads, geometry.head_dim);
   }
   // No file of this geometry is longer than one with every kind, none shared.
   std::size_t most = sizeof(Header) + sizeof(XXH128_canonical_t);
   for (const KvTransformKind kind : kCalibrated) most += section_bytes(geometry, kind, false);
   if (size < sizeof(Header) + sizeof(XXH128_canonical_t) || size > most)
-    return bad(fmt::format("has {} bytes, wanted at most {}", size, most));
+    return bad("has {} bytes, wanted at most {}", size, most);
   std::string bytes(size, '\0');
   in.seekg(0);
   if (!in.read(bytes.data(), static_cast<std::streamsize>(size)))
@@ -196,33 +179,31 @@ Result<std::shared_ptr<const KvCalibration>> KvCalibration::load(
   std::size_t at = sizeof(Header);
   for (int s = 0; s < header.n_sections; ++s) {
     SectionHeader section{};
-    if (body - at < sizeof section) return bad(fmt::format("ends before section {}", s));
+    if (body - at < sizeof section) return bad("ends before section {}", s);
     std::memcpy(&section, bytes.data() + at, sizeof section);
-    const auto* kind = std::find_if(
-        std::begin(kCalibrated), std::end(kCalibrated),
-        [&](KvTransformKind k) { return static_cast<std::int32_t>(k) == section.kind; });
-    if (kind == std::end(kCalibrated))
-      return bad(fmt::format("has a section of unknown kind {}", section.kind));
+    const auto* kind =
+        std::find_if(std::begin(kCalibrated), std::end(kCalibrated),
+                     [&](KvTransformKind k) { return std::int32_t(k) == section.kind; });
+    if (kind == std::end(kCalibrated)) return bad("has a section of unknown kind {}", section.kind);
     const std::size_t wanted = section_bytes(geometry, *kind, section.shared != 0);
     if (body - at < wanted ||
-        section.n_floats !=
-            static_cast<std::int32_t>(KvTransforms::extents(*kind, geometry.head_dim).total())) {
-      return bad(fmt::format(
-          "has {} bytes from section {} on with {} floats a head, wanted {} with {}", body - at, s,
-          section.n_floats, wanted, KvTransforms::extents(*kind, geometry.head_dim).total()));
+        section.n_floats != std::int32_t(KvTransforms::extents(*kind, geometry.head_dim).total())) {
+      return bad("has {} bytes from section {} on with {} floats a head, wanted {} with {}",
+                 body - at, s, section.n_floats, wanted,
+                 KvTransforms::extents(*kind, geometry.head_dim).total());
     }
     if (!only || kernels::kv_format(*only).transform == *kind) {
       auto transforms = std::make_shared<KvTransforms>(geometry, *kind, section.shared != 0);
       const std::string problem =
           read_section(bytes.data() + at + sizeof(SectionHeader), *transforms);
-      if (!problem.empty()) return bad(problem);
+      if (!problem.empty()) return bad("{}", problem);
       calibration->add(std::move(transforms));
     }
     at += wanted;
   }
-  if (at != body) return bad(fmt::format("has {} bytes after its last section", body - at));
+  if (at != body) return bad("has {} bytes after its last section", body - at);
   if (only && !calibration->covers(*only))
-    return bad(fmt::format("has no transforms for {}", kv_mode_name(*only)));
+    return bad("has no transforms for {}", kv_mode_name(*only));
   return std::shared_ptr<const KvCalibration>(std::move(calibration));
 }
 

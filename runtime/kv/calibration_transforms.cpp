@@ -14,9 +14,9 @@ const kernels::KvFormat& KvTransforms::format(KvTransformKind kind) {
 }
 
 KvTransforms::Extents KvTransforms::extents(KvTransformKind kind, int head_dim) {
-  const auto d = static_cast<std::size_t>(head_dim);
-  const auto k = static_cast<std::size_t>(kernels::k_digits(format(kind), head_dim));
-  const auto v = static_cast<std::size_t>(kernels::v_digits(format(kind), head_dim));
+  const auto d = std::size_t(head_dim);
+  const auto k = std::size_t(kernels::k_digits(format(kind), head_dim));
+  const auto v = std::size_t(kernels::v_digits(format(kind), head_dim));
   switch (kind) {
     case KvTransformKind::kIdentity:
       return {};
@@ -63,12 +63,12 @@ KvTransforms::KvTransforms(const KvGeometry& geometry, KvTransformKind kind, boo
   }
 }
 
-namespace {
-
 double hartley(int n, int i, int j) {
-  const double angle = 2 * M_PI * static_cast<double>((static_cast<std::int64_t>(i) * j) % n) / n;
-  return (std::cos(angle) + std::sin(angle)) / std::sqrt(static_cast<double>(n));
+  const double angle = 2 * M_PI * double((std::int64_t(i) * j) % n) / n;
+  return (std::cos(angle) + std::sin(angle)) / std::sqrt(double(n));
 }
+
+namespace {
 
 // Every head the same: channels through an orthogonal symmetric matrix (or none), one step for all.
 // Where K has more digits than channels the first ones have two, and where V has fewer the last
@@ -83,10 +83,8 @@ std::shared_ptr<const KvTransforms> uniform(const KvGeometry& geometry, KvTransf
   float* at = transforms->floats(0);
   float *k_encode = at, *k_query = k_encode + d * d, *v_encode = k_query + d * k_n,
         *v_decode = v_encode + d * d, *weights = v_decode + v_n * d;
-  const auto element = [&](int i, int j) {
-    return static_cast<float>(rotate ? hartley(d, i, j) : i == j);
-  };
-  const auto levels = static_cast<float>(1 << format.bits);
+  const auto element = [&](int i, int j) { return float(rotate ? hartley(d, i, j) : i == j); };
+  const auto levels = float(1 << format.bits);
   for (int i = 0; i < d; ++i) {
     for (int j = 0; j < d; ++j) k_encode[i * d + j] = v_encode[i * d + j] = element(i, j);
     for (int digit = 0; digit < k_n; ++digit) {
@@ -118,13 +116,13 @@ std::shared_ptr<const KvTransforms> hadamard_blocks(const KvGeometry& geometry,
       const double x = i / block != j / block
                            ? 0
                            : (__builtin_parity(i % block & j % block) ? -1 : 1) / std::sqrt(block);
-      for (std::size_t m = 0; m < n_matrices; ++m) at[(m * d + i) * d + j] = static_cast<float>(x);
+      for (std::size_t m = 0; m < n_matrices; ++m) at[(m * d + i) * d + j] = float(x);
     }
   }
   return transforms;
 }
 
-std::size_t index_of(KvTransformKind kind) { return static_cast<std::size_t>(kind); }
+std::size_t index_of(KvTransformKind kind) { return std::size_t(kind); }
 
 }  // namespace
 

@@ -5,11 +5,13 @@
 #include <vector>
 
 #include "runtime/kv/calibration.h"
-#include "runtime/kv/kv_cache.h"
+#include "runtime/kv/kv_pages.h"
 
 namespace foretoken {
 
 using KvTransformKind = kernels::KvTransformKind;
+
+double hartley(int n, int i, int j);  // of the Hartley matrix: orthogonal, symmetric, [n, n]
 
 // Matrices are [in, out], row-major, as kernels/kv_page.h describes them. What a kind does not have
 // is null in its views.
@@ -39,7 +41,7 @@ class KvTransforms {
     return floats_.data() + (shared_ ? 0 : index * per_head_);
   }
   const kernels::KvTransform* layer(int layer) const {
-    return views_.data() + static_cast<std::size_t>(layer) * geometry_.n_kv_heads;
+    return views_.data() + std::size_t(layer) * geometry_.n_kv_heads;
   }
 
  private:

@@ -1,24 +1,20 @@
-// Second moments from a forward pass, and the transforms they give: calibration.h has the method.
-#include <Eigen/Dense>
-#include <Eigen/Eigenvalues>
+#include "runtime/kv/calibrator.h"
+
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <memory>
 #include <vector>
 
 #include "foretoken/kernels/uniform_quantiser.h"
 #include "runtime/kv/calibration_transforms.h"
-#include "runtime/kv/calibrator.h"
+#include "runtime/kv/dense.h"
 
 namespace foretoken {
 namespace {
 
 using kernels::kPageTokens;
 using kernels::kUniformQuantiser;
-using Matrix = Eigen::MatrixXd;
-using Vector = Eigen::VectorXd;
-using FloatRows = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using namespace dense;
 using StridedRows = Eigen::Map<const FloatRows, 0, Eigen::OuterStride<>>;
 
 // Of the mean variance: keeps directions that the text never used from being scaled without bound.
@@ -42,27 +38,26 @@ struct HeadMoments {
 };
 
 void add_outer_products(const FloatRows& rows, Matrix& sum) {
-  sum += (rows.transpose() * rows).cast<double>();
+  sum += gram(rows, rows).cast<double>();
 }
 void add_outer_products(const FloatRows& rows, const Eigen::VectorXf& weights, Matrix& sum) {
-  sum += (rows.transpose() * weights.asDiagonal() * rows).cast<double>();
+  sum += gram(weights.asDiagonal() * rows, rows).cast<double>();
 }
 
 struct Roots {
   Matrix half, inverse_half;
 };
 Roots roots(const Matrix& symmetric) {
-  const Eigen::SelfAdjointEigenSolver<Matrix> solver(symmetric);
-  const double floor = std::max(solver.eigenvalues().maxCoeff() * 1e-12, 1e-30);
-  const Vector values = solver.eigenvalues().cwiseMax(floor);
-  const Matrix& u = solver.eigenvectors();
-  return {u * values.cwiseSqrt().asDiagonal() * u.transpose(),
-          u * values.cwiseSqrt().cwiseInverse().asDiagonal() * u.transpose()};
+  const auto [eigenvalues, u] = eigensystem(symmetric);
+  const double floor = std::max(eigenvalues.maxCoeff() * 1e-12, 1e-30);
+  const Vector root = eigenvalues.cwiseMax(floor).cwiseSqrt();
+  return {product(u * root.asDiagonal(), u.transpose()),
+          product(u * root.cwiseInverse().asDiagonal(), u.transpose())};
 }
 
 void add_ridge(Matrix& m) {
   m = (0.5 * (m + m.transpose())).eval();
-  const double mean = m.trace() / static_cast<double>(m.rows());
+  const double mean = m.trace() / double(m.rows());
   m.diagonal().array() += kRidge * mean + 1e-12;
 }
 
@@ -77,12 +72,12 @@ PairedBasis paired_basis(Matrix importance, Matrix energy) {
   add_ridge(importance);
   add_ridge(energy);
   const Roots e = roots(energy);
-  const Matrix m = e.inverse_half * roots(e.half * importance * e.half).half * e.inverse_half;
+  const Matrix middle = roots(product(product(e.half, importance), e.half)).half;
+  const Matrix m = product(product(e.inverse_half, middle), e.inverse_half);
   const Roots r = roots(0.5 * (m + m.transpose()));
-  const Matrix c = r.half * energy * r.half;
-  const Eigen::SelfAdjointEigenSolver<Matrix> solver(0.5 * (c + c.transpose()));
-  return {r.half, r.inverse_half, solver.eigenvectors().rowwise().reverse(),
-          solver.eigenvalues().reverse().cwiseMax(0)};
+  const Matrix c = product(product(r.half, energy), r.half);
+  const auto [values, vectors] = eigensystem(0.5 * (c + c.transpose()));
+  return {r.half, r.inverse_half, vectors.rowwise().reverse(), values.reverse().cwiseMax(0)};
 }
 
 // The transform of one side.
@@ -96,7 +91,7 @@ struct Side {
 // Channels in up to three classes: two digits, one, none; n_digits of `bits` bits in all. Without
 // classes all channels have one digit.
 Side with_classes(const PairedBasis& paired, int n_digits, int bits, bool classes) {
-  const int d = static_cast<int>(paired.values.size());
+  const int d = int(paired.values.size());
   Matrix basis = paired.basis;
   // Rotated inside a class, every channel has the class's mean energy and its mean importance.
   const auto mean = [&](int first, int n) {
@@ -120,20 +115,16 @@ Side with_classes(const PairedBasis& paired, int n_digits, int bits, bool classe
   for (int k = 0; k < 3; ++k) {
     const int n = size[k];
     if (n == 0) continue;
-    Matrix hartley(n, n);
-    for (int i = 0; i < n; ++i) {
-      for (int j = 0; j < n; ++j) {
-        const double angle = 2 * M_PI * ((i * j) % n) / n;
-        hartley(i, j) = (std::cos(angle) + std::sin(angle)) / std::sqrt(static_cast<double>(n));
-      }
-    }
-    basis.middleCols(first[k], n) = (basis.middleCols(first[k], n) * hartley).eval();
+    Matrix rotation(n, n);
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < n; ++j) rotation(i, j) = hartley(n, i, j);
+    basis.middleCols(first[k], n) = product(basis.middleCols(first[k], n), rotation);
     const double deviation = std::sqrt(std::max(mean(first[k], n), 1e-20));
     side.step.segment(first[k], n)
         .setConstant(deviation * kUniformQuantiser[k == 0 ? 2 * bits : bits].step);
   }
-  side.encode = paired.half * basis * side.step.cwiseInverse().asDiagonal();
-  side.decode = side.step.asDiagonal() * basis.transpose() * paired.inverse_half;
+  side.encode = product(paired.half, basis) * side.step.cwiseInverse().asDiagonal();
+  side.decode = product(side.step.asDiagonal() * basis.transpose(), paired.inverse_half);
   return side;
 }
 
@@ -141,16 +132,16 @@ Side with_classes(const PairedBasis& paired, int n_digits, int bits, bool classe
 // one of its largest power of two in blocks, the i-th direction in block i mod n_blocks, so that
 // all blocks have the same mix. [in, channel].
 Matrix oscar_rotation(const Matrix& moment) {
-  const Eigen::SelfAdjointEigenSolver<Matrix> solver(0.5 * (moment + moment.transpose()));
-  const int d = static_cast<int>(moment.rows()), block = d & -d, n_blocks = d / block;
+  const Matrix vectors = eigensystem(0.5 * (moment + moment.transpose())).vectors;
+  const int d = int(moment.rows()), block = d & -d, n_blocks = d / block;
   Matrix spread = Matrix::Zero(d, d);
   for (int i = 0; i < d; ++i) {
     for (int j = 0; j < block; ++j) {
       spread(i, i % n_blocks * block + j) =
-          (__builtin_parity(i / n_blocks & j) ? -1 : 1) / std::sqrt(static_cast<double>(block));
+          (__builtin_parity(i / n_blocks & j) ? -1 : 1) / std::sqrt(double(block));
     }
   }
-  return solver.eigenvectors().rowwise().reverse() * spread;
+  return product(vectors.rowwise().reverse(), spread);
 }
 
 // What attention makes of a window's rows in one layer and KV head.
@@ -160,27 +151,22 @@ struct Weights {
   Eigen::VectorXf key, value;          // [n_rows]
 };
 
-class Calibrator final : public MomentCalibrator {
+class Calibrator final : public KvCalibrator {
  public:
   explicit Calibrator(const KvGeometry& geometry)
       : geometry_(geometry),
         group_(geometry.n_heads / geometry.n_kv_heads),
         weights_(geometry.n_kv_heads) {
     const int d = geometry.head_dim;
-    heads_.resize(static_cast<std::size_t>(geometry.n_layers) * geometry.n_kv_heads);
+    heads_.resize(std::size_t(geometry.n_layers) * geometry.n_kv_heads);
     for (HeadMoments& head : heads_) {
       for (Matrix* m : {&head.query, &head.key, &head.value, &head.plain_query, &head.oscar_value})
         *m = Matrix::Zero(d, d);
       head.value_sum = Vector::Zero(d);
     }
-    energy_.assign(static_cast<std::size_t>(geometry.n_layers) * geometry.n_heads, 0.0);
+    energy_.assign(std::size_t(geometry.n_layers) * geometry.n_heads, 0.0);
     output_.resize(energy_.size());
     output_half_.resize(energy_.size());
-  }
-
-  void observe(int layer, int n_rows, const float* q, const float* k, const float* v) override {
-    weigh(layer, n_rows, q, k, v, nullptr);
-    add_moments(layer, 0, n_rows, q, k, v, nullptr);
   }
 
   void weigh(int layer, int n_rows, const float* q, const float* k, const float* v,
@@ -196,10 +182,10 @@ class Calibrator final : public MomentCalibrator {
   void observe_output_matrix(int layer, const float* wo, std::int64_t hidden) override {
     const int d = geometry_.head_dim;
     for (int h = 0; h < geometry_.n_heads; ++h) {
-      const FloatRows part = StridedRows(wo + static_cast<std::size_t>(h) * d, hidden, d,
+      const FloatRows part = StridedRows(wo + std::size_t(h) * d, hidden, d,
                                          Eigen::OuterStride<>(geometry_.n_heads * d));
-      const std::size_t i = static_cast<std::size_t>(layer) * geometry_.n_heads + h;
-      output_[i] = part.transpose() * part;
+      const std::size_t i = std::size_t(layer) * geometry_.n_heads + h;
+      output_[i] = gram(part, part);
       output_half_[i] = roots(output_[i].cast<double>()).half.cast<float>();
     }
   }
@@ -220,8 +206,7 @@ class Calibrator final : public MomentCalibrator {
                                            head.key / positive(head.key_weight));
       Matrix importance = Matrix::Zero(d, d);
       for (int g = 0; g < group_; ++g) {
-        const std::size_t h =
-            static_cast<std::size_t>(layer) * geometry_.n_heads + kv_head * group_ + g;
+        const std::size_t h = std::size_t(layer) * geometry_.n_heads + kv_head * group_ + g;
         importance += energy_[h] * (output_[h].size() > 0 ? Matrix(output_[h].cast<double>())
                                                           : Matrix::Identity(d, d));
       }
@@ -232,7 +217,7 @@ class Calibrator final : public MomentCalibrator {
         write_paired(key, value, mean, *transforms, i);
       write_rotation(oscar_rotation(head.plain_query), oscar_rotation(head.oscar_value), *rotation,
                      i);
-      if (progress) progress(static_cast<double>(i + 1) / flat->n_transforms());
+      if (progress) progress(double(i + 1) / flat->n_transforms());
     }
     auto calibration = std::make_shared<KvCalibration>(geometry_);
     calibration->add(rotation);
@@ -272,30 +257,31 @@ class Calibrator final : public MomentCalibrator {
     const int first = whole ? (kSinkPages + kWindowPages + 1) * kPageTokens : 0;
     // Not the same ones in every layer.
     for (int r = first + (layer * 5 + h * 3) % stride; r < n_rows; r += stride) w.rows.push_back(r);
-    const auto n = static_cast<int>(w.rows.size());
+    const auto n = int(w.rows.size());
     w.query.assign(group_, Eigen::VectorXf::Zero(n));
     w.key = w.value = Eigen::VectorXf::Zero(n_rows);
     const Eigen::OuterStride<> kv_stride(geometry_.n_kv_heads * d), q_stride(geometry_.n_heads * d);
     const FloatRows keys = StridedRows(k + h * d, n_rows, d, kv_stride);
     const FloatRows values = StridedRows(v + h * d, n_rows, d, kv_stride);
-    const float scale = 1 / std::sqrt(static_cast<float>(d));
+    const float scale = 1 / std::sqrt(float(d));
     for (int g = 0; g < group_; ++g) {
       const int head = h * group_ + g;
-      const std::size_t i = static_cast<std::size_t>(layer) * geometry_.n_heads + head;
+      const std::size_t i = std::size_t(layer) * geometry_.n_heads + head;
       const StridedRows all(q + head * d, n_rows, d, q_stride);
       FloatRows queries(n, d);
       for (int s = 0; s < n; ++s) queries.row(s) = all.row(w.rows[s]);
-      FloatRows p = queries * keys.transpose() * scale;  // [sampled, n_rows]
+      FloatRows p = product_transposed(keys, queries).transpose() * scale;  // [sampled, n_rows]
       for (int s = 0; s < n; ++s) {
         auto seen = p.row(s).head(w.rows[s] + 1).array();
         seen = (seen - seen.maxCoeff()).exp();
         seen /= seen.sum();
         p.row(s).tail(n_rows - w.rows[s] - 1).setZero();
       }
-      const FloatRows u = output_half_[i].size() > 0 ? FloatRows(values * output_half_[i]) : values;
-      const FloatRows o = p * u, cross = o * u.transpose();
+      const FloatRows u =
+          output_half_[i].size() > 0 ? row_product(values, output_half_[i]) : values;
+      const FloatRows o = row_product(p, u), cross = product_transposed(o, u);
       const Eigen::VectorXf u2 = u.rowwise().squaredNorm(), o2 = o.rowwise().squaredNorm();
-      const float trace = output_[i].size() > 0 ? output_[i].trace() : static_cast<float>(d);
+      const float trace = output_[i].size() > 0 ? output_[i].trace() : float(d);
       double energy = 0;
       for (int s = 0; s < n; ++s) {
         const int length = sealed_end(w.rows[s]) - sink;
@@ -314,13 +300,13 @@ class Calibrator final : public MomentCalibrator {
     }
     // Nothing is worth nothing.
     const auto raise = [](Eigen::VectorXf& x) {
-      if (x.size() > 0) x.array() += static_cast<float>(kFloor) * x.mean() + 1e-20f;
+      if (x.size() > 0) x.array() += float(kFloor) * x.mean() + 1e-20f;
     };
     for (Eigen::VectorXf& x : w.query) raise(x);
     raise(w.key);
     raise(w.value);
 
-    HeadMoments& moments = heads_[static_cast<std::size_t>(layer) * geometry_.n_kv_heads + h];
+    HeadMoments& moments = heads_[std::size_t(layer) * geometry_.n_kv_heads + h];
     add_outer_products(values, w.value, moments.value);
     moments.value_sum += (values.transpose() * w.value).cast<double>();
     moments.value_weight += w.value.sum();
@@ -329,7 +315,7 @@ class Calibrator final : public MomentCalibrator {
   void add_head(int layer, int h, int first, int n, const float* q, const float* k,
                 const float* v) {
     const int d = geometry_.head_dim;
-    HeadMoments& moments = heads_[static_cast<std::size_t>(layer) * geometry_.n_kv_heads + h];
+    HeadMoments& moments = heads_[std::size_t(layer) * geometry_.n_kv_heads + h];
     const Weights& w = weights_[h];
     const Eigen::OuterStride<> kv_stride(geometry_.n_kv_heads * d), q_stride(geometry_.n_heads * d);
     const FloatRows keys = StridedRows(k + h * d, n, d, kv_stride);
@@ -344,7 +330,7 @@ class Calibrator final : public MomentCalibrator {
       add_outer_products(queries, weights, moments.query);
       moments.query_weight += weights.sum();
       add_outer_products(queries, moments.plain_query);
-      moments.n_query += static_cast<double>(end - begin);
+      moments.n_query += double(end - begin);
     }
     // Whole pages only: the mean of a part is not a page's.
     for (int t = 0; t + kPageTokens <= n; t += kPageTokens) {
@@ -355,15 +341,17 @@ class Calibrator final : public MomentCalibrator {
     }
     // OSCAR weights a value by what queries see of its key, k (E[q q^T]) k^T: by those seen so
     // far, where its own code has all of the text in memory.
-    const Eigen::MatrixXf seen =
-        (moments.plain_query / std::max(moments.n_query, 1.0)).cast<float>();
-    const Eigen::VectorXf weights = (keys * seen).cwiseProduct(keys).rowwise().sum().cwiseMax(0);
+    const FloatRows seen =
+        (moments.plain_query.transpose() / std::max(moments.n_query, 1.0)).cast<float>();
+    const FloatRows by_key = row_product(seen, keys.transpose());  // [d, n]
+    const Eigen::VectorXf weights =
+        by_key.transpose().cwiseProduct(keys).rowwise().sum().cwiseMax(0);
     add_outer_products(values, weights, moments.oscar_value);
   }
 
   static void write_rotation(const Matrix& key, const Matrix& value, KvTransforms& transforms,
                              int index) {
-    const int d = static_cast<int>(key.rows());
+    const int d = int(key.rows());
     using Out = Eigen::Map<FloatRows>;
     float* at = transforms.floats(index);
     Out(at, d, d) = key.cast<float>();
@@ -374,7 +362,7 @@ class Calibrator final : public MomentCalibrator {
 
   static void write_paired(const PairedBasis& key_basis, const PairedBasis& value_basis,
                            const Vector& mean, KvTransforms& transforms, int index) {
-    const int d = static_cast<int>(mean.size());
+    const int d = int(mean.size());
     const kernels::KvFormat& format = KvTransforms::format(transforms.kind());
     const bool classes = kernels::has_classes(transforms.kind());
     const int k_n = kernels::k_digits(format, d), v_n = kernels::v_digits(format, d);
@@ -387,28 +375,27 @@ class Calibrator final : public MomentCalibrator {
       return digit < side.n4 ? digit : digit - side.n4;
     };
     const auto weight = [&](const Side& side, int digit) {
-      return digit < side.n4 ? static_cast<double>(1 << format.bits) : 1.0;
+      return digit < side.n4 ? double(1 << format.bits) : 1.0;
     };
     float* k_encode = transforms.floats(index);
     float *k_query = k_encode + d * d, *v_encode = k_query + d * k_n, *v_decode = v_encode + d * d,
           *vectors = v_decode + v_n * d;
     for (int i = 0; i < d; ++i) {
       for (int j = 0; j < d; ++j) {
-        k_encode[i * d + j] = static_cast<float>(key.encode(i, j));
-        v_encode[i * d + j] = static_cast<float>(value.encode(i, j));
+        k_encode[i * d + j] = float(key.encode(i, j));
+        v_encode[i * d + j] = float(value.encode(i, j));
       }
       for (int j = 0; j < k_n; ++j)
-        k_query[i * k_n + j] = static_cast<float>(key.decode(channel(key, j), i) * weight(key, j));
+        k_query[i * k_n + j] = float(key.decode(channel(key, j), i) * weight(key, j));
       for (int j = 0; j < v_n; ++j)
-        v_decode[j * d + i] =
-            static_cast<float>(value.decode(channel(value, j), i) * weight(value, j));
+        v_decode[j * d + i] = float(value.decode(channel(value, j), i) * weight(value, j));
       // The row's scale is fitted to its 2-bit channels alone. The few 4-bit channels, with most of
       // the energy, would decide it otherwise, and they can bear a wrong scale: SmolLM2, KL to bf16
       // at 1.5K over text and code: .041/.035 weighted by energy, .027/.021 equally, .018/.018 by
       // the 2-bit channels alone.
-      vectors[i] = static_cast<float>(i < key.n4 ? 0.0 : key.step[i] * key.step[i]);
-      vectors[d + i] = static_cast<float>(i < value.n4 ? 0.0 : value.step[i] * value.step[i]);
-      vectors[2 * d + i] = static_cast<float>(mean[i]);
+      vectors[i] = float(i < key.n4 ? 0.0 : key.step[i] * key.step[i]);
+      vectors[d + i] = float(i < value.n4 ? 0.0 : value.step[i] * value.step[i]);
+      vectors[2 * d + i] = float(mean[i]);
     }
     transforms.at(index).k_n4 = key.n4;
     transforms.at(index).v_n4 = value.n4;
@@ -416,18 +403,16 @@ class Calibrator final : public MomentCalibrator {
 
   const KvGeometry geometry_;
   const int group_;
-  std::vector<HeadMoments> heads_;                     // [n_layers * n_kv_heads]
-  std::vector<double> energy_;                         // [n_layers * n_heads]
-  std::vector<Eigen::MatrixXf> output_, output_half_;  // Wo_h^T Wo_h and its root, likewise
-  std::vector<Weights> weights_;                       // [n_kv_heads] of the window last weighed
+  std::vector<HeadMoments> heads_;       // [n_layers * n_kv_heads]
+  std::vector<double> energy_;           // [n_layers * n_heads]
+  std::vector<Eigen::MatrixXf> output_;  // Wo_h^T Wo_h, likewise
+  std::vector<FloatRows> output_half_;   // its root
+  std::vector<Weights> weights_;         // [n_kv_heads] of the window last weighed
 };
 
 }  // namespace
 
 std::unique_ptr<KvCalibrator> KvCalibrator::create(const KvGeometry& geometry) {
-  return MomentCalibrator::create(geometry);
-}
-std::unique_ptr<MomentCalibrator> MomentCalibrator::create(const KvGeometry& geometry) {
   return std::make_unique<Calibrator>(geometry);
 }
 

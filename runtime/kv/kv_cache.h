@@ -8,7 +8,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "foretoken/kernels/thread_pool.h"
 #include "foretoken/protocol/result.h"
@@ -45,13 +44,8 @@ class KvCache : public PageTable {
   void attend(int layer, std::span<const KvRows> rows, const float* q, std::int64_t q_stride,
               float* out, std::int64_t out_stride, float scale, kernels::ThreadPool& pool);
 
-  // For tests: the bytes of a page, empty if there are none.
-  std::vector<std::byte> page_bytes(KvSequence sequence, int page, SlabKind kind, int layer,
-                                    int kv_head) const;
-
  private:
   KvCache(const KvLayout& layout, const KvOptions& options, std::unique_ptr<KvPages> pages);
-  const KvLayout layout_;
   const std::unique_ptr<KvPages> pages_;
 };
 

@@ -2,7 +2,6 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <cstring>
 
 #include "foretoken/kernels/kv_page.h"
@@ -33,7 +32,7 @@ HostKvPages::HostKvPages(const KvLayout& layout, std::shared_ptr<const KvCalibra
       calibration_(std::move(calibration)),
       hot_stride_(layout.hot_stride()),
       sealed_stride_(layout.sealed_stride()) {
-  attention_rows_.reserve(static_cast<std::size_t>(layout.max_sequences));
+  attention_rows_.reserve(std::size_t(layout.max_sequences));
 }
 
 HostKvPages::~HostKvPages() {
@@ -57,13 +56,12 @@ void HostKvPages::copy_slab(const std::byte* from, std::byte* to, std::size_t by
 
 void HostKvPages::copy_position(KvSequence sequence, std::int64_t from, std::int64_t to) {
   const KvGeometry& g = layout_.geometry;
-  const auto page = [](std::int64_t position) { return static_cast<int>(position / kPageTokens); };
+  const auto page = [](std::int64_t position) { return int(position / kPageTokens); };
   for (int layer = 0; layer < g.n_layers; ++layer) {
     for (int h = 0; h < g.n_kv_heads; ++h) {
       kernels::copy_kv(part(sequence, page(from), SlabKind::kHot, layer, h),
-                       static_cast<int>(from % kPageTokens), g.head_dim,
-                       part(sequence, page(to), SlabKind::kHot, layer, h),
-                       static_cast<int>(to % kPageTokens));
+                       int(from % kPageTokens), g.head_dim,
+                       part(sequence, page(to), SlabKind::kHot, layer, h), int(to % kPageTokens));
     }
   }
 }
@@ -74,13 +72,11 @@ void HostKvPages::store(int layer, std::span<const KvRows> rows, const float* k,
   for (const KvRows& r : rows) {
     for (int i = 0; i < r.n_rows; ++i) {
       const std::int64_t position = r.first_position + i;
-      std::byte* page =
-          part(r.sequence, static_cast<int>(position / kPageTokens), SlabKind::kHot, layer, 0);
+      std::byte* page = part(r.sequence, int(position / kPageTokens), SlabKind::kHot, layer, 0);
       for (int h = 0; h < layout_.geometry.n_kv_heads; ++h) {
-        kernels::store_kv(page + hot_stride_ * static_cast<std::size_t>(h), d,
-                          static_cast<int>(position % kPageTokens),
-                          k + (r.first_row + i) * k_stride + static_cast<std::ptrdiff_t>(h) * d,
-                          v + (r.first_row + i) * v_stride + static_cast<std::ptrdiff_t>(h) * d);
+        kernels::store_kv(page + hot_stride_ * std::size_t(h), d, int(position % kPageTokens),
+                          k + (r.first_row + i) * k_stride + std::ptrdiff_t(h) * d,
+                          v + (r.first_row + i) * v_stride + std::ptrdiff_t(h) * d);
       }
     }
   }
@@ -88,8 +84,8 @@ void HostKvPages::store(int layer, std::span<const KvRows> rows, const float* k,
 
 void HostKvPages::seal(int layer, std::span<const Page> pages, kernels::ThreadPool& pool) {
   const int heads = layout_.geometry.n_kv_heads;
-  pool.tasks(static_cast<int>(pages.size()) * heads, [&](int task, int) {
-    const auto [sequence, page] = pages[static_cast<std::size_t>(task / heads)];
+  pool.tasks(int(pages.size()) * heads, [&](int task, int) {
+    const auto [sequence, page] = pages[std::size_t(task / heads)];
     const int head = task % heads;
     kernels::seal_page(part(sequence, page, SlabKind::kHot, layer, head), layout_.mode,
                        calibration_->layer(layout_.mode, layer)[head], layout_.geometry.head_dim,
@@ -113,15 +109,15 @@ void HostKvPages::attend(int layer, std::span<const KvRows> rows, const float* q
   }
   if (scratch_.empty() || scratch_threads_ != pool.size()) {
     scratch_threads_ = pool.size();
-    scratch_.resize(kernels::attention_scratch_bytes(
-                        layout_.max_rows, g.n_heads, g.head_dim, pool.size(),
-                        static_cast<std::int64_t>(layout_.max_pages) * kPageTokens) +
-                    kCacheLine);
+    scratch_.resize(
+        kernels::attention_scratch_bytes(layout_.max_rows, g.n_heads, g.head_dim, pool.size(),
+                                         std::int64_t(layout_.max_pages) * kPageTokens) +
+        kCacheLine);
   }
-  const std::size_t layers_before = static_cast<std::size_t>(layer * g.n_kv_heads);
+  const std::size_t layers_before = std::size_t(layer * g.n_kv_heads);
   const kernels::AttentionCall call{
       .sequences = attention_rows_.data(),
-      .n_sequences = static_cast<int>(attention_rows_.size()),
+      .n_sequences = int(attention_rows_.size()),
       .n_heads = g.n_heads,
       .n_kv_heads = g.n_kv_heads,
       .head_dim = g.head_dim,
@@ -137,10 +133,6 @@ void HostKvPages::attend(int layer, std::span<const KvRows> rows, const float* q
       .window_pages = layout_.window_pages,
       .transforms = layout_.seals() ? calibration_->layer(layout_.mode, layer) : nullptr};
   kernels::attention(call, scratch_.data(), scratch_.size(), pool);
-}
-
-void HostKvPages::read_back(const std::byte* from, std::span<std::byte> to) const {
-  std::copy_n(from, to.size(), to.begin());
 }
 
 }  // namespace foretoken

@@ -67,7 +67,7 @@ struct KvLayout {
   std::size_t sealed_stride() const;
   std::size_t slab_bytes(SlabKind kind) const {
     return (kind == SlabKind::kHot ? hot_stride() : sealed_stride()) *
-           static_cast<std::size_t>(geometry.n_layers * geometry.n_kv_heads);
+           std::size_t(geometry.n_layers * geometry.n_kv_heads);
   }
 };
 
@@ -101,7 +101,6 @@ class KvPages {
   virtual void attend(int layer, std::span<const KvRows> rows, const float* q,
                       std::int64_t q_stride, float* out, std::int64_t out_stride, float scale,
                       kernels::ThreadPool& pool) = 0;
-  virtual void read_back(const std::byte* from, std::span<std::byte> to) const = 0;
 
   std::byte* slab(KvSequence sequence, int page, SlabKind kind) const {
     return pages(kind)[index(sequence, page)];
@@ -109,8 +108,7 @@ class KvPages {
 
  protected:
   std::size_t index(KvSequence sequence, int page) const {
-    return static_cast<std::size_t>(sequence) * static_cast<std::size_t>(layout_.max_pages) +
-           static_cast<std::size_t>(page);
+    return std::size_t(sequence) * std::size_t(layout_.max_pages) + std::size_t(page);
   }
   const std::vector<std::byte*>& pages(SlabKind kind) const {
     return kind == SlabKind::kHot ? hot_ : sealed_;
@@ -140,14 +138,13 @@ class HostKvPages : public KvPages {
   void seal(int layer, std::span<const Page> pages, kernels::ThreadPool& pool) override;
   void attend(int layer, std::span<const KvRows> rows, const float* q, std::int64_t q_stride,
               float* out, std::int64_t out_stride, float scale, kernels::ThreadPool& pool) override;
-  void read_back(const std::byte* from, std::span<std::byte> to) const override;
 
  protected:
   // Of one layer and KV head inside a page's slab.
   std::byte* part(KvSequence sequence, int page, SlabKind kind, int layer, int kv_head) const {
     return slab(sequence, page, kind) +
            (kind == SlabKind::kHot ? hot_stride_ : sealed_stride_) *
-               static_cast<std::size_t>(layer * layout_.geometry.n_kv_heads + kv_head);
+               std::size_t(layer * layout_.geometry.n_kv_heads + kv_head);
   }
   const std::shared_ptr<const KvCalibration> calibration_;
   const std::size_t hot_stride_, sealed_stride_;

@@ -16,9 +16,7 @@ PageHash hash_bytes(std::string_view bytes) {
 }
 
 PageChain::PageChain(const PageHash& root, std::uint64_t owner, std::int64_t max_tokens)
-    : root_(root),
-      owner_(owner),
-      max_pages_(static_cast<std::size_t>(max_tokens / kernels::kPageTokens)) {
+    : root_(root), owner_(owner), max_pages_(std::size_t(max_tokens / kernels::kPageTokens)) {
   pages_.reserve(max_pages_);
 }
 
@@ -31,7 +29,7 @@ void PageChain::extend(std::span<const TokenId> tokens) {
     auto out = std::copy(previous.begin(), previous.end(), input.begin());
     for (const TokenId token : page) {
       for (int shift = 0; shift < 32; shift += 8)
-        *out++ = static_cast<unsigned char>(static_cast<std::uint32_t>(token) >> shift);
+        *out++ = static_cast<unsigned char>(std::uint32_t(token) >> shift);
     }
     PageHash hash;
     crypto_generichash(hash.data(), hash.size(), input.data(), input.size(), nullptr, 0);

@@ -11,43 +11,43 @@ std::size_t PagePool::chunk_bytes(std::size_t hot_bytes, std::size_t sealed_byte
 
 PagePool::PagePool(std::size_t hot_bytes, std::size_t sealed_bytes, std::size_t pool_bytes)
     : chunk_bytes_(chunk_bytes(hot_bytes, sealed_bytes)),
-      n_chunks_(static_cast<int>(pool_bytes / chunk_bytes_)) {
+      n_chunks_(int(pool_bytes / chunk_bytes_)) {
   const int n_chunks = n_chunks_;
   kinds_[0].bytes = hot_bytes;
   kinds_[1].bytes = sealed_bytes;
   kinds_[0].per_chunk = 1;
-  kinds_[1].per_chunk = static_cast<int>(chunk_bytes_ / sealed_bytes);
+  kinds_[1].per_chunk = int(chunk_bytes_ / sealed_bytes);
   for (Kind& k : kinds_) {
-    k.refs.assign(static_cast<std::size_t>(n_chunks) * static_cast<std::size_t>(k.per_chunk), 0);
-    k.partial.reserve(static_cast<std::size_t>(n_chunks));
-    k.place.assign(static_cast<std::size_t>(n_chunks), -1);
+    k.refs.assign(std::size_t(n_chunks) * std::size_t(k.per_chunk), 0);
+    k.partial.reserve(std::size_t(n_chunks));
+    k.place.assign(std::size_t(n_chunks), -1);
   }
-  used_.assign(static_cast<std::size_t>(n_chunks), 0);
-  free_.reserve(static_cast<std::size_t>(n_chunks));
+  used_.assign(std::size_t(n_chunks), 0);
+  free_.reserve(std::size_t(n_chunks));
   for (int i = n_chunks - 1; i >= 0; --i)
     free_.push_back(i);  // low chunks first: touched memory stays small
 }
 
 void PagePool::list(Kind& k, int chunk) {
-  k.place[static_cast<std::size_t>(chunk)] = static_cast<std::int32_t>(k.partial.size());
+  k.place[std::size_t(chunk)] = std::int32_t(k.partial.size());
   k.partial.push_back(chunk);
 }
 
 void PagePool::unlist(Kind& k, int chunk) {
-  std::int32_t& place = k.place[static_cast<std::size_t>(chunk)];
-  k.partial[static_cast<std::size_t>(place)] = k.partial.back();
-  k.place[static_cast<std::size_t>(k.partial.back())] = place;
+  std::int32_t& place = k.place[std::size_t(chunk)];
+  k.partial[std::size_t(place)] = k.partial.back();
+  k.place[std::size_t(k.partial.back())] = place;
   k.partial.pop_back();
   place = -1;
 }
 
 Slab PagePool::take_in(Kind& k, int chunk) {
   Slab slab = chunk * k.per_chunk;
-  while (k.refs[static_cast<std::size_t>(slab)] != 0) ++slab;
-  k.refs[static_cast<std::size_t>(slab)] = 1;
+  while (k.refs[std::size_t(slab)] != 0) ++slab;
+  k.refs[std::size_t(slab)] = 1;
   ++k.in_use;
   --k.holes;
-  if (++used_[static_cast<std::size_t>(chunk)] == k.per_chunk) unlist(k, chunk);
+  if (++used_[std::size_t(chunk)] == k.per_chunk) unlist(k, chunk);
   return slab;
 }
 
@@ -63,12 +63,12 @@ Slab PagePool::take(SlabKind kind) {
 
 void PagePool::drop(SlabKind kind, Slab slab) {
   Kind& k = of(kind);
-  if (--k.refs[static_cast<std::size_t>(slab)] > 0) return;
+  if (--k.refs[std::size_t(slab)] > 0) return;
   const int chunk = slab / k.per_chunk;
   --k.in_use;
   ++k.holes;
-  if (k.place[static_cast<std::size_t>(chunk)] < 0) list(k, chunk);
-  if (--used_[static_cast<std::size_t>(chunk)] > 0) return;
+  if (k.place[std::size_t(chunk)] < 0) list(k, chunk);
+  if (--used_[std::size_t(chunk)] > 0) return;
   unlist(k, chunk);
   k.holes -= k.per_chunk;
   free_.push_back(chunk);
@@ -76,8 +76,8 @@ void PagePool::drop(SlabKind kind, Slab slab) {
 
 int PagePool::emptiest(SlabKind kind) const {
   const Kind& k = of(kind);
-  return *std::ranges::min_element(
-      k.partial, {}, [&](int chunk) { return used_[static_cast<std::size_t>(chunk)]; });
+  return *std::ranges::min_element(k.partial, {},
+                                   [&](int chunk) { return used_[std::size_t(chunk)]; });
 }
 
 Slab PagePool::move_elsewhere(SlabKind kind, Slab from) {
@@ -85,8 +85,8 @@ Slab PagePool::move_elsewhere(SlabKind kind, Slab from) {
   const int chunk = from / k.per_chunk;
   const int target = k.partial.back() != chunk ? k.partial.back() : k.partial.front();
   const Slab to = take_in(k, target);
-  std::int32_t& refs = k.refs[static_cast<std::size_t>(from)];
-  k.refs[static_cast<std::size_t>(to)] = refs;
+  std::int32_t& refs = k.refs[std::size_t(from)];
+  k.refs[std::size_t(to)] = refs;
   refs = 1;
   drop(kind, from);
   return to;
@@ -96,15 +96,15 @@ const char* PagePool::validate(const std::array<std::vector<int>, 2>& holders) c
   std::vector<int> users(static_cast<std::size_t>(n_chunks_), 0);
   std::vector<int> kind_of(static_cast<std::size_t>(n_chunks_), -1);
   for (int kind = 0; kind < 2; ++kind) {
-    const Kind& k = kinds_[static_cast<std::size_t>(kind)];
+    const Kind& k = kinds_[std::size_t(kind)];
     std::int64_t in_use = 0;
     for (std::size_t slab = 0; slab < k.refs.size(); ++slab) {
-      if (k.refs[slab] != holders[static_cast<std::size_t>(kind)][slab])
+      if (k.refs[slab] != holders[std::size_t(kind)][slab])
         return kind == 0 ? "a hot slab's references are miscounted"
                          : "a sealed slab's references are miscounted";
       if (k.refs[slab] == 0) continue;
       ++in_use;
-      const std::size_t chunk = slab / static_cast<std::size_t>(k.per_chunk);
+      const std::size_t chunk = slab / std::size_t(k.per_chunk);
       ++users[chunk];
       if (kind_of[chunk] >= 0 && kind_of[chunk] != kind) return "a chunk holds slabs of both kinds";
       kind_of[chunk] = kind;
@@ -112,8 +112,8 @@ const char* PagePool::validate(const std::array<std::vector<int>, 2>& holders) c
     if (in_use != k.in_use) return "slabs in use are miscounted";
     std::int64_t holes = 0;
     for (const int chunk : k.partial) {
-      holes += k.per_chunk - used_[static_cast<std::size_t>(chunk)];
-      if (users[static_cast<std::size_t>(chunk)] == 0) return "a listed chunk is empty";
+      holes += k.per_chunk - used_[std::size_t(chunk)];
+      if (users[std::size_t(chunk)] == 0) return "a listed chunk is empty";
     }
     if (holes != k.holes) return "holes are miscounted";
   }
@@ -123,7 +123,7 @@ const char* PagePool::validate(const std::array<std::vector<int>, 2>& holders) c
     used_chunks += users[chunk] > 0;
   }
   for (const int chunk : free_) {
-    if (users[static_cast<std::size_t>(chunk)] != 0) return "a free chunk is in use";
+    if (users[std::size_t(chunk)] != 0) return "a free chunk is in use";
   }
   return free_.size() + used_chunks == users.size() ? nullptr : "a chunk is lost";
 }

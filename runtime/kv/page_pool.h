@@ -17,6 +17,7 @@ namespace foretoken {
 enum class SlabKind : std::uint8_t { kHot, kSealed };
 using Slab = std::int32_t;  // of its kind: chunk * slabs per chunk + index inside it
 inline constexpr Slab kNoSlab = -1;
+inline constexpr std::array kSlabKinds = {SlabKind::kHot, SlabKind::kSealed};
 
 class PagePool {
  public:
@@ -29,12 +30,12 @@ class PagePool {
   // slab (by a tenth at most) where one more sealed slab fits then.
   static std::size_t chunk_bytes(std::size_t hot_bytes, std::size_t sealed_bytes);
 
-  std::size_t bytes() const { return chunk_bytes_ * static_cast<std::size_t>(n_chunks_); }
+  std::size_t bytes() const { return chunk_bytes_ * std::size_t(n_chunks_); }
   // Where its bytes are; null: nowhere, so that there are no slabs. Before the first take().
   void place(std::byte* base) { base_ = base; }
   bool ok() const { return base_ != nullptr; }
   int n_chunks() const { return n_chunks_; }
-  int n_free() const { return static_cast<int>(free_.size()); }
+  int n_free() const { return int(free_.size()); }
   std::size_t chunk_bytes() const { return chunk_bytes_; }
   int per_chunk(SlabKind kind) const { return of(kind).per_chunk; }
   int n_slabs(SlabKind kind) const { return n_chunks_ * of(kind).per_chunk; }
@@ -42,8 +43,8 @@ class PagePool {
   int chunk_of(SlabKind kind, Slab slab) const { return slab / of(kind).per_chunk; }
   std::byte* at(SlabKind kind, Slab slab) const {
     const Kind& k = of(kind);
-    return base_ + static_cast<std::size_t>(slab / k.per_chunk) * chunk_bytes_ +
-           static_cast<std::size_t>(slab % k.per_chunk) * k.bytes;
+    return base_ + std::size_t(slab / k.per_chunk) * chunk_bytes_ +
+           std::size_t(slab % k.per_chunk) * k.bytes;
   }
 
   // So many more slabs can be taken now.
@@ -51,15 +52,15 @@ class PagePool {
     return chunks_for(SlabKind::kHot, hot) + chunks_for(SlabKind::kSealed, sealed) <= n_free();
   }
   Slab take(SlabKind kind);  // one reference; fits() must have said so
-  void share(SlabKind kind, Slab slab) { ++of(kind).refs[static_cast<std::size_t>(slab)]; }
+  void share(SlabKind kind, Slab slab) { ++of(kind).refs[std::size_t(slab)]; }
   void drop(SlabKind kind, Slab slab);  // the last reference frees it
-  int refs(SlabKind kind, Slab slab) const { return of(kind).refs[static_cast<std::size_t>(slab)]; }
+  int refs(SlabKind kind, Slab slab) const { return of(kind).refs[std::size_t(slab)]; }
 
   // Frees one chunk by moving its slabs into the holes of others of its kind; moved(kind, from, to)
   // is called for each and copies the bytes. False: no kind has that many holes.
   template <class Moved>
   bool compact(Moved&& moved) {
-    for (const SlabKind kind : {SlabKind::kHot, SlabKind::kSealed}) {
+    for (const SlabKind kind : kSlabKinds) {
       const Kind& k = of(kind);
       if (k.holes < k.per_chunk) continue;
       const int chunk = emptiest(kind);
@@ -85,12 +86,12 @@ class PagePool {
     std::vector<std::int32_t> place;     // [n_chunks] index in partial, -1: not there
     std::int64_t in_use = 0, holes = 0;  // holes: free slabs in chunks of this kind
   };
-  Kind& of(SlabKind kind) { return kinds_[static_cast<std::size_t>(kind)]; }
-  const Kind& of(SlabKind kind) const { return kinds_[static_cast<std::size_t>(kind)]; }
+  Kind& of(SlabKind kind) { return kinds_[std::size_t(kind)]; }
+  const Kind& of(SlabKind kind) const { return kinds_[std::size_t(kind)]; }
   int chunks_for(SlabKind kind, int n) const {
     const Kind& k = of(kind);
     const std::int64_t more = n - k.holes;
-    return more <= 0 ? 0 : static_cast<int>((more + k.per_chunk - 1) / k.per_chunk);
+    return more <= 0 ? 0 : int((more + k.per_chunk - 1) / k.per_chunk);
   }
   void list(Kind& k, int chunk);
   void unlist(Kind& k, int chunk);

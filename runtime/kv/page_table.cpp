@@ -41,20 +41,20 @@ PageTable::PageTable(const KvLayout& layout, const KvOptions& options, KvPages& 
       index_(pool_, {.sink_pages = sink_pages_,
                      .window_pages = window_pages_,
                      .seals = seals_,
-                     .tail_slabs = static_cast<int>(options.tail_bytes / pool_.chunk_bytes())}),
-      sequences_(static_cast<std::size_t>(layout.max_sequences)) {
+                     .tail_slabs = int(options.tail_bytes / pool_.chunk_bytes())}),
+      sequences_(std::size_t(layout.max_sequences)) {
   pool_.place(pages.base(pool_.bytes()));
   for (std::size_t i = 0; i < sequences_.size(); ++i) {
     Sequence& s = sequences_[i];
-    s.handle = static_cast<KvSequence>(i);
-    s.pages.assign(static_cast<std::size_t>(layout.max_pages), {});
-    s.sealed_layers.assign(static_cast<std::size_t>(layout.max_pages), 0);
+    s.handle = KvSequence(i);
+    s.pages.assign(std::size_t(layout.max_pages), {});
+    s.sealed_layers.assign(std::size_t(layout.max_pages), 0);
   }
-  to_seal_.reserve(sequences_.size() * static_cast<std::size_t>(layout.max_pages));
+  to_seal_.reserve(sequences_.size() * std::size_t(layout.max_pages));
 }
 
 std::optional<KvSequence> PageTable::open() {
-  for (int i = 0; i < static_cast<int>(sequences_.size()); ++i) {
+  for (int i = 0; i < int(sequences_.size()); ++i) {
     if (sequences_[i].open) continue;
     sequences_[i].open = true;
     return i;
@@ -77,8 +77,8 @@ void PageTable::close(KvSequence handle) {
 
 void PageTable::close_and_keep(KvSequence handle, const PageChain& chain) {
   Sequence& s = sequence(handle);
-  const auto border = static_cast<int>(std::min<std::int64_t>(
-      s.committed / kPageTokens, static_cast<std::int64_t>(chain.pages().size())));
+  const auto border =
+      int(std::min<std::int64_t>(s.committed / kPageTokens, std::int64_t(chain.pages().size())));
   std::array<PrefixIndex::Tail, std::tuple_size_v<decltype(s.tails)> + 1> tails;
   std::size_t n_tails = 0;
   for (int i = 0; i < s.n_tails; ++i) {
@@ -87,9 +87,9 @@ void PageTable::close_and_keep(KvSequence handle, const PageChain& chain) {
   if (border == s.committed / kPageTokens) tails[n_tails++] = {tail_start(s, border), border};
   // What is not sealed in all layers is no content.
   for (int p = first_unsealed(s); p < s.n_pages; ++p) drop(s, SlabKind::kSealed, p);
-  index_.add(chain.pages().first(static_cast<std::size_t>(border)),
-             std::span(s.pages).first(static_cast<std::size_t>(border)),
-             std::span(tails).first(n_tails), chain.owner());
+  index_.add(chain.pages().first(std::size_t(border)),
+             std::span(s.pages).first(std::size_t(border)), std::span(tails).first(n_tails),
+             chain.owner());
   close(handle);
 }
 
@@ -97,16 +97,16 @@ std::int64_t PageTable::resume(KvSequence handle, const PageChain& chain, std::i
                                std::int64_t limit) {
   Sequence& s = sequence(handle);
   check(s.n_pages == 0 && s.committed == 0, "only a fresh sequence resumes", s.n_pages);
-  const auto pages_of = [](std::int64_t tokens) { return static_cast<int>(tokens / kPageTokens); };
+  const auto pages_of = [](std::int64_t tokens) { return int(tokens / kPageTokens); };
   const auto path = index_.match(chain.pages().first(
-      std::min(chain.pages().size(), static_cast<std::size_t>(std::max(0, pages_of(limit))))));
-  const int border = index_.resumable(path, static_cast<int>(path.size()));
-  const auto taken = path.first(static_cast<std::size_t>(border));
+      std::min(chain.pages().size(), std::size_t(std::max(0, pages_of(limit))))));
+  const int border = index_.resumable(path, int(path.size()));
+  const auto taken = path.first(std::size_t(border));
   s.n_pages = border;
-  s.committed = s.stored = static_cast<std::int64_t>(border) * kPageTokens;
+  s.committed = s.stored = std::int64_t(border) * kPageTokens;
   s.first_hot = index_.first_hot(path, border);
   for (int p = 0; p < border; ++p) {
-    const PrefixIndex::Page page = index_.page(taken[static_cast<std::size_t>(p)]);
+    const PrefixIndex::Page page = index_.page(taken[std::size_t(p)]);
     if (p < sink_pages_ || p >= s.first_hot) {
       if (page.hot != kNoSlab) share(s, SlabKind::kHot, p, page.hot);
     }
@@ -120,7 +120,7 @@ std::int64_t PageTable::resume(KvSequence handle, const PageChain& chain, std::i
   index_.used(taken);
   // The prompt's last border, and the end of what was known where that is further than its tails.
   if (seals_ && options_.tail_bytes > 0) {
-    for (const int wanted : {pages_of(std::min(n_prompt, limit)), static_cast<int>(path.size())}) {
+    for (const int wanted : {pages_of(std::min(n_prompt, limit)), int(path.size())}) {
       const bool twice = s.n_tails > 0 && s.tails[0].border == wanted;
       if (wanted > border && !twice) s.tails[s.n_tails++] = {.border = wanted};
     }
@@ -137,7 +137,7 @@ void PageTable::forget(std::uint64_t owner) {
 bool PageTable::reserve(KvSequence handle, std::int64_t length) {
   Sequence& s = sequence(handle);
   if (length > options_.max_model_len) return false;
-  const int pages = static_cast<int>((length + kPageTokens - 1) / kPageTokens);
+  const int pages = int((length + kPageTokens - 1) / kPageTokens);
   if (pages <= s.n_pages) return true;
   // Pages that a row below `length` reads sealed get their sealed slab now: sealing never
   // allocates.
@@ -159,8 +159,8 @@ bool PageTable::reserve(KvSequence handle, std::int64_t length) {
 void PageTable::commit(KvSequence handle, std::int64_t length) {
   Sequence& s = sequence(handle);
   check(length >= s.committed, "commit goes back", length, s.committed);
-  check(length <= static_cast<std::int64_t>(s.n_pages) * kPageTokens,
-        "commit past what is reserved", length, s.n_pages);
+  check(length <= std::int64_t(s.n_pages) * kPageTokens, "commit past what is reserved", length,
+        s.n_pages);
   s.committed = length;
   if (!seals_) return;
   // Before anything is released: every page that the last rows read is still here in 16 bits.
@@ -185,13 +185,13 @@ void PageTable::keep_path(KvSequence handle, std::int64_t first_position,
   Sequence& s = sequence(handle);
   // Ascending, to a slot at or before a row's own: nothing that is still to move is overwritten.
   for (std::size_t i = 0; i < path.size(); ++i) {
-    const std::int64_t to = first_position + static_cast<std::int64_t>(i);
+    const std::int64_t to = first_position + std::int64_t(i);
     const std::int64_t from = first_position + path[i];
     check(from >= to && from < s.stored, "a path's row was not of the last pass", from, s.stored);
     check(from == to || to > s.committed, "a committed token would be overwritten", to);
     if (from != to) pages_.copy_position(handle, from, to);
   }
-  s.stored = first_position + static_cast<std::int64_t>(path.size());
+  s.stored = first_position + std::int64_t(path.size());
 }
 
 void PageTable::storing(int layer, std::span<const KvRows> rows) {
@@ -232,7 +232,7 @@ std::span<const KvPages::Page> PageTable::sealing(int layer, std::span<const KvR
       if (layer + 1 == n_layers_) ++stats_.sealed_pages_total;
       check(pool_.refs(SlabKind::kSealed, s.pages[p].sealed) == 1,
             "a shared page would be sealed again", p);
-      to_seal_.push_back({r.sequence, static_cast<int>(p)});
+      to_seal_.push_back({r.sequence, int(p)});
     }
     if (layer == 0) count_sealed_reads(r);
   }
@@ -257,11 +257,11 @@ KvStats PageTable::stats() const {
   stats.pool_bytes = pool_.chunk_bytes() * pool_.n_chunks();
   // A chunk is used if a sequence holds any of its slabs; what only the index holds is there for
   // whoever needs it.
-  std::vector<bool> used(static_cast<std::size_t>(pool_.n_chunks()), false);
+  std::vector<bool> used(std::size_t(pool_.n_chunks()), false);
   std::int64_t n_used = 0;
   const auto mark = [&](SlabKind kind, Slab slab) {
     if (slab == kNoSlab) return;
-    const auto chunk = static_cast<std::size_t>(pool_.chunk_of(kind, slab));
+    const auto chunk = std::size_t(pool_.chunk_of(kind, slab));
     n_used += !used[chunk];
     used[chunk] = true;
   };
@@ -271,9 +271,7 @@ KvStats PageTable::stats() const {
       mark(SlabKind::kSealed, s.pages[p].sealed);
     }
   }
-  const auto bytes = [&](std::int64_t chunks) {
-    return pool_.chunk_bytes() * static_cast<std::size_t>(chunks);
-  };
+  const auto bytes = [&](std::int64_t chunks) { return pool_.chunk_bytes() * std::size_t(chunks); };
   stats.used_bytes = bytes(n_used);
   stats.cached_bytes = bytes(pool_.n_chunks() - pool_.n_free() - n_used);
   stats.hot_pages = pool_.in_use(SlabKind::kHot);
@@ -283,10 +281,8 @@ KvStats PageTable::stats() const {
   stats.tail_bytes = bytes(index_.tail_slabs());
   stats.evicted_pages_total = index_.evicted_pages();
   stats.evicted_tails_total = index_.evicted_tails();
-  stats.bytes_per_token_bf16 =
-      static_cast<double>(layout_.slab_bytes(SlabKind::kHot)) / kPageTokens;
-  stats.bytes_per_token_sealed =
-      static_cast<double>(layout_.slab_bytes(SlabKind::kSealed)) / kPageTokens;
+  stats.bytes_per_token_bf16 = double(layout_.slab_bytes(SlabKind::kHot)) / kPageTokens;
+  stats.bytes_per_token_sealed = double(layout_.slab_bytes(SlabKind::kSealed)) / kPageTokens;
   return stats;
 }
 
@@ -294,8 +290,7 @@ KvStats PageTable::stats() const {
 // copies that its place requires. Empty if it holds.
 std::string PageTable::validate() const {
   std::array<std::vector<int>, 2> holders;
-  for (const SlabKind kind : {SlabKind::kHot, SlabKind::kSealed})
-    holders[static_cast<std::size_t>(kind)].assign(pool_.n_slabs(kind), 0);
+  for (const SlabKind kind : kSlabKinds) holders[std::size_t(kind)].assign(pool_.n_slabs(kind), 0);
   for (std::size_t i = 0; i < sequences_.size(); ++i) {
     const Sequence& s = sequences_[i];
     if (!s.open && s.n_pages != 0) return fmt::format("closed sequence {} holds pages", i);
@@ -311,12 +306,10 @@ std::string PageTable::validate() const {
           p < s.n_pages && (p < sink_pages_ || p >= s.first_hot || in_kept_tail(s, p));
       if (hot != wants_hot)
         return fmt::format("sequence {} page {}: hot copy {}, wanted {}", i, p, hot, wants_hot);
-      if (p < s.n_pages && !hot && s.sealed_layers[p] != n_layers_) {
+      if (p < s.n_pages && !hot && s.sealed_layers[p] != n_layers_)
         return fmt::format("sequence {} page {}: neither hot nor sealed", i, p);
-      }
-      if (s.sealed_layers[p] > 0 && p >= s.n_pages) {
+      if (s.sealed_layers[p] > 0 && p >= s.n_pages)
         return fmt::format("sequence {} page {}: sealed past its end", i, p);
-      }
     }
   }
   if (std::string error = index_.validate(holders); !error.empty()) return error;
@@ -325,7 +318,7 @@ std::string PageTable::validate() const {
 }
 
 PageTable::Sequence& PageTable::sequence(KvSequence handle) {
-  check(handle >= 0 && handle < static_cast<int>(sequences_.size()) && sequences_[handle].open,
+  check(handle >= 0 && handle < int(sequences_.size()) && sequences_[handle].open,
         "not an open sequence", handle);
   return sequences_[handle];
 }
@@ -334,7 +327,7 @@ std::byte* PageTable::address(SlabKind kind, Slab slab) const {
   return slab == kNoSlab ? nullptr : pool_.at(kind, slab);
 }
 void PageTable::hold(Sequence& s, SlabKind kind, int page, Slab slab) {
-  (kind == SlabKind::kHot ? s.pages[page].hot : s.pages[page].sealed) = slab;
+  s.pages[page].of(kind) = slab;
   pages_.set_page(s.handle, page, kind, address(kind, slab));
 }
 void PageTable::share(Sequence& s, SlabKind kind, int page, Slab slab) {
@@ -342,7 +335,7 @@ void PageTable::share(Sequence& s, SlabKind kind, int page, Slab slab) {
   hold(s, kind, page, slab);
 }
 void PageTable::drop(Sequence& s, SlabKind kind, int page) {
-  const Slab slab = kind == SlabKind::kHot ? s.pages[page].hot : s.pages[page].sealed;
+  const Slab slab = s.pages[page].of(kind);
   if (slab == kNoSlab) return;
   pool_.drop(kind, slab);
   hold(s, kind, page, kNoSlab);
@@ -361,8 +354,7 @@ bool PageTable::gather() {
     pages_.copy_slab(pool_.at(kind, from), pool_.at(kind, to), layout_.slab_bytes(kind));
     for (Sequence& s : sequences_) {
       for (int p = 0; p < s.n_pages; ++p) {
-        if ((kind == SlabKind::kHot ? s.pages[p].hot : s.pages[p].sealed) == from)
-          hold(s, kind, p, to);
+        if (s.pages[p].of(kind) == from) hold(s, kind, p, to);
       }
     }
     index_.moved(kind, from, to);
@@ -397,9 +389,8 @@ bool PageTable::in_kept_tail(const Sequence& s, int page) {
 
 void PageTable::count_sealed_reads(const KvRows& r) {
   const std::int64_t last = r.last_position() / kPageTokens;
-  for (std::int64_t page = r.first_position / kPageTokens; page <= last; ++page) {
+  for (std::int64_t page = r.first_position / kPageTokens; page <= last; ++page)
     stats_.sealed_page_reads_total += std::max<std::int64_t>(0, page - window_pages_ - sink_pages_);
-  }
 }
 
 void PageTable::debug_validate() const {

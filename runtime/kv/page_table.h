@@ -123,9 +123,7 @@ class PageTable {
   };
 
   Sequence& sequence(KvSequence handle);
-  const Sequence& at(KvSequence handle) const {
-    return sequences_[static_cast<std::size_t>(handle)];
-  }
+  const Sequence& at(KvSequence handle) const { return sequences_[std::size_t(handle)]; }
   std::byte* address(SlabKind kind, Slab slab) const;
   void hold(Sequence& s, SlabKind kind, int page, Slab slab);
   void share(Sequence& s, SlabKind kind, int page, Slab slab);

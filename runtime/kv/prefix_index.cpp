@@ -12,7 +12,7 @@ namespace foretoken {
 PrefixIndex::PrefixIndex(PagePool& pool, const PrefixIndexOptions& options)
     : pool_(pool), options_(options) {
   // Every node holds a slab of its own.
-  const auto n = static_cast<std::size_t>(
+  const auto n = std::size_t(
       options.seals ? std::max(pool.n_slabs(SlabKind::kHot), pool.n_slabs(SlabKind::kSealed))
                     : pool.n_slabs(SlabKind::kHot));
   nodes_.reserve(n);  // touched as it fills
@@ -24,7 +24,7 @@ PrefixIndex::PrefixIndex(PagePool& pool, const PrefixIndexOptions& options)
 PrefixIndex::NodeId& PrefixIndex::bucket_of(const PageHash& hash) {
   std::uint64_t key;
   std::memcpy(&key, hash.data(), sizeof key);
-  return buckets_[static_cast<std::size_t>(key) & (buckets_.size() - 1)];
+  return buckets_[std::size_t(key) & (buckets_.size() - 1)];
 }
 
 PrefixIndex::NodeId PrefixIndex::find(const PageHash& hash) const {
@@ -47,16 +47,16 @@ int PrefixIndex::first_hot(std::span<const NodeId> path, int border) const {
   if (!options_.seals) return 0;
   int first = std::max(options_.sink_pages, border - options_.window_pages);
   while (first > options_.sink_pages && first <= border &&
-         at(path[static_cast<std::size_t>(first - 1)]).page.sealed == kNoSlab)
+         at(path[std::size_t(first - 1)]).page.sealed == kNoSlab)
     --first;
   return first;
 }
 
 int PrefixIndex::resumable(std::span<const NodeId> path, int limit) const {
-  for (int border = std::min(limit, static_cast<int>(path.size())); border > 0; --border) {
+  for (int border = std::min(limit, int(path.size())); border > 0; --border) {
     bool held = true;
     for (int p = first_hot(path, border); p < border && held; ++p)
-      held = at(path[static_cast<std::size_t>(p)]).page.hot != kNoSlab;
+      held = at(path[std::size_t(p)]).page.hot != kNoSlab;
     if (held) return border;
   }
   return 0;
@@ -69,13 +69,17 @@ void PrefixIndex::unlink(NodeId id) {
   node.before = node.after = -1;
 }
 
-void PrefixIndex::to_front(NodeId id) {
-  if (newest_ == id) return;
-  unlink(id);
+void PrefixIndex::link(NodeId id) {
   at(id).after = newest_;
   if (newest_ >= 0) at(newest_).before = id;
   newest_ = id;
   if (oldest_ < 0) oldest_ = id;
+}
+
+void PrefixIndex::to_front(NodeId id) {
+  if (newest_ == id) return;
+  unlink(id);
+  link(id);
 }
 
 void PrefixIndex::used(std::span<const NodeId> path) {
@@ -90,7 +94,7 @@ PrefixIndex::NodeId PrefixIndex::make(const PageHash& hash, NodeId parent, int d
   if (id >= 0) {
     free_ = at(id).next_in_bucket;
   } else {
-    id = static_cast<NodeId>(nodes_.size());
+    id = NodeId(nodes_.size());
     nodes_.emplace_back();
   }
   Node& node = at(id);
@@ -103,10 +107,7 @@ PrefixIndex::NodeId PrefixIndex::make(const PageHash& hash, NodeId parent, int d
   NodeId& bucket = bucket_of(hash);
   node.next_in_bucket = bucket;
   bucket = id;
-  node.after = newest_;
-  if (newest_ >= 0) at(newest_).before = id;
-  newest_ = id;
-  if (oldest_ < 0) oldest_ = id;
+  link(id);
   if (parent >= 0) ++at(parent).children;
   ++n_nodes_;
   return id;
@@ -118,22 +119,17 @@ void PrefixIndex::add(std::span<const PageHash> pages, std::span<const Page> seq
   NodeId parent = -1;
   const std::size_t n = std::min(pages.size(), sequence.size());
   for (std::size_t p = 0; p < n; ++p) {
-    const int depth = static_cast<int>(p);
-    const bool content =
-        content_is_hot(depth) ? sequence[p].hot != kNoSlab : sequence[p].sealed != kNoSlab;
+    const int depth = int(p);
+    const SlabKind kind = content_of(depth);
+    const Slab content = sequence[p].of(kind);
     NodeId id = find(pages[p]);
     const bool covered = std::ranges::any_of(
         tails, [&](const Tail& t) { return t.first <= depth && depth < t.border; });
-    if (!content && !covered && (id < 0 || holds_nothing(at(id)))) break;
+    if (content == kNoSlab && !covered && (id < 0 || holds_nothing(at(id)))) break;
     if (id < 0) id = make(pages[p], parent, depth, owner);
-    Page& page = at(id).page;
-    if (content && content_is_hot(depth) && page.hot == kNoSlab) {
-      pool_.share(SlabKind::kHot, sequence[p].hot);
-      page.hot = sequence[p].hot;
-    }
-    if (content && !content_is_hot(depth) && page.sealed == kNoSlab) {
-      pool_.share(SlabKind::kSealed, sequence[p].sealed);
-      page.sealed = sequence[p].sealed;
+    if (Slab& held = at(id).page.of(kind); content != kNoSlab && held == kNoSlab) {
+      pool_.share(kind, content);
+      held = content;
     }
     path_.push_back(id);
     parent = id;
@@ -153,22 +149,22 @@ void PrefixIndex::evict_tail() {
 
 void PrefixIndex::keep_tail(std::span<const NodeId> path, std::span<const Page> sequence,
                             Tail tail) {
-  if (!options_.seals || tail.border <= 0 || tail.border > static_cast<int>(path.size())) return;
-  const NodeId end = path[static_cast<std::size_t>(tail.border - 1)];
+  if (!options_.seals || tail.border <= 0 || tail.border > int(path.size())) return;
+  const NodeId end = path[std::size_t(tail.border - 1)];
   at(end).tail_used = ++clock_;
   if (at(end).tail_first >= 0) return;  // the same values
   for (int p = tail.first; p < tail.border; ++p) {
-    Node& node = at(path[static_cast<std::size_t>(p)]);
+    Node& node = at(path[std::size_t(p)]);
     ++node.covering;
     if (node.page.hot != kNoSlab) continue;
-    const Slab hot = sequence[static_cast<std::size_t>(p)].hot;
+    const Slab hot = sequence[std::size_t(p)].hot;
     assert(hot != kNoSlab);
     pool_.share(SlabKind::kHot, hot);
     node.page.hot = hot;
     ++tail_slabs_;
   }
   at(end).tail_first = tail.first;
-  at(end).tail_place = static_cast<std::int32_t>(tails_.size());
+  at(end).tail_place = std::int32_t(tails_.size());
   tails_.push_back(end);
 }
 
@@ -177,7 +173,7 @@ void PrefixIndex::drop_tail(NodeId id) {
   if (first < 0) return;
   at(id).tail_first = -1;
   at(tails_.back()).tail_place = at(id).tail_place;
-  tails_[static_cast<std::size_t>(at(id).tail_place)] = tails_.back();
+  tails_[std::size_t(at(id).tail_place)] = tails_.back();
   tails_.pop_back();
   at(id).tail_place = -1;
   for (NodeId n = id; n >= 0 && at(n).depth >= first; n = at(n).parent) {
@@ -193,8 +189,8 @@ void PrefixIndex::remove(NodeId leaf) {
   drop_tail(leaf);
   Node& node = at(leaf);
   assert(node.children == 0 && node.covering == 0);
-  if (node.page.hot != kNoSlab) pool_.drop(SlabKind::kHot, node.page.hot);
-  if (node.page.sealed != kNoSlab) pool_.drop(SlabKind::kSealed, node.page.sealed);
+  for (const SlabKind kind : kSlabKinds)
+    if (const Slab slab = node.page.of(kind); slab != kNoSlab) pool_.drop(kind, slab);
   NodeId* link = &bucket_of(node.hash);
   while (*link != leaf) link = &at(*link).next_in_bucket;
   *link = node.next_in_bucket;
@@ -214,8 +210,10 @@ void PrefixIndex::remove_hollow(NodeId leaf) {
 
 // By somebody besides the index itself.
 bool PrefixIndex::in_use(const Node& node) const {
-  return (node.page.hot != kNoSlab && pool_.refs(SlabKind::kHot, node.page.hot) > 1) ||
-         (node.page.sealed != kNoSlab && pool_.refs(SlabKind::kSealed, node.page.sealed) > 1);
+  return std::ranges::any_of(kSlabKinds, [&](SlabKind kind) {
+    const Slab slab = node.page.of(kind);
+    return slab != kNoSlab && pool_.refs(kind, slab) > 1;
+  });
 }
 
 bool PrefixIndex::evict() {
@@ -237,9 +235,9 @@ void PrefixIndex::forget(std::uint64_t owner) {
   // Deepest first, so that everything that follows on a forgotten page goes before it.
   std::vector<NodeId> doomed;
   for (std::size_t i = 0; i < nodes_.size(); ++i) {
-    for (NodeId n = static_cast<NodeId>(i); n >= 0 && nodes_[i].alive; n = at(n).parent) {
+    for (NodeId n = NodeId(i); n >= 0 && nodes_[i].alive; n = at(n).parent) {
       if (at(n).owner != owner) continue;
-      doomed.push_back(static_cast<NodeId>(i));
+      doomed.push_back(NodeId(i));
       break;
     }
   }
@@ -249,19 +247,9 @@ void PrefixIndex::forget(std::uint64_t owner) {
   }
 }
 
-void PrefixIndex::clear() {
-  while (oldest_ >= 0) {
-    NodeId id = oldest_;
-    while (at(id).children > 0) id = at(id).before;
-    remove(id);
-  }
-}
-
 void PrefixIndex::moved(SlabKind kind, Slab from, Slab to) {
   for (Node& node : nodes_) {
-    if (!node.alive) continue;
-    Slab& slab = kind == SlabKind::kHot ? node.page.hot : node.page.sealed;
-    if (slab == from) slab = to;
+    if (Slab& slab = node.page.of(kind); node.alive && slab == from) slab = to;
   }
 }
 
@@ -273,21 +261,20 @@ std::string PrefixIndex::validate(std::array<std::vector<int>, 2>& holders) cons
     if (!node.alive) continue;
     ++alive;
     if (node.parent >= 0) {
-      ++children[static_cast<std::size_t>(node.parent)];
+      ++children[std::size_t(node.parent)];
       if (!at(node.parent).alive || at(node.parent).depth + 1 != node.depth)
         return fmt::format("node {} hangs in the air", i);
     }
-    if (find(node.hash) != static_cast<NodeId>(i)) return fmt::format("node {} is not found", i);
-    if (node.page.hot != kNoSlab) ++holders[0][static_cast<std::size_t>(node.page.hot)];
-    if (node.page.sealed != kNoSlab) ++holders[1][static_cast<std::size_t>(node.page.sealed)];
+    if (find(node.hash) != NodeId(i)) return fmt::format("node {} is not found", i);
+    if (node.page.hot != kNoSlab) ++holders[0][std::size_t(node.page.hot)];
+    if (node.page.sealed != kNoSlab) ++holders[1][std::size_t(node.page.sealed)];
     tail_slabs += node.page.hot != kNoSlab && !content_is_hot(node.depth);
     if (node.tail_first < 0) continue;
     ++tails;
-    if (tails_[static_cast<std::size_t>(node.tail_place)] != static_cast<NodeId>(i))
+    if (tails_[std::size_t(node.tail_place)] != NodeId(i))
       return fmt::format("the tail at node {} is not listed", i);
-    for (NodeId n = static_cast<NodeId>(i); n >= 0 && at(n).depth >= node.tail_first;
-         n = at(n).parent) {
-      ++covering[static_cast<std::size_t>(n)];
+    for (NodeId n = NodeId(i); n >= 0 && at(n).depth >= node.tail_first; n = at(n).parent) {
+      ++covering[std::size_t(n)];
       if (at(n).page.hot == kNoSlab) return fmt::format("the tail at node {} has a hole", i);
     }
   }

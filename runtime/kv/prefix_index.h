@@ -1,14 +1,14 @@
-// What a KV cache keeps of sequences that have ended: a forest of pages by content (page_hash.h),
-// each page a node under the one before it. A node holds references on the page's slabs in the
-// pool: its content (the sealed slab; the hot one of sink pages and in a mode that seals nothing),
-// and, while a tail covers it, the hot slab too. A *tail* at a border is the 16-bit copies of the
-// `window` pages before it: what rows after the border read, and what cannot be recomputed from
-// sealed pages. A sequence resumes only at a border whose tail is held. Tails have a budget of
-// their own (hot slabs that only tails want) and go least recently used first; nodes go least
-// recently used leaf first. Engine thread; nothing allocates after construction, forget() aside.
-// Invariants: a node was used no earlier than its children, so the end of the list is a leaf unless
-// somebody uses its pages; on a path, what is sealed comes before what is not; a leaf has content
-// or a tail.
+// What a KV cache keeps of sequences that have ended, so that a prompt with a known beginning need
+// not be computed again: a forest of pages by content (page_hash.h), each a node under the page
+// before it. Example: after "manual + question A", a request "manual + question B" finds the
+// manual's pages. A node holds its page's slab: the sealed one (few bits), or the 16-bit hot one of
+// sink pages and where nothing seals. But rows after a page border read the last `window` pages
+// before it in 16 bits, and sealed pages do not give those back. So a sequence resumes only at a
+// border whose *tail*, the hot slabs of those pages, is held too (it *covers* them). Tails have a
+// budget of slabs: the one used longest ago goes first; of the nodes, the leaf used longest ago.
+// Engine thread; nothing allocates after construction, forget() aside. Invariants: a node was used
+// no earlier than its children; on a path, sealed pages come before unsealed ones; a leaf has
+// content or a tail.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +34,8 @@ class PrefixIndex {
   using NodeId = std::int32_t;
   struct Page {  // of a node or of a sequence: kNoSlab where there is none
     Slab hot = kNoSlab, sealed = kNoSlab;
+    Slab& of(SlabKind kind) { return kind == SlabKind::kHot ? hot : sealed; }
+    Slab of(SlabKind kind) const { return kind == SlabKind::kHot ? hot : sealed; }
   };
 
   // The longest known beginning of `pages`, as nodes in order; valid until the next change.
@@ -61,12 +63,11 @@ class PrefixIndex {
   // left.
   bool evict();
   void forget(std::uint64_t owner);  // that owner's pages and what follows on them
-  void clear();
   // The slab's bytes moved (PagePool::compact).
   void moved(SlabKind kind, Slab from, Slab to);
 
   std::int64_t n_pages() const { return n_nodes_; }
-  std::int64_t n_tails() const { return static_cast<std::int64_t>(tails_.size()); }
+  std::int64_t n_tails() const { return std::int64_t(tails_.size()); }
   std::int64_t tail_slabs() const { return tail_slabs_; }
   std::int64_t evicted_pages() const { return evicted_pages_; }
   std::int64_t evicted_tails() const { return evicted_tails_; }
@@ -90,15 +91,19 @@ class PrefixIndex {
     NodeId next_in_bucket = -1;      // or next free
     bool alive = false;
   };
-  Node& at(NodeId id) { return nodes_[static_cast<std::size_t>(id)]; }
-  const Node& at(NodeId id) const { return nodes_[static_cast<std::size_t>(id)]; }
+  Node& at(NodeId id) { return nodes_[std::size_t(id)]; }
+  const Node& at(NodeId id) const { return nodes_[std::size_t(id)]; }
   NodeId& bucket_of(const PageHash& hash);
   NodeId find(const PageHash& hash) const;
   bool content_is_hot(int depth) const { return !options_.seals || depth < options_.sink_pages; }
+  SlabKind content_of(int depth) const {
+    return content_is_hot(depth) ? SlabKind::kHot : SlabKind::kSealed;
+  }
   bool holds_nothing(const Node& node) const {
     return node.page.hot == kNoSlab && node.page.sealed == kNoSlab;
   }
   bool in_use(const Node& node) const;
+  void link(NodeId id);  // in front
   void to_front(NodeId id);
   void unlink(NodeId id);
   void evict_tail();

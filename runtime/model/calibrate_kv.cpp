@@ -1,13 +1,12 @@
 #include "runtime/model/calibrate_kv.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "foretoken/kernels/elementwise.h"
 #include "foretoken/kernels/kv_page.h"
 #include "foretoken/kernels/sampling.h"
+#include "foretoken/protocol/failure.h"
 #include "runtime/kv/calibrator.h"
 #include "runtime/kv/kv_cache.h"
 #include "runtime/model/model.h"
@@ -23,9 +22,9 @@ constexpr double kMatrixShare = 0.05, kForwardShare = 0.85;
 // Shows a window to the calibrator as if its blocks stood elsewhere: a rotary embedding is a
 // rotation by the position, so rotating q and k once more by an offset moves them there; their
 // products stay as they are.
-class AtOffsets final : public KvCalibrator {
+class AtOffsets final : public KvObserver {
  public:
-  AtOffsets(MomentCalibrator& inner, const ModelConfig& config, kernels::ThreadPool& pool,
+  AtOffsets(KvCalibrator& inner, const ModelConfig& config, kernels::ThreadPool& pool,
             std::function<void(int)> seen)
       : inner_(inner), config_(config), pool_(pool), seen_(std::move(seen)) {}
   // Of the blocks in turn, as many times as there are.
@@ -35,12 +34,11 @@ class AtOffsets final : public KvCalibrator {
     inner_.weigh(layer, n_rows, q, k, v, &pool_);
     const AttentionSpec& a = config_.attention(layer);
     const Rope* rope = config_.rope_of(a);
-    const std::size_t q_width = static_cast<std::size_t>(a.n_heads) * a.head_dim;
-    const std::size_t k_width = static_cast<std::size_t>(a.n_kv_heads) * a.head_dim;
+    const std::size_t q_width = std::size_t(a.n_heads) * a.head_dim;
+    const std::size_t k_width = std::size_t(a.n_kv_heads) * a.head_dim;
     const int n_blocks = (n_rows + kBlockRows - 1) / kBlockRows;
     for (std::size_t i = 0; i < offsets_.size(); ++i) {
-      const int first = static_cast<int>(i) % n_blocks * kBlockRows,
-                n = std::min(kBlockRows, n_rows - first);
+      const int first = int(i) % n_blocks * kBlockRows, n = std::min(kBlockRows, n_rows - first);
       q_.assign(q + first * q_width, q + (first + n) * q_width);
       k_.assign(k + first * k_width, k + (first + n) * k_width);
       if (rope) move(offsets_[i], n, a, *rope);
@@ -48,16 +46,10 @@ class AtOffsets final : public KvCalibrator {
     }
     seen_(layer);
   }
-  void observe_output_matrix(int layer, const float* wo, std::int64_t hidden) override {
-    inner_.observe_output_matrix(layer, wo, hidden);
-  }
-  std::shared_ptr<const KvCalibration> solve(std::function<void(double)> progress) override {
-    return inner_.solve(std::move(progress));
-  }
 
  private:
   void move(std::int64_t offset, int n_rows, const AttentionSpec& a, const Rope& rope) {
-    cos_sin_.resize(static_cast<std::size_t>(rope.dim));
+    cos_sin_.resize(std::size_t(rope.dim));
     rope.rotation(offset, cos_sin_.data());
     const std::size_t q_width = q_.size() / n_rows, k_width = k_.size() / n_rows;
     pool_.ranges(n_rows, 1, [&](std::int64_t begin, std::int64_t end, int) {
@@ -70,7 +62,7 @@ class AtOffsets final : public KvCalibrator {
     });
   }
 
-  MomentCalibrator& inner_;
+  KvCalibrator& inner_;
   const ModelConfig& config_;
   kernels::ThreadPool& pool_;
   std::function<void(int)> seen_;  // a layer
@@ -105,41 +97,34 @@ Result<std::shared_ptr<const KvCalibration>> calibrate_kv(const Model& model,
                                                           std::function<void(double)> progress) {
   constexpr std::size_t kLeastTokens = 256;
   if (tokens.size() < kLeastTokens) {
-    return Error{ErrorCode::kInvalidInput,
-                 fmt::format("KV calibration: the text has {} tokens, wanted at least {}",
-                             tokens.size(), kLeastTokens)};
+    return failure(ErrorCode::kInvalidInput,
+                   "KV calibration: the text has {} tokens, wanted at least {}", tokens.size(),
+                   kLeastTokens);
   }
   const ModelConfig& config = model.config();
   const KvGeometry geometry = model.kv_geometry();
   // Whole pages.
-  const auto window = static_cast<std::size_t>(std::min<std::int64_t>(
-                          {static_cast<std::int64_t>(tokens.size()), options.window_tokens,
-                           options.max_tokens, config.context_length})) /
-                      kernels::kPageTokens * kernels::kPageTokens;
+  const auto window =
+      std::size_t(std::min<std::int64_t>({std::int64_t(tokens.size()), options.window_tokens,
+                                          options.max_tokens, config.context_length})) /
+      kernels::kPageTokens * kernels::kPageTokens;
   const std::vector<std::size_t> starts = window_starts(tokens.size(), window, options.max_tokens);
-  const auto rows_in_window = static_cast<int>(window);
-  const std::size_t page_bytes =
-      kernels::hot_page_bytes(geometry.head_dim) * geometry.n_layers * geometry.n_kv_heads;
-  KvOptions kv_options{.mode = KvMode::kBf16,
-                       .memory_bytes = page_bytes * (window / kernels::kPageTokens + 1),
-                       .max_sequences = 1,
-                       .max_rows = rows_in_window,
-                       .max_model_len = static_cast<std::int64_t>(window)};
-  auto kv = model.make_memory(kv_options, nullptr);
+  const auto rows_in_window = int(window);
+  auto kv = model.make_memory_of_one(
+      {.mode = KvMode::kBf16, .max_rows = rows_in_window, .max_model_len = rows_in_window},
+      nullptr);
   if (!kv) return kv.error();
   auto workspace = model.make_workspace(rows_in_window, 1);
-  auto calibrator = MomentCalibrator::create(geometry);
+  auto calibrator = KvCalibrator::create(geometry);
   const auto report = [&](double share) {
     if (progress) progress(share);
   };
   std::size_t done = 0;
   AtOffsets observer(*calibrator, config, pool, [&](int layer) {
-    const double window_share = static_cast<double>(layer + 1) / geometry.n_layers;
-    report(kMatrixShare + kForwardShare * (static_cast<double>(done) + window_share) /
-                              static_cast<double>(starts.size()));
+    const double window_share = double(layer + 1) / geometry.n_layers;
+    report(kMatrixShare + kForwardShare * (double(done) + window_share) / double(starts.size()));
   });
-  std::vector<float> matrix(static_cast<std::size_t>(config.hidden) * geometry.n_heads *
-                            geometry.head_dim);
+  std::vector<float> matrix(std::size_t(config.hidden) * geometry.n_heads * geometry.head_dim);
   for (int layer = 0; layer < geometry.n_layers; ++layer) {
     model.output_matrix_of_attention(layer, matrix.data());
     calibrator->observe_output_matrix(layer, matrix.data(), config.hidden);
@@ -149,29 +134,24 @@ Result<std::shared_ptr<const KvCalibration>> calibrate_kv(const Model& model,
   // Offsets: one in each equal part of the range, in random order, so that few of them cover it.
   const std::int64_t range = std::max<std::int64_t>(
       1, std::min(options.max_offset, config.context_length - rows_in_window));
-  const std::size_t per_window = (window + kBlockRows - 1) / kBlockRows *
-                                 static_cast<std::size_t>(std::max(1, options.offsets_per_block));
+  const std::size_t per_window =
+      (window + kBlockRows - 1) / kBlockRows * std::size_t(std::max(1, options.offsets_per_block));
   std::vector<std::int64_t> offsets(starts.size() * per_window);
   for (std::size_t i = 0; i < offsets.size(); ++i) {
-    offsets[i] =
-        static_cast<std::int64_t>((static_cast<double>(i) + kernels::uniform(options.seed, i, 0)) /
-                                  static_cast<double>(offsets.size()) * static_cast<double>(range));
+    offsets[i] = std::int64_t((double(i) + kernels::uniform(options.seed, i, 0)) /
+                              double(offsets.size()) * double(range));
   }
   for (std::size_t i = offsets.size(); i > 1; --i) {
-    std::swap(offsets[i - 1], offsets[static_cast<std::size_t>(
-                                  kernels::uniform(options.seed, i, 1) * static_cast<double>(i))]);
+    std::swap(offsets[i - 1],
+              offsets[std::size_t(kernels::uniform(options.seed, i, 1) * double(i))]);
   }
 
   for (; done < starts.size(); ++done) {
     (*kv)->open();
     (*kv)->reserve(0, rows_in_window);
-    const KvRows rows{0, 0, rows_in_window, 0};
-    ForwardBatch batch;
-    batch.tokens = tokens.subspan(starts[done], window);
-    batch.sequences = {&rows, 1};
-    batch.calibrator = &observer;
     observer.set_offsets(std::span(offsets).subspan(done * per_window, per_window));
-    model.forward(batch, **kv, *workspace, pool);
+    model.forward_one({.tokens = tokens.subspan(starts[done], window), .observer = &observer}, 0, 0,
+                      **kv, *workspace, pool);
     (*kv)->close(0);
   }
   return calibrator->solve([&](double share) {

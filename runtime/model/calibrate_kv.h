@@ -1,4 +1,4 @@
-// Calibration of a loaded model: its forward pass over a text, observed by a KvCalibrator.
+// Calibration of a loaded model: its forward pass over a text, observed for a KvCalibrator.
 // Called once a model, before serving; owns its cache and workspace while it runs.
 #pragma once
 

@@ -1,23 +1,23 @@
 #include "runtime/model/config.h"
 
-#include <fmt/format.h>
-
+#include "foretoken/protocol/failure.h"
 #include "runtime/model/arch/architecture.h"
 #include "runtime/model/config_reader.h"
 
 namespace foretoken {
 namespace {
 
-Error bad(const GgufFile& file, ErrorCode code, std::string message) {
-  return Error{code, fmt::format("{}: {}", file.path(), message)};
+template <class... Args>
+Error bad(const GgufFile& file, ErrorCode code, fmt::format_string<Args...> text, Args&&... args) {
+  return failure(code, "{}: {}", file.path(), fmt::format(text, std::forward<Args>(args)...));
 }
 
 // What every architecture has; its layers are its own to describe.
 void read_common(ConfigReader& reader, ModelConfig& c) {
-  c.n_layers = static_cast<int>(reader.integer("block_count", 1, 512));
+  c.n_layers = int(reader.integer("block_count", 1, 512));
   c.hidden = reader.integer("embedding_length", 16, 1 << 17);
   c.context_length = reader.integer("context_length", 64, 1 << 24);
-  c.rms_epsilon = static_cast<float>(reader.number("attention.layer_norm_rms_epsilon", 1e-12, 0.1));
+  c.rms_epsilon = float(reader.number("attention.layer_norm_rms_epsilon", 1e-12, 0.1));
 }
 
 Status read_vocabulary(const GgufFile& file, ModelConfig& c) {
@@ -26,8 +26,8 @@ Status read_vocabulary(const GgufFile& file, ModelConfig& c) {
   if (embedding->shape.size() != 2 || embedding->shape[0] != c.hidden || embedding->shape[1] < 2 ||
       embedding->shape[1] > (1 << 24)) {
     return bad(file, ErrorCode::kInvalidInput,
-               fmt::format("tensor token_embd.weight has shape [{}], wanted [{}, vocabulary]",
-                           fmt::join(embedding->shape, ", "), c.hidden));
+               "tensor token_embd.weight has shape [{}], wanted [{}, vocabulary]",
+               fmt::join(embedding->shape, ", "), c.hidden);
   }
   c.n_vocab = embedding->shape[1];
   c.tied_output = file.find("output.weight") == nullptr;
@@ -36,15 +36,15 @@ Status read_vocabulary(const GgufFile& file, ModelConfig& c) {
 
 Status check_layers(const GgufFile& file, const ModelConfig& c) {
   for (int l = 0; l < c.n_layers; ++l) {
-    if (const auto what = unsupported(c.layers[static_cast<std::size_t>(l)])) {
-      return bad(file, ErrorCode::kUnsupported,
-                 fmt::format("layer {} has {}, which is not supported", l, *what));
+    if (const auto what = unsupported(c.layers[std::size_t(l)])) {
+      return bad(file, ErrorCode::kUnsupported, "layer {} has {}, which is not supported", l,
+                 *what);
     }
     const AttentionSpec &a = c.attention(l), &first = c.attention(0);
     if (a.n_heads != first.n_heads || a.n_kv_heads != first.n_kv_heads ||
         a.head_dim != first.head_dim) {
       return bad(file, ErrorCode::kUnsupported,
-                 fmt::format("layer {} has other heads than layer 0, which is not supported", l));
+                 "layer {} has other heads than layer 0, which is not supported", l);
     }
   }
   return Ok{};
@@ -62,8 +62,8 @@ Result<ModelConfig> read_model_config(const GgufFile& file) {
   const Architecture* architecture = find_architecture(*name);
   if (!architecture) {
     return bad(file, ErrorCode::kUnsupported,
-               fmt::format("architecture '{}' is not supported, wanted one of: {}", *name,
-                           architecture_names()));
+               "architecture '{}' is not supported, wanted one of: {}", *name,
+               architecture_names());
   }
   c.architecture = *name;
   c.name = file.get_string("general.name").value_or(*name);

@@ -26,11 +26,11 @@ struct ModelConfig {
 
   // Of a layer with attention.
   const AttentionSpec& attention(int layer) const {
-    return std::get<AttentionSpec>(layers[static_cast<std::size_t>(layer)].mixer);
+    return std::get<AttentionSpec>(layers[std::size_t(layer)].mixer);
   }
   // Null: its layer rotates nothing.
   const Rope* rope_of(const AttentionSpec& attention) const {
-    return attention.rope == kNoRope ? nullptr : &ropes[static_cast<std::size_t>(attention.rope)];
+    return attention.rope == kNoRope ? nullptr : &ropes[std::size_t(attention.rope)];
   }
 };
 

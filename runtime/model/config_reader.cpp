@@ -19,65 +19,51 @@ constexpr std::array<std::string_view, 4> kChangeNothing = {"vocab_size", "tenso
 
 }  // namespace
 
-void ConfigReader::refuse(ErrorCode code, std::string message) {
-  if (status_) status_ = Error{code, fmt::format("{}: {}", file_.path(), message)};
-}
-
 std::string ConfigReader::full(std::string_view key) {
   std::string name = fmt::format("{}.{}", config_.architecture, key);
   read_.insert(name);
   return name;
 }
 
-std::int64_t ConfigReader::integer(std::string_view key, std::int64_t low, std::int64_t high,
-                                   std::optional<std::int64_t> absent) {
+// read(name): the file's value, none if it is of another kind than `kind`.
+template <class T, class Read>
+T ConfigReader::bounded(std::string_view key, T low, T high, std::optional<T> absent,
+                        const char* kind, const Read& read) {
   const std::string name = full(key);
   if (absent && !file_.contains(name)) return *absent;
-  const auto value = file_.get_uint(name);
-  if (!value) {
-    refuse(ErrorCode::kInvalidInput,
-           file_.contains(name)
-               ? fmt::format("{} is {}, wanted an integer", name, file_.describe(name))
-               : fmt::format("metadata key {} is missing", name));
-    return low;
-  }
-  if (*value < std::uint64_t(low) || *value > std::uint64_t(high)) {
-    refuse(ErrorCode::kInvalidInput,
-           fmt::format("{} is {}, wanted {} to {}", name, *value, low, high));
-    return low;
-  }
-  return static_cast<std::int64_t>(*value);
+  const auto value = read(name);
+  using Value = typename decltype(read(name))::value_type;
+  if (!value && file_.contains(name))
+    refuse(ErrorCode::kInvalidInput, "{} is {}, wanted {}", name, file_.describe(name), kind);
+  else if (!value)
+    refuse(ErrorCode::kInvalidInput, "metadata key {} is missing", name);
+  else if (*value >= Value(low) && *value <= Value(high))  // NaN is neither
+    return T(*value);
+  else
+    refuse(ErrorCode::kInvalidInput, "{} is {}, wanted {} to {}", name, *value, low, high);
+  return low;
+}
+
+std::int64_t ConfigReader::integer(std::string_view key, std::int64_t low, std::int64_t high,
+                                   std::optional<std::int64_t> absent) {
+  return bounded(key, low, high, absent, "an integer",
+                 [&](const std::string& name) { return file_.get_uint(name); });
 }
 
 double ConfigReader::number(std::string_view key, double low, double high,
                             std::optional<double> absent) {
-  const std::string name = full(key);
-  if (absent && !file_.contains(name)) return *absent;
-  auto value = file_.get_float(name);
-  if (const auto whole = file_.get_uint(name); whole) value = double(*whole);
-  if (!value) {
-    refuse(ErrorCode::kInvalidInput,
-           file_.contains(name)
-               ? fmt::format("{} is {}, wanted a number", name, file_.describe(name))
-               : fmt::format("metadata key {} is missing", name));
-    return low;
-  }
-  if (!(*value >= low && *value <= high)) {  // nor NaN
-    refuse(ErrorCode::kInvalidInput,
-           fmt::format("{} is {}, wanted {} to {}", name, *value, low, high));
-    return low;
-  }
-  return *value;
+  return bounded(key, low, high, absent, "a number", [&](const std::string& name) {
+    const auto whole = file_.get_uint(name);
+    return whole ? std::optional(double(*whole)) : file_.get_float(name);
+  });
 }
 
 std::string ConfigReader::text(std::string_view key, std::string_view absent) {
   const std::string name = full(key);
   if (!file_.contains(name)) return std::string(absent);
   const auto value = file_.get_string(name);
-  if (!value) {
-    refuse(ErrorCode::kInvalidInput,
-           fmt::format("{} is {}, wanted a text", name, file_.describe(name)));
-  }
+  if (!value)
+    refuse(ErrorCode::kInvalidInput, "{} is {}, wanted a text", name, file_.describe(name));
   return std::string(value.value_or(absent));
 }
 
@@ -95,8 +81,8 @@ std::vector<float> ConfigReader::tensor(const std::string& name, std::int64_t n)
       fits && std::ranges::all_of(values, [](float v) { return std::isfinite(v) && v > 0; });
   if (!good) {
     refuse(ErrorCode::kInvalidInput,
-           fmt::format("tensor {} of type {} and shape [{}], wanted {} positive numbers", name,
-                       ggml_type_name(found->ggml_type), fmt::join(found->shape, ", "), n));
+           "tensor {} of type {} and shape [{}], wanted {} positive numbers", name,
+           ggml_type_name(found->ggml_type), fmt::join(found->shape, ", "), n);
   }
   return values;
 }
@@ -126,12 +112,13 @@ RopeScaling ConfigReader::rope_scaling() {
                        near = tensor("rope_factors_short.weight", n);
     std::vector<float>& factors = double(config_.context_length) > original ? far : near;
     if (factors.empty())
-      refuse(ErrorCode::kInvalidInput, "longrope without tensors rope_factors_{long,short}.weight");
+      refuse(ErrorCode::kInvalidInput,
+             "longrope without tensors rope_factors_{{long,short}}.weight");
     for (float& f : factors) f *= float(factor);
     return LongRopeScaling{std::move(factors)};
   }
-  refuse(ErrorCode::kUnsupported, fmt::format("{} is '{}', wanted none, linear, yarn or longrope",
-                                              full("rope.scaling.type"), type));
+  refuse(ErrorCode::kUnsupported, "{} is '{}', wanted none, linear, yarn or longrope",
+         full("rope.scaling.type"), type);
   return {};
 }
 
@@ -141,47 +128,46 @@ AttentionSpec ConfigReader::attention(bool rope_interleaved) {
   const std::int64_t heads = integer("attention.head_count", 1, 1024);
   const std::int64_t kv_heads = integer("attention.head_count_kv", 1, 1024, heads);
   if (kv_heads > heads || heads % kv_heads != 0) {
-    refuse(ErrorCode::kInvalidInput, fmt::format("{} is {}, wanted a divisor of the {} heads",
-                                                 full("attention.head_count_kv"), kv_heads, heads));
+    refuse(ErrorCode::kInvalidInput, "{} is {}, wanted a divisor of the {} heads",
+           full("attention.head_count_kv"), kv_heads, heads);
   }
   const std::string key_length = full("attention.key_length");
   if (config_.hidden % heads != 0 && !file_.contains(key_length)) {
-    refuse(ErrorCode::kInvalidInput, fmt::format("{} {} is not a multiple of the {} heads",
-                                                 full("embedding_length"), config_.hidden, heads));
+    refuse(ErrorCode::kInvalidInput, "{} {} is not a multiple of the {} heads",
+           full("embedding_length"), config_.hidden, heads);
   }
   constexpr std::int64_t kMost = std::int64_t{1} << 20;
   const std::int64_t head_dim = integer("attention.key_length", 0, kMost, config_.hidden / heads);
   const std::int64_t value_dim = integer("attention.value_length", 0, kMost, head_dim);
   if (head_dim < 16 || head_dim > 256 || head_dim % 16 != 0 || value_dim != head_dim) {
-    refuse(
-        ErrorCode::kUnsupported,
-        fmt::format("head dimension {} (values {}), wanted one multiple of 16 up to 256 for both",
-                    head_dim, value_dim));
+    refuse(ErrorCode::kUnsupported,
+           "head dimension {} (values {}), wanted one multiple of 16 up to 256 for both", head_dim,
+           value_dim);
     return a;
   }
-  a.n_heads = static_cast<int>(heads);
-  a.n_kv_heads = static_cast<int>(kv_heads);
-  a.head_dim = static_cast<int>(head_dim);
+  a.n_heads = int(heads);
+  a.n_kv_heads = int(kv_heads);
+  a.head_dim = int(head_dim);
   const double scale = number("attention.scale", 0, 1e6, 0.0);  // 0: the usual one
-  a.scale = scale > 0 ? static_cast<float>(scale) : 1.0f / std::sqrt(static_cast<float>(head_dim));
+  a.scale = scale > 0 ? float(scale) : 1.0f / std::sqrt(float(head_dim));
   // A window that the context fits into is none.
   const std::int64_t window = integer("attention.sliding_window", 0, std::int64_t{1} << 30, 0);
   a.window = window < config_.context_length ? window : 0;
 
   const std::int64_t rotary = integer("rope.dimension_count", 2, head_dim, head_dim);
   if (rotary % 2 != 0) {
-    refuse(ErrorCode::kInvalidInput,
-           fmt::format("{} is {}, wanted an even number", full("rope.dimension_count"), rotary));
+    refuse(ErrorCode::kInvalidInput, "{} is {}, wanted an even number",
+           full("rope.dimension_count"), rotary);
   }
-  a.rope = static_cast<int>(config_.ropes.size());
+  a.rope = int(config_.ropes.size());
   Rope& rope = config_.ropes.emplace_back();
-  rope.dim = static_cast<int>(rotary);
+  rope.dim = int(rotary);
   rope.interleaved = rope_interleaved;
-  rope.theta = static_cast<float>(number("rope.freq_base", 1.001, 1e30, 10000.0));
+  rope.theta = float(number("rope.freq_base", 1.001, 1e30, 10000.0));
   const RopeScaling scaling = rope_scaling();
   rope.factors = rope_factors(scaling, rope.dim, rope.theta);
-  rope.magnitude = rope_magnitude(scaling) *
-                   static_cast<float>(number("rope.scaling.attn_factor", 1e-3, 1e3, 1.0));
+  rope.magnitude =
+      rope_magnitude(scaling) * float(number("rope.scaling.attn_factor", 1e-3, 1e3, 1.0));
   const std::vector<float> given = tensor("rope_freqs.weight", rotary / 2);
   if (rope.factors.empty()) {
     rope.factors = given;
@@ -196,10 +182,10 @@ void ConfigReader::uniform_layers(const AttentionSpec& attention, Presence ffn_b
   LayerSpec layer{
       .mixer = attention, .ffn = DenseFfnSpec{.width = width, .bias = ffn_bias}, .norms = norms};
   if (const std::int64_t experts = integer("expert_count", 0, 1 << 16, 0); experts > 0) {
-    layer.ffn = RoutedFfnSpec{.n_experts = static_cast<int>(experts),
-                              .n_used = static_cast<int>(integer("expert_used_count", 1, experts))};
+    layer.ffn = RoutedFfnSpec{.n_experts = int(experts),
+                              .n_used = int(integer("expert_used_count", 1, experts))};
   }
-  config_.layers.assign(static_cast<std::size_t>(config_.n_layers), layer);
+  config_.layers.assign(std::size_t(config_.n_layers), layer);
 }
 
 Status ConfigReader::finish() {
@@ -213,8 +199,8 @@ Status ConfigReader::finish() {
                       file_.get_bool(key) == false || file_.get_string(key) == "none";
     if (!none) {
       refuse(ErrorCode::kUnsupported,
-             fmt::format("{} is {}: not understood, and may change what the model computes", key,
-                         file_.describe(key)));
+             "{} is {}: not understood, and may change what the model computes", key,
+             file_.describe(key));
     }
   }
   return status_;

@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "foretoken/protocol/result.h"
+#include "foretoken/protocol/failure.h"
 #include "runtime/model/config.h"
 
 namespace foretoken {
@@ -35,13 +35,21 @@ class ConfigReader {
   void uniform_layers(const AttentionSpec& attention, Presence ffn_bias, Norms norms);
 
   ModelConfig& config() { return config_; }
-  void refuse(ErrorCode code, std::string message);
+  template <class... Args>
+  void refuse(ErrorCode code, fmt::format_string<Args...> text, Args&&... args) {
+    if (status_)
+      status_ =
+          failure(code, "{}: {}", file_.path(), fmt::format(text, std::forward<Args>(args)...));
+  }
   // Whether all was well; a key of this architecture that nobody read is an error, unless it is
   // known to change nothing or says "none" (0, false).
   Status finish();
 
  private:
   std::string full(std::string_view key);  // marks it as read
+  template <class T, class Read>
+  T bounded(std::string_view key, T low, T high, std::optional<T> absent, const char* kind,
+            const Read& read);
   RopeScaling rope_scaling();
 
   const GgufFile& file_;

@@ -12,7 +12,7 @@ Result<ModelFingerprint> fingerprint_of(const GgufFile& file, int drop_last_laye
                                         kernels::ThreadPool& pool) {
   if (sodium_init() < 0) return Error{ErrorCode::kInternal, "libsodium did not initialise"};
   std::vector<XXH128_hash_t> digests(file.tensors().size());
-  pool.tasks(static_cast<int>(digests.size()), [&](int i, int) {
+  pool.tasks(int(digests.size()), [&](int i, int) {
     const GgufTensor& t = file.tensors()[std::size_t(i)];
     digests[std::size_t(i)] = XXH3_128bits(t.data.data(), t.data.size());
   });

@@ -15,7 +15,6 @@
 
 namespace foretoken {
 
-struct CandidateList;
 struct Proposal;
 class HeadWorkspace;
 

@@ -4,10 +4,9 @@
 #include <thread>
 #include <variant>
 
-#include <fmt/format.h>
-
 #include "foretoken/kernels/elementwise.h"
-#include "foretoken/kernels/linear.h"
+#include "foretoken/kernels/kv_page.h"
+#include "foretoken/protocol/failure.h"
 #include "runtime/model/blocks/attention.h"
 #include "runtime/model/blocks/dense_ffn.h"
 #include "runtime/model/fingerprint.h"
@@ -239,9 +238,10 @@ Status LoadedModel::load(int n_file_layers, ThreadPool& pool,
   const char* output = config_.tied_output ? "token_embd.weight" : "output.weight";
   if (auto s = loader.matrix(output, config_.n_vocab, config_.hidden, output_); !s) return s;
   if (!config_.tied_output) {
-    auto rows = loader.rows("token_embd.weight", config_.n_vocab, config_.hidden, embedding_type_);
+    auto rows = loader.find("token_embd.weight", {config_.hidden, config_.n_vocab});
     if (!rows) return rows.error();
-    embedding_tensor_ = *rows;
+    embedding_tensor_ = rows->tensor;
+    embedding_type_ = rows->type;
   }
   if (auto s =
           loader.vector("output_norm.weight", config_.hidden, Presence::kRequired, output_norm_);
@@ -277,19 +277,38 @@ Result<std::unique_ptr<SequenceMemory>> Model::make_memory(
   return std::make_unique<SequenceMemory>(std::move(classes));
 }
 
+Result<std::unique_ptr<SequenceMemory>> Model::make_memory_of_one(
+    KvOptions options, std::shared_ptr<const KvCalibration> calibration) const {
+  const KvGeometry g = kv_geometry();
+  const std::int64_t pages = (options.max_model_len + options.max_rows) / kernels::kPageTokens + 2;
+  // Every page in 16 bits and sealed.
+  options.memory_bytes =
+      2 * std::size_t(pages * g.n_layers * g.n_kv_heads) * kernels::hot_page_bytes(g.head_dim);
+  options.max_sequences = 1;
+  return make_memory(options, std::move(calibration));
+}
+
+void Model::forward_one(ForwardBatch batch, KvSequence sequence, std::int64_t first,
+                        SequenceMemory& memory, ForwardWorkspace& workspace,
+                        kernels::ThreadPool& pool) const {
+  const KvRows rows{sequence, first, int(batch.tokens.size()), 0};
+  batch.sequences = {&rows, 1};
+  forward(batch, memory, workspace, pool);
+}
+
 Result<std::shared_ptr<const Model>> Model::load(const std::string& path,
                                                  const ModelLoadOptions& options) {
   if (options.device != kernels::Device::kCpu)
-    return Error{ErrorCode::kUnsupported,
-                 fmt::format("{}: device: found cuda, wanted cpu (this build has no other)", path)};
+    return failure(ErrorCode::kUnsupported,
+                   "{}: device: found cuda, wanted cpu (this build has no other)", path);
   auto file = GgufFile::open(path);
   if (!file) return file.error();
   auto config = read_model_config(**file);
   if (!config) return config.error();
   const int n_file_layers = config->n_layers;
   if (options.drop_last_layers < 0 || options.drop_last_layers >= n_file_layers) {
-    return Error{ErrorCode::kOutOfRange, fmt::format("{}: cannot drop {} of {} layers", path,
-                                                     options.drop_last_layers, n_file_layers)};
+    return failure(ErrorCode::kOutOfRange, "{}: cannot drop {} of {} layers", path,
+                   options.drop_last_layers, n_file_layers);
   }
   config->n_layers -= options.drop_last_layers;
   config->layers.resize(std::size_t(config->n_layers));

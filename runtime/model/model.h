@@ -9,7 +9,6 @@
 #include <memory>
 #include <span>
 #include <string>
-#include <vector>
 
 #include "foretoken/kernels/linear.h"
 #include "foretoken/kernels/thread_pool.h"
@@ -42,8 +41,7 @@ struct ForwardBatch {
   // null: its rows are the columns of `logits`. For drafts alone.
   const kernels::PackedMatrix* output = nullptr;
   FeatureRows* features = nullptr;  // of this model; gets every row's hidden states, or null
-  // Calibration: sees q, k, v of every layer that has them, after rotary. May be null.
-  KvCalibrator* calibrator = nullptr;
+  KvObserver* observer = nullptr;   // sees q, k, v of every layer that has them, or null
 };
 
 class ForwardWorkspace;
@@ -69,6 +67,9 @@ class Model {
   // ... of it the KV cache of its layers, on its device.
   virtual Result<std::unique_ptr<KvCache>> make_kv(
       const KvOptions& options, std::shared_ptr<const KvCalibration> calibration) const = 0;
+  // Memory of one sequence, in a pool as large as any mode can need for it.
+  Result<std::unique_ptr<SequenceMemory>> make_memory_of_one(
+      KvOptions options, std::shared_ptr<const KvCalibration> calibration) const;
   // output: what a batch's `output` will be, if not null. More rows than max_rows take more memory.
   virtual std::unique_ptr<LogitRows> make_logit_rows(
       int max_rows, const kernels::PackedMatrix* output = nullptr) const = 0;
@@ -80,6 +81,10 @@ class Model {
                                                              int max_rows) const = 0;
   virtual void forward(const ForwardBatch& batch, SequenceMemory& memory,
                        ForwardWorkspace& workspace, kernels::ThreadPool& pool) const = 0;
+  // Of one sequence: `batch` says all but which, its rows come at `first`.
+  void forward_one(ForwardBatch batch, KvSequence sequence, std::int64_t first,
+                   SequenceMemory& memory, ForwardWorkspace& workspace,
+                   kernels::ThreadPool& pool) const;
   virtual const kernels::PackedMatrix& output_matrix() const = 0;  // [n_vocab, hidden]
   virtual void embedding(TokenId token, float* out) const = 0;     // [hidden], before any layer
   // [hidden, n_heads*head_dim], for calibration; of the KV cache's layers.

@@ -42,57 +42,37 @@ void Sampler::prepare(float* logits, const SamplingParams& params, const TokenCo
   if (!by_k && !by_p && !by_min) return;
   full_ = false;
 
-  // The candidates, sorted: the top k, or as many as top-p can need, found by doubling.
+  // The candidates, sorted: the top k, or as many as the other filters can need, found by doubling.
   std::int64_t wanted = by_k ? params.top_k : std::min<std::int64_t>(by_p ? 256 : 1024, n_vocab_);
-  double total =
-      0;  // log of the mass that top-p is a share of: over the top k, else over everything
   for (;;) {
     ids_.resize(std::size_t(wanted));
     values_.resize(std::size_t(wanted));
-    const auto found =
-        std::size_t(kernels::top_k(logits, n_vocab_, wanted, ids_.data(), values_.data(), maxima_));
-    ids_.resize(found);
-    values_.resize(found);
-    total = by_k ? kernels::log_sum_exp(values_.data(), std::int64_t(found), inv_temperature_)
-                 : kernels::log_sum_exp(logits, n_vocab_, inv_temperature_);
-    if (by_k || std::int64_t(found) == n_vocab_) break;
-    // Enough if the last one found is past both limits: below min-p's floor, and top-p's mass is
-    // reached.
-    bool enough = true;
+    const std::int64_t found =
+        kernels::top_k(logits, n_vocab_, wanted, ids_.data(), values_.data(), maxima_);
+    ids_.resize(std::size_t(found));
+    values_.resize(std::size_t(found));
+    // So many of them top-p and min-p leave; more than there are: they may leave more. Top-p is a
+    // share of the mass of the top k, else of everything.
+    auto keep = std::size_t(found + 1);
     if (by_p) {
+      const double total = by_k ? kernels::log_sum_exp(values_.data(), found, inv_temperature_)
+                                : kernels::log_sum_exp(logits, n_vocab_, inv_temperature_);
       double mass = 0;
-      for (const float value : values_) mass += std::exp(double(value * inv_temperature_) - total);
-      enough = mass >= double(params.top_p);
+      for (std::size_t i = 0; i < values_.size() && mass < double(params.top_p); ++i) {
+        mass += std::exp(double(values_[i] * inv_temperature_) - total);
+        if (mass >= double(params.top_p)) keep = i + 1;
+      }
     }
-    if (enough && by_min && !by_p) {
-      enough = std::exp(double(values_.back() * inv_temperature_) -
-                        double(values_.front() * inv_temperature_)) < double(params.min_p);
+    const double best = double(values_.front() * inv_temperature_);
+    for (std::size_t i = 1; by_min && i < std::min(keep, values_.size()); ++i)
+      if (std::exp(double(values_[i] * inv_temperature_) - best) < double(params.min_p)) keep = i;
+    if (by_k || found == n_vocab_ || keep <= values_.size()) {
+      ids_.resize(std::min(keep, values_.size()));
+      values_.resize(ids_.size());
+      return;
     }
-    if (enough) break;
     wanted = std::min<std::int64_t>(wanted * 8, n_vocab_);
   }
-  std::size_t keep = ids_.size();
-  if (by_p) {
-    double mass = 0;
-    for (std::size_t i = 0; i < keep; ++i) {
-      mass += std::exp(double(values_[i] * inv_temperature_) - total);
-      if (mass >= double(params.top_p)) {
-        keep = i + 1;
-        break;
-      }
-    }
-  }
-  if (by_min) {
-    const double best = double(values_.front() * inv_temperature_);
-    for (std::size_t i = 1; i < keep; ++i) {
-      if (std::exp(double(values_[i] * inv_temperature_) - best) < double(params.min_p)) {
-        keep = i;
-        break;
-      }
-    }
-  }
-  ids_.resize(keep);
-  values_.resize(keep);
 }
 
 TokenId Sampler::sample(std::uint64_t position) const {

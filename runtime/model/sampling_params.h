@@ -29,7 +29,6 @@ class TokenCounts {
       : prompt_(std::size_t(n_vocab)), output_(std::size_t(n_vocab)) {}
   void add_prompt(TokenId token) { prompt_[std::size_t(token)] = 1; }
   void add_output(TokenId token) { ++output_[std::size_t(token)]; }
-  void remove_output(TokenId token) { --output_[std::size_t(token)]; }
   bool seen(std::size_t v) const { return prompt_[v] || output_[v] > 0; }
   int output(std::size_t v) const { return output_[v]; }
 

@@ -19,27 +19,24 @@ TensorLoader::TensorLoader(const GgufFile& file, kernels::ThreadPool& pool,
   for (const GgufTensor& t : file.tensors()) total_ += t.data.size();
 }
 
-Error TensorLoader::bad(ErrorCode code, const std::string& message) const {
-  return Error{code, fmt::format("{}: {}", file_.path(), message)};
-}
-
 void TensorLoader::consumed(const GgufTensor& tensor) {
   file_.release(tensor);
   done_ += tensor.data.size();
   if (progress_) progress_(total_ ? double(done_) / double(total_) : 1.0);
 }
 
-Result<const GgufTensor*> TensorLoader::find(const std::string& name,
-                                             std::vector<std::int64_t> shape) {
+Result<TensorLoader::Found> TensorLoader::find(const std::string& name,
+                                               const std::vector<std::int64_t>& shape) {
   const GgufTensor* tensor = file_.find(name);
-  if (!tensor) return bad(ErrorCode::kInvalidInput, fmt::format("tensor {} is missing", name));
+  if (!tensor) return bad(ErrorCode::kInvalidInput, "tensor {} is missing", name);
   if (tensor->shape != shape) {
-    return bad(ErrorCode::kInvalidInput,
-               fmt::format("tensor {} has shape [{}], wanted [{}]", name,
-                           fmt::join(tensor->shape, ", "), fmt::join(shape, ", ")));
+    return bad(ErrorCode::kInvalidInput, "tensor {} has shape [{}], wanted [{}]", name,
+               fmt::join(tensor->shape, ", "), fmt::join(shape, ", "));
   }
   claim(name);
-  return tensor;
+  auto type = type_of(*tensor);
+  if (!type) return type.error();
+  return Found{tensor, *type};
 }
 
 Result<WeightType> TensorLoader::type_of(const GgufTensor& tensor) const {
@@ -48,20 +45,18 @@ Result<WeightType> TensorLoader::type_of(const GgufTensor& tensor) const {
     std::vector<const char*> known;
     for (const kernels::WeightFormat& format : kernels::kWeightFormats)
       if (format.ggml_type >= 0) known.push_back(format.name);
-    return bad(ErrorCode::kUnsupported,
-               fmt::format("tensor {} has type {}, wanted one of {}", tensor.name,
-                           ggml_type_name(tensor.ggml_type), fmt::join(known, ", ")));
+    return bad(ErrorCode::kUnsupported, "tensor {} has type {}, wanted one of {}", tensor.name,
+               ggml_type_name(tensor.ggml_type), fmt::join(known, ", "));
   }
   if (tensor.shape[0] % kernels::weight_block_values(*type) != 0) {
-    return bad(ErrorCode::kInvalidInput,
-               fmt::format("tensor {} has rows of {} values, wanted a multiple of {}", tensor.name,
-                           tensor.shape[0], kernels::weight_block_values(*type)));
+    return bad(ErrorCode::kInvalidInput, "tensor {} has rows of {} values, wanted a multiple of {}",
+               tensor.name, tensor.shape[0], kernels::weight_block_values(*type));
   }
   const std::size_t rows = tensor.shape.size() > 1 ? std::size_t(tensor.shape[1]) : 1;
   const std::size_t wanted = kernels::weight_row_bytes(*type, tensor.shape[0]) * rows;
   if (tensor.data.size() != wanted) {
-    return bad(ErrorCode::kInvalidInput, fmt::format("tensor {} has {} bytes, wanted {}",
-                                                     tensor.name, tensor.data.size(), wanted));
+    return bad(ErrorCode::kInvalidInput, "tensor {} has {} bytes, wanted {}", tensor.name,
+               tensor.data.size(), wanted);
   }
   return *type;
 }
@@ -70,32 +65,24 @@ Status TensorLoader::vector(const std::string& name, std::int64_t n, Presence pr
                             std::vector<float>& out) {
   if (presence == Presence::kNone) return Ok{};
   if (presence == Presence::kOptional && !file_.find(name)) return Ok{};
-  auto tensor = find(name, {n});
-  if (!tensor) return tensor.error();
-  auto type = type_of(**tensor);
-  if (!type) return type.error();
+  auto found = find(name, {n});
+  if (!found) return found.error();
   out.resize(std::size_t(n));
-  kernels::dequantize_file_row(*type, (*tensor)->data.data(), n, out.data());
-  consumed(**tensor);
+  kernels::dequantize_file_row(found->type, found->tensor->data.data(), n, out.data());
+  consumed(*found->tensor);
   return Ok{};
 }
 
 Status TensorLoader::matrix(const std::string& name, std::int64_t n_out, std::int64_t n_in,
                             Matrix& out) {
-  auto tensor = find(name, {n_in, n_out});
-  if (!tensor) return tensor.error();
-  auto type = type_of(**tensor);
-  if (!type) return type.error();
-  const std::size_t bytes = kernels::packed_bytes(*type, n_out, n_in);
-  out.buffer = arena_.take(bytes);
-  if (!out.buffer.data()) {
-    return bad(ErrorCode::kOutOfRange,
-               fmt::format("no memory for tensor {} ({} bytes)", name, bytes));
+  auto found = find(name, {n_in, n_out});
+  if (!found) return found.error();
+  if (!out.allocate(found->type, n_out, n_in, &arena_)) {
+    return bad(ErrorCode::kOutOfRange, "no memory for tensor {} ({} bytes)", name,
+               out.packed.bytes);
   }
-  out.packed = {*type, kernels::Device::kCpu, n_out, n_in, out.buffer.data(), bytes};
-  out.file_bytes = (*tensor)->data.size();
-  const std::size_t row_bytes = kernels::weight_row_bytes(*type, n_in);
-  const std::byte* source = (*tensor)->data.data();
+  const std::size_t row_bytes = kernels::weight_row_bytes(found->type, n_in);
+  const std::byte* source = found->tensor->data.data();
   pool_.ranges(n_out, kernels::kPackRows, [&](std::int64_t begin, std::int64_t end, int) {
     // In strips, so that the file's pages and the packed pages are both touched in order.
     constexpr std::int64_t kStrip = 16 * kernels::kPackRows;
@@ -104,7 +91,7 @@ Status TensorLoader::matrix(const std::string& name, std::int64_t n_out, std::in
       kernels::pack_rows(out.packed, row, n, source + std::size_t(row) * row_bytes);
     }
   });
-  consumed(**tensor);
+  consumed(*found->tensor);
   return Ok{};
 }
 
@@ -114,16 +101,6 @@ Status TensorLoader::linear(const std::string& name, std::int64_t n_out, std::in
   return vector(name + ".bias", n_out, bias, out.bias);
 }
 
-Result<const GgufTensor*> TensorLoader::rows(const std::string& name, std::int64_t n_rows,
-                                             std::int64_t width, WeightType& type) {
-  auto tensor = find(name, {width, n_rows});
-  if (!tensor) return tensor;
-  auto found = type_of(**tensor);
-  if (!found) return found.error();
-  type = *found;
-  return tensor;
-}
-
 Status TensorLoader::finish(const std::vector<std::string>& unused) const {
   for (const GgufTensor& tensor : file_.tensors()) {
     if (claimed_.contains(tensor.name)) continue;
@@ -131,9 +108,9 @@ Status TensorLoader::finish(const std::vector<std::string>& unused) const {
         unused, [&](const std::string& prefix) { return tensor.name.starts_with(prefix); });
     if (!known) {
       return bad(ErrorCode::kUnsupported,
-                 fmt::format("tensor {} [{}] is none that the architecture has: not understood, "
-                             "and may change what the model computes",
-                             tensor.name, fmt::join(tensor.shape, ", ")));
+                 "tensor {} [{}] is none that the architecture has: not understood, "
+                 "and may change what the model computes",
+                 tensor.name, fmt::join(tensor.shape, ", "));
     }
   }
   return Ok{};

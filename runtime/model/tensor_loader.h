@@ -11,7 +11,7 @@
 
 #include "foretoken/kernels/linear.h"
 #include "foretoken/kernels/thread_pool.h"
-#include "foretoken/protocol/result.h"
+#include "foretoken/protocol/failure.h"
 #include "runtime/files/gguf.h"
 #include "runtime/model/layer_spec.h"
 #include "runtime/model/weights.h"
@@ -38,17 +38,22 @@ class TensorLoader {
   // name.weight and, where the file has it, name.bias.
   Status linear(const std::string& name, std::int64_t n_out, std::int64_t n_in, Presence bias,
                 Linear& out);
-  // A matrix that stays in the file: rows are read there.
-  Result<const GgufTensor*> rows(const std::string& name, std::int64_t n_rows, std::int64_t width,
-                                 kernels::WeightType& type);
+  // As the file has it, checked; what stays there is read there.
+  struct Found {
+    const GgufTensor* tensor;
+    kernels::WeightType type;
+  };
+  Result<Found> find(const std::string& name, const std::vector<std::int64_t>& shape);
   void claim(const std::string& name) { claimed_.insert(name); }
   // That all tensors of the file were asked for, those that begin with one of `unused` aside.
   Status finish(const std::vector<std::string>& unused) const;
 
  private:
-  Result<const GgufTensor*> find(const std::string& name, std::vector<std::int64_t> shape);
   Result<kernels::WeightType> type_of(const GgufTensor& tensor) const;
-  Error bad(ErrorCode code, const std::string& message) const;
+  template <class... Args>
+  Error bad(ErrorCode code, fmt::format_string<Args...> text, Args&&... args) const {
+    return failure(code, "{}: {}", file_.path(), fmt::format(text, std::forward<Args>(args)...));
+  }
   void consumed(const GgufTensor& tensor);
 
   const GgufFile& file_;

@@ -3,9 +3,8 @@
 #include <cassert>
 #include <cstring>
 
-#include <fmt/format.h>
-
 #include "foretoken/kernels/convert.h"
+#include "foretoken/protocol/failure.h"
 
 namespace foretoken {
 
@@ -14,21 +13,22 @@ Result<std::shared_ptr<const VocabularyRows>> VocabularyRows::open(const std::st
   if (!file) return file.error();
   std::shared_ptr<VocabularyRows> rows(new VocabularyRows);
   rows->file_ = std::move(*file);
-  if (auto s = rows->bind(*rows->file_); !s) return s.error();
-  return std::shared_ptr<const VocabularyRows>(std::move(rows));
+  return bound(rows, *rows->file_);
 }
 
 Result<std::shared_ptr<const VocabularyRows>> VocabularyRows::of(
     std::shared_ptr<const Model> model) {
   std::shared_ptr<VocabularyRows> rows(new VocabularyRows);
-  if (auto s = rows->bind(model->file()); !s) return s.error();
-  rows->n_layers_ = model->config().n_layers;
   rows->model_ = std::move(model);
-  return std::shared_ptr<const VocabularyRows>(std::move(rows));
+  return bound(rows, rows->model_->file());
 }
 
 Result<std::shared_ptr<const VocabularyRows>> VocabularyRows::of(const GgufFile& file) {
-  std::shared_ptr<VocabularyRows> rows(new VocabularyRows);
+  return bound(std::shared_ptr<VocabularyRows>(new VocabularyRows), file);
+}
+
+Result<std::shared_ptr<const VocabularyRows>> VocabularyRows::bound(
+    std::shared_ptr<VocabularyRows> rows, const GgufFile& file) {
   if (auto s = rows->bind(file); !s) return s.error();
   return std::shared_ptr<const VocabularyRows>(std::move(rows));
 }
@@ -38,28 +38,27 @@ Status VocabularyRows::bind(const GgufFile& file) {
   if (!config) return config.error();
   hidden_ = config->hidden;
   n_vocab_ = config->n_vocab;
-  n_layers_ = config->n_layers;
+  n_layers_ = model_ ? model_->config().n_layers : config->n_layers;
   const auto find = [&](const char* name, Rows& out) -> Status {
-    const auto bad = [&](ErrorCode code, std::string what) {
-      return Error{code, fmt::format("{}: tensor {} {}", file.path(), name, what)};
+    const auto bad = [&]<class... Args>(ErrorCode code, fmt::format_string<Args...> text,
+                                        Args&&... args) {
+      return failure(code, "{}: tensor {} {}", file.path(), name,
+                     fmt::format(text, std::forward<Args>(args)...));
     };
     out.tensor = file.find(name);
     if (!out.tensor) return bad(ErrorCode::kInvalidInput, "is missing");
-    if (out.tensor->shape != std::vector<std::int64_t>{hidden_, n_vocab_}) {
-      return bad(ErrorCode::kInvalidInput,
-                 fmt::format("has another shape than [{}, {}]", hidden_, n_vocab_));
-    }
+    if (out.tensor->shape != std::vector<std::int64_t>{hidden_, n_vocab_})
+      return bad(ErrorCode::kInvalidInput, "has another shape than [{}, {}]", hidden_, n_vocab_);
     const auto type = weight_type_of(out.tensor->ggml_type);
     if (!type || hidden_ % kernels::weight_block_values(*type) != 0) {
-      return bad(ErrorCode::kUnsupported,
-                 fmt::format("of type {} cannot be read", ggml_type_name(out.tensor->ggml_type)));
+      return bad(ErrorCode::kUnsupported, "of type {} cannot be read",
+                 ggml_type_name(out.tensor->ggml_type));
     }
     out.type = *type;
     out.row_bytes = kernels::weight_row_bytes(*type, hidden_);
     if (out.tensor->data.size() != out.row_bytes * std::size_t(n_vocab_)) {
-      return bad(ErrorCode::kInvalidInput,
-                 fmt::format("has {} bytes, wanted {}", out.tensor->data.size(),
-                             out.row_bytes * std::size_t(n_vocab_)));
+      return bad(ErrorCode::kInvalidInput, "has {} bytes, wanted {}", out.tensor->data.size(),
+                 out.row_bytes * std::size_t(n_vocab_));
     }
     return Ok{};
   };
@@ -113,21 +112,10 @@ void VocabularyRows::output(TokenId token, float* out) const {
 
 Result<Matrix> VocabularyRows::pack_output_rows(std::span<const TokenId> ids) const {
   Matrix out;
-  const auto n = std::int64_t(ids.size());
-  assert(n % kernels::kPackRows == 0);
-  const kernels::WeightType type = head_type();
-  const std::size_t bytes = kernels::packed_bytes(type, n, hidden_), row_bytes = output_row_bytes();
-  out.buffer = WeightBuffer(bytes);
-  if (!out.buffer.data())
-    return Error{ErrorCode::kOutOfRange, fmt::format("no memory for {} output rows", n)};
-  out.packed = {type, kernels::Device::kCpu, n, hidden_, out.buffer.data(), bytes};
-  out.file_bytes = row_bytes * ids.size();
-  std::vector<std::byte> strip(row_bytes * kernels::kPackRows);
-  for (std::int64_t row = 0; row < n; row += kernels::kPackRows) {
-    for (std::int64_t i = 0; i < kernels::kPackRows; ++i)
-      head_row(ids[std::size_t(row + i)], strip.data() + std::size_t(i) * row_bytes);
-    kernels::pack_rows(out.packed, row, kernels::kPackRows, strip.data());
-  }
+  assert(ids.size() % kernels::kPackRows == 0);
+  if (!out.allocate(head_type(), std::ssize(ids), hidden_))
+    return failure(ErrorCode::kOutOfRange, "no memory for {} output rows", ids.size());
+  out.pack([&](std::int64_t row, std::byte* to) { head_row(ids[std::size_t(row)], to); });
   return out;
 }
 

@@ -56,6 +56,8 @@ class VocabularyRows {
     }
   };
   VocabularyRows() = default;
+  static Result<std::shared_ptr<const VocabularyRows>> bound(std::shared_ptr<VocabularyRows> rows,
+                                                             const GgufFile& file);
   Status bind(const GgufFile& file);
   kernels::WeightType head_type() const;
   // One row in head_type()'s file format. out: [output_row_bytes()].

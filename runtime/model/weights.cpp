@@ -2,7 +2,6 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <cstdint>
 
 namespace foretoken {
@@ -40,6 +39,14 @@ WeightBuffer WeightArena::take(std::size_t bytes) {
   part.bytes_ = bytes;
   taken_ = std::min(whole_.bytes_, taken_ + (bytes + kLine - 1) / kLine * kLine);
   return part;
+}
+
+bool Matrix::allocate(WeightType type, std::int64_t n_out, std::int64_t n_in, WeightArena* arena) {
+  const std::size_t bytes = kernels::packed_bytes(type, n_out, n_in);
+  buffer = arena ? arena->take(bytes) : WeightBuffer(bytes);
+  packed = {type, kernels::Device::kCpu, n_out, n_in, buffer.data(), bytes};
+  file_bytes = kernels::weight_row_bytes(type, n_in) * std::size_t(n_out);
+  return buffer.data() != nullptr;
 }
 
 std::optional<WeightType> weight_type_of(std::uint32_t ggml_type) {

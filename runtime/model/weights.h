@@ -1,9 +1,11 @@
 // Memory for packed weights, and the kernels' types of what a file holds. Immutable after load.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "foretoken/kernels/linear.h"
 
@@ -40,6 +42,22 @@ struct Matrix {
   kernels::PackedMatrix packed;  // a view of `buffer`
   WeightBuffer buffer;
   std::size_t file_bytes = 0;
+
+  // Memory for [n_out, n_in], of the arena if there is one; false: the system has none.
+  bool allocate(kernels::WeightType type, std::int64_t n_out, std::int64_t n_in,
+                WeightArena* arena = nullptr);
+  // Packs all rows: fill(row, out) writes one in the type's file format.
+  template <class Fill>
+  void pack(const Fill& fill) {
+    const std::size_t row_bytes = kernels::weight_row_bytes(packed.type, packed.n_in);
+    std::vector<std::byte> strip(row_bytes * kernels::kPackRows);
+    for (std::int64_t first = 0; first < packed.n_out; first += kernels::kPackRows) {
+      const std::int64_t n = std::min<std::int64_t>(kernels::kPackRows, packed.n_out - first);
+      for (std::int64_t i = 0; i < n; ++i)
+        fill(first + i, strip.data() + std::size_t(i) * row_bytes);
+      kernels::pack_rows(packed, first, n, strip.data());
+    }
+  }
 };
 
 // The kernels' type of a ggml tensor type; nullopt: none reads it.

@@ -23,7 +23,6 @@ class FloatPages final : public KvPages {
   std::byte* base(std::size_t) override { return &pool_; }
   void copy_slab(const std::byte*, std::byte*, std::size_t) override {}
   void seal(int, std::span<const Page>, kernels::ThreadPool&) override {}
-  void read_back(const std::byte*, std::span<std::byte>) const override {}
 
   void store(int layer, std::span<const KvRows> rows, const float* k, std::int64_t k_stride,
              const float* v, std::int64_t v_stride) override {

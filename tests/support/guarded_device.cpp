@@ -94,10 +94,6 @@ class GuardedPages final : public HostKvPages {
     const Operation operation(*memory_);
     HostKvPages::attend(layer, rows, q, q_stride, out, out_stride, scale, pool);
   }
-  void read_back(const std::byte* from, std::span<std::byte> to) const override {
-    const Operation operation(*memory_);
-    HostKvPages::read_back(from, to);
-  }
 
  private:
   const std::shared_ptr<GuardedMemory> memory_;

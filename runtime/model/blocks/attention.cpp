@@ -59,10 +59,8 @@ void AttentionBlock::run(const float* x, Pass& pass, const Upcoming& next) const
                                     {&v_.weight.packed, v_.bias_or_null(), ws.v.data(), kv_width_}};
   kernels::linear_many(qkv, 3, ws.activations, pass.pool, {&output_.weight.packed});
   shape(pass);
-  if (pass.batch.calibrator) {
-    pass.batch.calibrator->observe(kv_layer_, static_cast<int>(pass.n_rows), ws.q.data(),
-                                   ws.k.data(), ws.v.data());
-  }
+  if (KvObserver* observer = pass.batch.observer)
+    observer->observe(kv_layer_, int(pass.n_rows), ws.q.data(), ws.k.data(), ws.v.data());
   pass.kv.store(kv_layer_, pass.batch.sequences, ws.k.data(), kv_width_, ws.v.data(), kv_width_);
   pass.kv.attend(kv_layer_, pass.batch.sequences, ws.q.data(), q_width_, ws.attended.data(),
                  q_width_, spec_.scale, pass.pool);

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "runtime/kv/calibration.h"
+#include "runtime/kv/calibrator.h"
 #include "runtime/kv/kv_cache.h"
 #include "tests/unit/kv/synthetic.h"
 
@@ -49,8 +50,10 @@ std::shared_ptr<const KvCalibration> calibrated(Source& source) {
   std::vector<float> q, k, v;
   for (int w = 0; w < 4; ++w) {
     source.window(256, q, k, v);
-    for (int l = 0; l < kGeometry.n_layers; ++l)
-      calibrator->observe(l, 256, q.data(), k.data(), v.data());
+    for (int l = 0; l < kGeometry.n_layers; ++l) {
+      calibrator->weigh(l, 256, q.data(), k.data(), v.data(), nullptr);
+      calibrator->add_moments(l, 0, 256, q.data(), k.data(), v.data(), nullptr);
+    }
   }
   const auto wo = normal(48 * 4 * 32, source.random);
   for (int l = 0; l < kGeometry.n_layers; ++l) calibrator->observe_output_matrix(l, wo.data(), 48);
