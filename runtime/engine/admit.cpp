@@ -23,27 +23,20 @@ void EngineCore::enqueue(std::unique_ptr<Sequence> sequence) {
 }
 
 void EngineCore::end(RequestId id, FinishReason reason) {
-  for (auto& s : running_) {
-    if (s->request.id == id) s->ends = reason;
-  }
-  for (auto& s : waiting_) {
-    if (s->request.id == id) s->ends = reason;
-  }
+  for_each_sequence([&](Sequence& s) {
+    if (s.request.id == id) s.ends = reason;
+  });
 }
 
 void EngineCore::abort_all() {
-  for (auto& s : running_) s->ends = FinishReason::kAborted;
-  for (auto& s : waiting_) s->ends = FinishReason::kAborted;
+  for_each_sequence([](Sequence& s) { s.ends = FinishReason::kAborted; });
   admit();
 }
 
 void EngineCore::admit() {
-  for (auto& s : running_) {
-    if (s->ends) finish(*s, *s->ends, {});
-  }
-  for (auto& s : waiting_) {
-    if (s->ends) finish(*s, *s->ends, {});
-  }
+  for_each_sequence([&](Sequence& s) {
+    if (s.ends) finish(s, *s.ends, {});
+  });
   remove_finished();
   while (!waiting_.empty()) {
     const auto slot = std::find(slot_used_.begin(), slot_used_.end(), false);
@@ -68,11 +61,10 @@ void EngineCore::admit() {
     if (s.trace) skip_taps(*s.trace, s.computed());
     if (!s.preempted) {
       s.timings.cached_n = s.computed();
-      probe_->add(Count::kPrefixQueries, s.n_prompt);
-      probe_->add(Count::kPrefixHits, s.computed());
+      probe_->add(&EngineStats::prefix_cache_queries, s.n_prompt);
+      probe_->add(&EngineStats::prefix_cache_hits, s.computed());
       s.admitted = now();
-      s.timings.queue_ms =
-          std::chrono::duration<double, std::milli>(s.admitted - s.submitted).count();
+      s.timings.queue_ms = ms_of(s.admitted - s.submitted);
     }
     s.store =
         portfolio_->acquire_store(options_.share_across_keys ? std::string() : s.request.key_id);
@@ -98,9 +90,7 @@ void EngineCore::reserve(Sequence& s) {
   const auto generated = std::size_t(s.request.max_tokens);
   trace.generated.reserve(generated);
   trace.rounds.reserve(generated);
-  // More sequences at once are rare, and their rounds long.
-  constexpr int kJobs = 8;
-  trace.policy.reserve(generated, std::size_t(std::min(kJobs, options_.max_num_seqs)),
+  trace.policy.reserve(generated, std::size_t(options_.max_num_seqs),
                        std::size_t(options_.spec_draft_n_max) + 2);
   const auto positions = std::size_t(s.n_prompt - trace.tap_first) + generated;
   trace.tap_scales.reserve(positions * kHeadTaps);
@@ -113,7 +103,7 @@ void EngineCore::preempt(Sequence& s) {
   slot_used_[std::size_t(s.slot)] = false;
   s.kv = s.slot = -1;
   s.preempted = true;
-  probe_->add(Count::kPreemptions);
+  probe_->add(&EngineStats::preemptions);
   const auto it =
       std::find_if(running_.begin(), running_.end(), [&](const auto& p) { return p.get() == &s; });
   waiting_.push_front(std::move(*it));
@@ -129,14 +119,14 @@ void EngineCore::Pages::preempt(std::size_t youngest) { core.preempt(*core.runni
 void EngineCore::plan() {
   states_.clear();
   for (const auto& s : running_) {
-    SequenceState& state = states_.emplace_back();
-    state.tokens = std::int64_t(s->tokens.size());
-    state.computed = s->computed();
-    state.prefill_end = s->prefill_end();
-    state.may_come = std::min(std::int64_t(s->request.max_tokens) - s->n_generated(),
-                              options_.max_model_len - state.tokens);
-    state.decodes = s->decoding();
-    state.drafts = s->request.speculation;
+    const auto n = std::int64_t(s->tokens.size());
+    states_.push_back(
+        {.tokens = n,
+         .computed = s->computed(),
+         .prefill_end = s->prefill_end(),
+         .may_come = std::min(s->request.max_tokens - s->n_generated(), options_.max_model_len - n),
+         .decodes = s->decoding(),
+         .drafts = s->request.speculation});
   }
   Pages pages(*this);
   plan_decode(states_, limits_, pages, plan_);

@@ -11,21 +11,16 @@ namespace {
 
 class EngineAllocation : public TinyEngine {
  protected:
-  // A worker makes its buffer for the most likely tokens of a row (kernels/cpu/top_k.cpp) at its
-  // first report, which comes when the engine's own thread leaves it one: once in its life, and
-  // perhaps after what is taken for the warm-up here.
-  static constexpr int kThreads = 2, kWorkers = kThreads - 1;
-
   struct Kinds {
     std::int64_t rounds = 0, allocated = 0, drafted = 0, traces = 0;
     EngineStats stats;
   };
 
-  // Three sequences, greedy, sampled and sampled with penalties and biases; what is counted begins
-  // when all of them decode and ends before the first of them does.
-  Kinds run(EngineOptions o, std::shared_ptr<const LearnedWeights> learned) {
+  // Sequences of three kinds, greedy, sampled and sampled with penalties and biases; what is
+  // counted begins when all of them decode and ends before the first of them does.
+  Kinds run(EngineOptions o, std::shared_ptr<const LearnedWeights> learned, int n_sequences = 3) {
     Kinds out;
-    o.threads = kThreads;
+    o.threads = 2;
     o.control_fraction = 0.1;
     auto core = EngineCore::create(
         models_.model, models_.calibration, nullptr, nullptr, o,
@@ -37,16 +32,16 @@ class EngineAllocation : public TinyEngine {
       std::vector<LearnedPointer> retired;
       engine.set_learned({learned, nullptr, 0}, retired);
     }
-    std::array<std::int64_t, 3> emitted{};
+    std::vector<std::int64_t> emitted(std::size_t(n_sequences), 0);
     bool ended = false;
     for (std::size_t i = 0; i < emitted.size(); ++i) {
       EngineRequest r;
       r.id = RequestId{i + 1};
-      r.prompt = prompt(90 + 40 * int(i), int(i));
+      r.prompt = prompt(90 + 40 * int(i % 3), int(i));
       r.max_tokens = 400;
-      r.sampling.temperature = i == 0 ? 0.0f : 0.8f;
+      r.sampling.temperature = i % 3 == 0 ? 0.0f : 0.8f;
       r.sampling.seed = 7 + i;
-      if (i == 2) {
+      if (i % 3 == 2) {
         r.sampling.frequency_penalty = 0.2f;
         r.sampling.logit_bias = {{5, 1.5f}, {9, -2.0f}};
       }
@@ -66,7 +61,7 @@ class EngineAllocation : public TinyEngine {
     EXPECT_FALSE(ended);
     engine.fill(out.stats);
     while (engine.has_work()) engine.round();
-    EXPECT_EQ(out.traces, 3);
+    EXPECT_EQ(out.traces, n_sequences);
     return out;
   }
 };
@@ -80,7 +75,7 @@ TEST_F(EngineAllocation, AWarmRoundAllocatesNothing) {
         o.spec_type = head ? spec_type("auto") : spec_type("ngram");
         o.spec_draft_n_fixed = fixed;
         const Kinds ran = run(o, head ? heads_[0] : nullptr);
-        EXPECT_LE(ran.allocated, kWorkers)
+        EXPECT_EQ(ran.allocated, 0)
             << "in " << ran.rounds << " rounds, kv " << kv_mode_name(mode)
             << (head ? ", head" : ", ngram") << (fixed < 0 ? ", by cost" : ", fixed length");
         EXPECT_GT(ran.rounds, 50);
@@ -94,8 +89,15 @@ TEST_F(EngineAllocation, AWarmRoundAllocatesNothing) {
   EngineOptions o = options();
   o.spec_draft_n_fixed = 3;
   const Kinds ran = run(o, eagle_);
-  EXPECT_LE(ran.allocated, kWorkers) << "in " << ran.rounds << " rounds with EAGLE-3's head";
+  EXPECT_EQ(ran.allocated, 0) << "in " << ran.rounds << " rounds with EAGLE-3's head";
   EXPECT_GT(ran.stats.by_kind.at("head").drafted, 50);
+}
+
+// What a round keeps of its sequences has room for as many as may run.
+TEST_F(EngineAllocation, ARoundOfManySequencesAllocatesNothing) {
+  EngineOptions o = options();
+  o.max_num_seqs = 12;
+  EXPECT_EQ(run(o, heads_[0], o.max_num_seqs).allocated, 0);
 }
 
 // Negative control: the counter counts.
