@@ -20,11 +20,15 @@ void EngineCore::accept() {
   tell_logprobs();
 }
 
+const DraftTree& EngineCore::draft_of(const RoundEntry& e) const {
+  static const DraftTree kNone;  // a prompt's last chunk emits a token without one
+  return e.job >= 0 ? round_.jobs[std::size_t(e.job)].draft : kNone;
+}
+
 void EngineCore::accept_one(RoundEntry& e) {
   Sequence& s = *e.sequence;
   const SamplingParams& sampling = s.request.sampling;
-  static const DraftTree kNoDraft;
-  const DraftTree& draft = e.job >= 0 ? round_.jobs[std::size_t(e.job)].draft : kNoDraft;
+  const DraftTree& draft = draft_of(e);
   // At T = 0 both rules are one.
   const bool rejection =
       options_.spec_sampling == SpecSampling::kRejection && sampling.temperature > 0;
@@ -54,10 +58,9 @@ void EngineCore::accept_one(RoundEntry& e) {
     e.emitted.push_back(token);
     if (s.trace || s.request.top_logprobs >= 0) reports_.push_back({&s, row});
     if (s.counts) s.counts->add_output(token);  // the next row counts it as committed
-    const bool ends =
-        std::ranges::find(s.request.stop_tokens, token) != s.request.stop_tokens.end() ||
-        s.n_generated() + std::int64_t(e.emitted.size()) >= s.request.max_tokens ||
-        std::int64_t(s.tokens.size() + e.emitted.size()) >= options_.max_model_len;
+    const auto n = std::ssize(e.emitted);
+    const bool ends = s.stops(token) || s.n_generated() + n >= s.request.max_tokens ||
+                      std::ssize(s.tokens) + n >= options_.max_model_len;
     if (next >= 0) e.accepted = int(e.emitted.size());
     if (next < 0 || ends) return;
     node = next;

@@ -5,16 +5,10 @@
 
 namespace foretoken {
 
-namespace {
-double ms_since(SteadyTime begin, SteadyTime now) {
-  return std::chrono::duration<double, std::milli>(now - begin).count();
-}
-}  // namespace
-
 void EngineCore::commit() {
   Round& r = round_;
-  probe_->add(Count::kRounds);
-  if (r.control) probe_->add(Count::kControlRounds);
+  probe_->add(&EngineStats::engine_rounds);
+  if (r.control) probe_->add(&EngineStats::control_rounds);
   RoundMeasurement m;
   ProbedRound p = probed();
   std::int64_t context = 0;
@@ -32,7 +26,7 @@ void EngineCore::commit() {
   remove_finished();
 
   const SteadyTime now = this->now();
-  const double round_ms = ms_since(r.started, now);
+  const double round_ms = ms_of(now - r.started);
   if (m.sequences == 0) return;
   m.prefill_rows = int(r.tokens.size()) - m.rows;
   m.verify_ms = round_ms - r.draft_ms;
@@ -61,16 +55,15 @@ void EngineCore::commit_one(RoundEntry& e) {
   outcome.accepted = e.accepted;
   if (!e.decode) {
     s.timings.prompt_n = s.n_prompt - s.timings.cached_n;
-    s.timings.prompt_ms = ms_since(s.admitted, now);
+    s.timings.prompt_ms = ms_of(now - s.admitted);
     s.decode_started = now;
-    probe_->add(Count::kPromptTokens, s.n_prompt);
+    probe_->add(&EngineStats::prompt_tokens, s.n_prompt);
   }
 
   const std::size_t before = s.tokens.size();
   s.tokens.insert(s.tokens.end(), e.emitted.begin(), e.emitted.end());
   // The first token came with the prompt: the speculators see it as an outcome without a draft.
-  static const DraftTree kNoDraft;
-  const DraftTree& draft = e.decode ? r.jobs[std::size_t(e.job)].draft : kNoDraft;
+  const DraftTree& draft = draft_of(e);
   if (!draft.is_chain()) memory_->keep_path(s.kv, s.computed(), e.path);
   memory_->commit(s.kv, e.decode ? std::int64_t(before + e.emitted.size()) - 1 : s.n_prompt);
   outcome.context.tokens = std::span(s.tokens).first(before);
@@ -101,9 +94,8 @@ void EngineCore::commit_one(RoundEntry& e) {
     RequestTrace& trace = *s.trace;
     const std::span<const CandidateList> logged = portfolio_->logged(s.slot);
     for (std::size_t j = 0; j < e.emitted.size(); ++j) {
-      const auto candidates = logged[logged.size() - e.emitted.size() + j].view();
       reports_[std::size_t(e.first_report) + j].traced_as = std::int64_t(trace.generated.size());
-      trace.generated.emplace_back().candidates.assign(candidates.begin(), candidates.end());
+      trace.generated.emplace_back().candidates = logged[logged.size() - e.emitted.size() + j];
     }
     if (e.decode) {
       RoundTrace& round = trace.rounds.emplace_back();
@@ -120,17 +112,16 @@ void EngineCore::commit_one(RoundEntry& e) {
       round.control = r.control;
     }
   }
-  probe_->add(Count::kGeneratedTokens, std::int64_t(e.emitted.size()));
+  probe_->add(&EngineStats::generated_tokens, std::int64_t(e.emitted.size()));
   s.timings.predicted_n = s.n_generated();
-  s.timings.predicted_ms = ms_since(s.decode_started, now);
+  s.timings.predicted_ms = ms_of(now - s.decode_started);
   s.timings.speculator_version = s.learned->version.value;
 
   EngineEvent event;
   event.request = s.request.id;
   event.choice = s.request.choice;
   const TokenId last = s.tokens.back();
-  const bool stopped =
-      std::ranges::find(s.request.stop_tokens, last) != s.request.stop_tokens.end();
+  const bool stopped = s.stops(last);
   const bool full = s.n_generated() >= s.request.max_tokens ||
                     std::int64_t(s.tokens.size()) >= options_.max_model_len;
   event.tokens.assign(e.emitted.begin(), e.emitted.end() - (stopped ? 1 : 0));
@@ -162,7 +153,7 @@ void EngineCore::finish(Sequence& s, FinishReason reason, EngineEvent&& last) {
     slot_used_[std::size_t(s.slot)] = false;
     s.slot = s.kv = -1;
   }
-  probe_->add(whole ? Count::kFinished : Count::kAborted);
+  probe_->add(whole ? &EngineStats::requests_finished : &EngineStats::requests_aborted);
   if (s.trace) settle_reports(&s);
   if (s.trace && whole && trace_sink_) hand_in_trace(s);
   last.request = s.request.id;

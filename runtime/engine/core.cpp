@@ -5,11 +5,10 @@
 #include <cstring>
 #include <thread>
 
-#include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
 #include "foretoken/kernels/sampling.h"
-#include "runtime/speculate/model_speculator.h"
+#include "foretoken/protocol/failure.h"
 
 namespace foretoken {
 namespace {
@@ -38,167 +37,196 @@ EngineCore::~EngineCore() {
   if (pool_) pool_->complete();  // nobody writes to what is destroyed before it
 }
 
+EngineCore::EngineCore(std::shared_ptr<const Model> model, const EngineOptions& options,
+                       TraceSink trace_sink, const Clock& clock)
+    : clock_(clock),
+      model_(std::move(model)),
+      options_(options),
+      trace_sink_(std::move(trace_sink)),
+      coin_(options.control_fraction, 0x666f7265746f6bull),
+      started_(now()) {
+  version_since_ = started_;
+  learned_.served = initial_weights();
+}
+
 Result<std::unique_ptr<EngineCore>> EngineCore::create(
     std::shared_ptr<const Model> model, std::shared_ptr<const KvCalibration> calibration,
     std::shared_ptr<const Model> draft_model,
-    std::shared_ptr<const KvCalibration> draft_calibration, const EngineOptions& wanted,
+    std::shared_ptr<const KvCalibration> draft_calibration, const EngineOptions& options,
     TraceSink trace_sink, const Clock& clock) {
-  std::unique_ptr<EngineCore> self(new EngineCore);
-  self->clock_ = &clock;
-  EngineOptions& o = self->options_;
-  o = wanted;
+  std::unique_ptr<EngineCore> self(
+      new EngineCore(std::move(model), options, std::move(trace_sink), clock));
+  if (auto s = self->settle_options(draft_model.get()); !s) return s.error();
+  self->pool_ = std::make_unique<kernels::ThreadPool>(self->options_.threads);
+  if (auto s = self->make_memory(std::move(calibration), draft_model.get()); !s) return s.error();
+  auto speculator =
+      self->make_model_speculator(std::move(draft_model), std::move(draft_calibration));
+  if (!speculator) return speculator.error();
+  self->make_portfolio(std::move(*speculator));
+  self->make_buffers();
+  return self;
+}
+
+// Checks them and fills in what was left to defaults.
+Status EngineCore::settle_options(const Model* draft_model) {
+  EngineOptions& o = options_;
+  const ModelConfig& config = model_->config();
   if (o.threads <= 0) o.threads = std::max(1, int(std::thread::hardware_concurrency()));
-  const ModelConfig& config = model->config();
   if (o.max_model_len <= 0) o.max_model_len = std::min(config.context_length, kDefaultContext);
-  if (o.max_model_len > config.context_length) {
-    return Error{ErrorCode::kOutOfRange,
-                 fmt::format("max-model-len {} is over the model's context length {}",
-                             o.max_model_len, config.context_length)};
-  }
-  if (o.max_num_seqs < 1 || o.max_num_seqs > 256) {
-    return Error{ErrorCode::kOutOfRange,
-                 fmt::format("max-num-seqs is {}, wanted 1 to 256", o.max_num_seqs)};
-  }
-  if (o.spec_draft_n_max < 0 || o.spec_draft_n_max > kMaxDraft ||
-      o.spec_draft_n_fixed > kMaxDraft) {
-    return Error{ErrorCode::kOutOfRange, fmt::format("spec-draft-n-max is {}, wanted 0 to {}",
-                                                     o.spec_draft_n_max, kMaxDraft)};
-  }
+  const auto out_of_range = [](std::string what) {
+    return Error{ErrorCode::kOutOfRange, std::move(what)};
+  };
+  if (o.max_model_len > config.context_length)
+    return out_of_range(fmt::format("max-model-len {} is over the model's context length {}",
+                                    o.max_model_len, config.context_length));
+  if (o.max_num_seqs < 1 || o.max_num_seqs > 256)
+    return out_of_range(fmt::format("max-num-seqs is {}, wanted 1 to 256", o.max_num_seqs));
+  if (o.spec_draft_n_max < 0 || o.spec_draft_n_max > kMaxDraft || o.spec_draft_n_fixed > kMaxDraft)
+    return out_of_range(
+        fmt::format("spec-draft-n-max is {}, wanted 0 to {}", o.spec_draft_n_max, kMaxDraft));
   o.spec_draft_n_max = std::max(o.spec_draft_n_max, o.spec_draft_n_fixed);
   if (!o.spec_type.any()) o.spec_draft_n_max = 0;
   if (o.spec_type.needs_draft_model() && !draft_model) {
-    return Error{
-        ErrorCode::kInvalidInput,
-        fmt::format("spec-type {} needs a draft model (--spec-draft-model)", o.spec_type.name)};
+    return failure(ErrorCode::kInvalidInput,
+                   "spec-type {} needs a draft model (--spec-draft-model)", o.spec_type.name);
+  }
+  taps_ = o.head_taps.value_or(head_taps(config.n_layers));
+  for (const int tap : taps_) {
+    if (tap < 0 || tap > config.n_layers)
+      return out_of_range(
+          fmt::format("head taps: layer {} of a model with {}", tap, config.n_layers));
   }
   // Every decoding sequence must fit with its draft, and prefill must make progress beside them.
   o.max_batch_rows = std::max(o.max_batch_rows, o.max_num_seqs * (1 + o.spec_draft_n_max) + 16);
   if (o.kv_cache_memory == 0)
-    o.kv_cache_memory = default_kv_memory(model->kv_geometry(), o.max_model_len, o.max_num_seqs);
-
-  self->model_ = model;
-  self->trace_sink_ = std::move(trace_sink);
-  self->pool_ = std::make_unique<kernels::ThreadPool>(o.threads);
-  KvOptions kv_options;
-  kv_options.mode = o.kv_cache_dtype;
-  kv_options.sink_tokens = o.kv_sink;
-  kv_options.window_tokens = o.kv_window;
-  kv_options.memory_bytes = o.kv_cache_memory;
-  kv_options.max_sequences = o.max_num_seqs;
-  kv_options.max_rows = o.max_batch_rows;
-  kv_options.max_model_len = o.max_model_len;
+    o.kv_cache_memory = default_kv_memory(model_->kv_geometry(), o.max_model_len, o.max_num_seqs);
   if (o.prefix_tail_memory == 0) o.prefix_tail_memory = o.kv_cache_memory / 2;
-  if (o.prefix_cache) kv_options.tail_bytes = o.prefix_tail_memory;
-  const auto add_to_root = [&root = self->page_root_](const Model& m, KvMode mode) {
-    root.append(reinterpret_cast<const char*>(m.fingerprint().data()), m.fingerprint().size());
-    root += kv_mode_name(mode);
+  limits_ = {o.max_batch_rows, o.spec_draft_n_max};
+  return Ok{};
+}
+
+KvOptions EngineCore::kv_options(KvMode mode, std::size_t bytes, std::size_t tail_bytes) const {
+  const EngineOptions& o = options_;
+  return {.mode = mode,
+          .sink_tokens = o.kv_sink,
+          .window_tokens = o.kv_window,
+          .memory_bytes = bytes,
+          .max_sequences = o.max_num_seqs,
+          .max_rows = o.max_batch_rows,
+          .max_model_len = o.max_model_len,
+          .tail_bytes = o.prefix_cache ? tail_bytes : 0};
+}
+
+Status EngineCore::make_memory(std::shared_ptr<const KvCalibration> calibration,
+                               const Model* draft_model) {
+  EngineOptions& o = options_;
+  const auto add_to_root = [&](const Model& m, KvMode mode) {
+    page_root_.append(reinterpret_cast<const char*>(m.fingerprint().data()),
+                      m.fingerprint().size());
+    page_root_ += kv_mode_name(mode);
   };
-  add_to_root(*model, o.kv_cache_dtype);
+  add_to_root(*model_, o.kv_cache_dtype);
   if (draft_model) add_to_root(*draft_model, o.draft_kv_cache_dtype);
-  self->page_root_ += fmt::format(" sink {} window {} ", o.kv_sink, o.kv_window);
-  auto kv = model->make_memory(kv_options, std::move(calibration));
-  if (!kv) return kv.error();
-  self->memory_ = std::move(*kv);
-  if (const std::int64_t held = self->memory_->capacity_tokens(); held < o.max_model_len) {
+  page_root_ += fmt::format(" sink {} window {} ", o.kv_sink, o.kv_window);
+  auto memory =
+      model_->make_memory(kv_options(o.kv_cache_dtype, o.kv_cache_memory, o.prefix_tail_memory),
+                          std::move(calibration));
+  if (!memory) return memory.error();
+  memory_ = std::move(*memory);
+  if (const std::int64_t held = memory_->capacity_tokens(); held < o.max_model_len) {
     spdlog::warn(
         "max-model-len is {}, but the KV cache of {} MiB holds {} tokens: that is the "
         "context served",
         o.max_model_len, o.kv_cache_memory >> 20, held);
     o.max_model_len = held;
   }
+  return Ok{};
+}
 
-  std::unique_ptr<ModelSpeculator> model_speculator;
-  if (draft_model && o.spec_type.has(SpeculatorKind::kModel)) {
-    if (draft_model->config().n_vocab != config.n_vocab) {
-      return Error{ErrorCode::kInvalidInput,
-                   fmt::format("the draft model's vocabulary has {} tokens, the target's {}: they "
-                               "must share one tokenizer",
-                               draft_model->config().n_vocab, config.n_vocab)};
-    }
-    ModelSpeculatorOptions draft_options;
-    draft_options.kv = kv_options;
-    draft_options.kv.mode = o.draft_kv_cache_dtype;
-    draft_options.kv.memory_bytes =
-        default_kv_memory(draft_model->kv_geometry(), o.max_model_len, o.max_num_seqs);
-    if (o.prefix_cache) draft_options.kv.tail_bytes = draft_options.kv.memory_bytes / 2;
-    draft_options.max_draft = o.spec_draft_n_max;
-    draft_options.draft_vocab =
-        (o.spec_draft_vocab + kernels::kPackRows - 1) / kernels::kPackRows * kernels::kPackRows;
-    draft_options.rejection = o.spec_sampling == SpecSampling::kRejection;
-    auto speculator = ModelSpeculator::create(std::move(draft_model), std::move(draft_calibration),
-                                              draft_options, *self->pool_);
-    if (!speculator) return speculator.error();
-    model_speculator = std::move(*speculator);
+// Null: no draft model drafts.
+Result<std::unique_ptr<ModelSpeculator>> EngineCore::make_model_speculator(
+    std::shared_ptr<const Model> draft_model,
+    std::shared_ptr<const KvCalibration> calibration) const {
+  const EngineOptions& o = options_;
+  if (!draft_model || !o.spec_type.has(SpeculatorKind::kModel))
+    return std::unique_ptr<ModelSpeculator>();
+  if (draft_model->config().n_vocab != model_->config().n_vocab) {
+    return failure(ErrorCode::kInvalidInput,
+                   "the draft model's vocabulary has {} tokens, the target's {}: they "
+                   "must share one tokenizer",
+                   draft_model->config().n_vocab, model_->config().n_vocab);
   }
+  const std::size_t bytes =
+      default_kv_memory(draft_model->kv_geometry(), o.max_model_len, o.max_num_seqs);
+  const ModelSpeculatorOptions options{
+      .kv = kv_options(o.draft_kv_cache_dtype, bytes, bytes / 2),
+      .draft_vocab =
+          (o.spec_draft_vocab + kernels::kPackRows - 1) / kernels::kPackRows * kernels::kPackRows,
+      .rejection = o.spec_sampling == SpecSampling::kRejection};
+  return ModelSpeculator::create(std::move(draft_model), std::move(calibration), options, *pool_);
+}
+
+void EngineCore::make_portfolio(std::unique_ptr<ModelSpeculator> model_speculator) {
+  const EngineOptions& o = options_;
   PortfolioOptions portfolio;
-  portfolio.kinds = o.spec_type;
-  portfolio.model_step_bytes = model->step_bytes();
-  portfolio.n_max = o.spec_draft_n_max;
-  portfolio.n_fixed = o.spec_draft_n_fixed;
   portfolio.max_sequences = o.max_num_seqs;
-  portfolio.max_model_len = o.max_model_len;
-  portfolio.clock = &clock;
-  self->taps_ = o.head_taps.value_or(head_taps(config.n_layers));
-  for (const int tap : self->taps_) {
-    if (tap < 0 || tap > config.n_layers) {
-      return Error{ErrorCode::kOutOfRange,
-                   fmt::format("head taps: layer {} of a model with {}", tap, config.n_layers)};
-    }
+  portfolio.max_draft = o.spec_draft_n_max;
+  portfolio.max_tokens = o.max_model_len;
+  portfolio.kinds = o.spec_type;
+  portfolio.n_fixed = o.spec_draft_n_fixed;
+  portfolio.model_step_bytes = model_->step_bytes();
+  portfolio.clock = &clock_;
+  const bool head = o.spec_type.has(SpeculatorKind::kHead);
+  if (trace_sink_ || head) {
+    features_ = model_->make_feature_rows(taps_, o.max_batch_rows, head ? o.max_num_seqs : 0);
+    portfolio.target = model_.get();
+    portfolio.features = features_.get();
   }
-  if (self->trace_sink_ || o.spec_type.has(SpeculatorKind::kHead)) {
-    self->features_ = model->make_feature_rows(
-        self->taps_, o.max_batch_rows, o.spec_type.has(SpeculatorKind::kHead) ? o.max_num_seqs : 0);
-    portfolio.target = model.get();
-    portfolio.features = self->features_.get();
-  }
-  self->portfolio_ =
-      std::make_unique<Portfolio>(portfolio, std::move(model_speculator), *self->pool_);
-  self->coin_ = ControlCoin(o.control_fraction, 0x666f7265746f6bull);
-  self->learned_.served = initial_weights();
+  portfolio_ = std::make_unique<Portfolio>(portfolio, std::move(model_speculator), *pool_);
   EngineProbeOptions probe;
   probe.control_fraction = o.control_fraction;
   probe.speculates = o.spec_draft_n_max > 0;
   probe.windows.plain_fraction = probe.speculates ? o.plain_fraction : 0;
   probe.windows.seed = 0x706c61696eull;
-  self->probe_ = std::make_unique<EngineProbe>(probe);
-  self->served_label_ = self->probe_->version(self->learned_.served->version);
+  probe_ = std::make_unique<EngineProbe>(probe);
+  served_label_ = probe_->version(learned_.served->version);
+}
 
-  self->max_logit_rows_ = o.max_num_seqs * (1 + o.spec_draft_n_max);
-  self->workspace_ = model->make_workspace(o.max_batch_rows, self->max_logit_rows_);
-  self->sampler_ = std::make_unique<Sampler>(config.n_vocab);
-  self->logits_ = model->make_logit_rows(self->max_logit_rows_);
-  self->reports_.reserve(std::size_t(self->max_logit_rows_));
-  self->slot_used_.assign(std::size_t(o.max_num_seqs), false);
-  self->limits_ = {o.max_batch_rows, o.spec_draft_n_max};
-  self->states_.reserve(std::size_t(o.max_num_seqs));
-  self->plan_.decode.reserve(std::size_t(o.max_num_seqs));
-  self->plan_.prefill.reserve(std::size_t(o.max_num_seqs));
-  self->round_.entries.resize(std::size_t(o.max_num_seqs));
-  for (RoundEntry& e : self->round_.entries) {
+// A round allocates nothing: what it fills is made here.
+void EngineCore::make_buffers() {
+  const EngineOptions& o = options_;
+  const int logit_rows = o.max_num_seqs * (1 + o.spec_draft_n_max);
+  const auto sequences = std::size_t(o.max_num_seqs);
+  workspace_ = model_->make_workspace(o.max_batch_rows, logit_rows);
+  sampler_ = std::make_unique<Sampler>(model_->config().n_vocab);
+  logits_ = model_->make_logit_rows(logit_rows);
+  reports_.reserve(std::size_t(logit_rows));
+  slot_used_.assign(sequences, false);
+  states_.reserve(sequences);
+  plan_.decode.reserve(sequences);
+  plan_.prefill.reserve(sequences);
+  round_.entries.resize(sequences);
+  for (RoundEntry& e : round_.entries) {
     e.emitted.reserve(kMaxDraft + 1);
     e.path.reserve(kMaxDraft + 1);
   }
-  self->round_.jobs.resize(std::size_t(o.max_num_seqs));
-  self->round_.tokens.reserve(std::size_t(o.max_batch_rows));
-  self->round_.groups.reserve(std::size_t(o.max_num_seqs));
-  self->round_.logit_rows.reserve(std::size_t(self->max_logit_rows_));
-  self->started_ = self->version_since_ = self->now();
-  return self;
+  round_.jobs.resize(sequences);
+  round_.tokens.reserve(std::size_t(o.max_batch_rows));
+  round_.groups.reserve(sequences);
+  round_.logit_rows.reserve(std::size_t(logit_rows));
 }
 
-DraftContext EngineCore::context_of(const Sequence& sequence) const {
-  DraftContext context;
-  context.request = sequence.request.id;
-  context.slot = sequence.slot;
-  context.tokens = sequence.tokens;
-  context.sampling = &sequence.request.sampling;
-  context.store = sequence.store;
-  context.stop_tokens = sequence.request.stop_tokens;
-  if (!sequence.chain.empty()) context.chain = &sequence.chain;
-  context.n_prompt = sequence.n_prompt;
-  context.learned = sequence.learned;
-  context.rejection = options_.spec_sampling == SpecSampling::kRejection;
-  return context;
+DraftContext EngineCore::context_of(const Sequence& s) const {
+  return {.request = s.request.id,
+          .slot = s.slot,
+          .tokens = s.tokens,
+          .sampling = &s.request.sampling,
+          .store = s.store,
+          .rejection = options_.spec_sampling == SpecSampling::kRejection,
+          .learned = s.learned,
+          .stop_tokens = s.request.stop_tokens,
+          .chain = s.chain.empty() ? nullptr : &s.chain,
+          .n_prompt = s.n_prompt};
 }
 
 std::unique_ptr<Sequence> EngineCore::sequence_of(EngineRequest request) const {
@@ -254,8 +282,7 @@ PageChain EngineCore::chain_of(const EngineRequest& request) const {
 void EngineCore::forget_traffic(const std::string& key_id) {
   portfolio_->forget(key_id, owner_of(key_id));
   memory_->forget(owner_of(key_id));
-  for (auto& s : running_) s->keeps_pages &= s->request.key_id != key_id;
-  for (auto& s : waiting_) s->keeps_pages &= s->request.key_id != key_id;
+  for_each_sequence([&](Sequence& s) { s.keeps_pages &= s.request.key_id != key_id; });
 }
 
 void EngineCore::set_learned(SpeculatorChoice choice, std::vector<LearnedPointer>& retired) {
@@ -274,7 +301,7 @@ void EngineCore::set_learned(SpeculatorChoice choice, std::vector<LearnedPointer
   served_label_ = probe_->version(learned_.served->version);
   if (learned_.canary) canary_label_ = probe_->version(learned_.canary->version);
   for (auto& s : running_) s->learned = learned_.of(s->request.id).get();
-  probe_->add(Count::kSwaps, changes);
+  probe_->add(&EngineStats::swaps, changes);
 }
 
 void EngineCore::round() {
@@ -299,16 +326,14 @@ void EngineCore::round() {
 
 void EngineCore::fill(EngineStats& stats) const {
   const SteadyTime now = this->now();
-  const auto seconds = [](auto d) { return std::chrono::duration<double>(d).count(); };
-  stats = {};
   probe_->fill(stats, now);
   portfolio_->fill(stats);
-  stats.uptime_s = seconds(now - started_);
+  stats.uptime_s = seconds_of(now - started_);
   stats.requests_running = std::int64_t(running_.size());
   stats.requests_waiting = std::int64_t(waiting_.size());
   stats.version = learned_.served->version;
   if (learned_.canary) stats.canary = learned_.canary->version;
-  stats.version_age_s = seconds(now - version_since_);
+  stats.version_age_s = seconds_of(now - version_since_);
   stats.kv = memory_->stats();
 }
 

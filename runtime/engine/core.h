@@ -3,7 +3,6 @@
 // Nothing here is shared: engine.cpp carries requests in and statistics out.
 #pragma once
 
-#include <array>
 #include <deque>
 #include <memory>
 #include <vector>
@@ -70,7 +69,7 @@ class EngineCore {
 
   const EngineOptions& options() const { return options_; }
   SteadyTime now() const {  // any thread
-    return SteadyTime(std::chrono::duration_cast<SteadyTime::duration>(clock_->monotonic()));
+    return SteadyTime(std::chrono::duration_cast<SteadyTime::duration>(clock_.monotonic()));
   }
   // All that a request needs while it runs. Any thread.
   std::unique_ptr<Sequence> sequence_of(EngineRequest request) const;
@@ -92,18 +91,35 @@ class EngineCore {
   void fill(EngineStats& stats) const;
 
  private:
-  EngineCore() = default;
+  EngineCore(std::shared_ptr<const Model> model, const EngineOptions& options, TraceSink trace_sink,
+             const Clock& clock);
+  // create(), in this order (core.cpp).
+  Status settle_options(const Model* draft_model);
+  Status make_memory(std::shared_ptr<const KvCalibration> calibration, const Model* draft_model);
+  Result<std::unique_ptr<ModelSpeculator>> make_model_speculator(
+      std::shared_ptr<const Model> draft_model,
+      std::shared_ptr<const KvCalibration> calibration) const;
+  void make_portfolio(std::unique_ptr<ModelSpeculator> model_speculator);
+  void make_buffers();
+  KvOptions kv_options(KvMode mode, std::size_t bytes, std::size_t tail_bytes) const;
+
   void admit();   // admit.cpp: waiting -> running, cancellations, preemption
   void plan();    // admit.cpp: what this round decodes (schedule/round_schedule.h)
   void draft();   // draft.cpp
   void verify();  // verify.cpp: the forward pass
   void accept();  // accept.cpp
   void commit();  // commit.cpp
+  template <class F>
+  void for_each_sequence(const F& fn) {
+    for (auto& s : running_) fn(*s);
+    for (auto& s : waiting_) fn(*s);
+  }
   void reserve(Sequence& sequence);
   void preempt(Sequence& sequence);
   void finish(Sequence& sequence, FinishReason reason, EngineEvent&& last);
   void remove_finished();
   DraftContext context_of(const Sequence& sequence) const;
+  const DraftTree& draft_of(const RoundEntry& entry) const;
   void capture(const RoundEntry& entry);  // taps.cpp
   void settle_features();
   void restore_features(const Sequence& sequence);
@@ -121,7 +137,7 @@ class EngineCore {
   // The names of a request's pages begin with what they depend on and who may share them.
   PageChain chain_of(const EngineRequest& request) const;
 
-  const Clock* clock_ = nullptr;
+  const Clock& clock_;
   std::shared_ptr<const Model> model_;
   EngineOptions options_;
   TraceSink trace_sink_;
@@ -132,7 +148,6 @@ class EngineCore {
   std::unique_ptr<Sampler> sampler_;  // of --spec-sampling rejection
   std::unique_ptr<Portfolio> portfolio_;
   SpeculatorChoice learned_;
-  SteadyTime version_since_, started_;
 
   std::deque<std::unique_ptr<Sequence>>
       waiting_;  // front is next; preempted ones return to the front
@@ -160,8 +175,8 @@ class EngineCore {
     EngineCore* core;
     void operator()(int i) const;
   } round_task_{this};
-  int max_logit_rows_ = 0;
-  ControlCoin coin_{0, 1};
+  ControlCoin coin_;
+  SteadyTime started_, version_since_;
 
   std::unique_ptr<EngineProbe> probe_;
   int served_label_ = 0, canary_label_ = 0;  // the probe's

@@ -13,11 +13,12 @@ void EngineCore::draft() {
               options_.spec_draft_n_max > 0 && coin_.toss();
   if (r.n_jobs > 0) {
     const int prefill_rows = int(plan_.prefill_rows);
-    portfolio_->draft(std::span(r.jobs.data(), std::size_t(r.n_jobs)), r.control || r.plain,
-                      prefill_rows, options_.max_batch_rows - r.n_jobs - prefill_rows);
-    if (options_.on_drafted) options_.on_drafted(std::span(r.jobs.data(), std::size_t(r.n_jobs)));
+    const auto jobs = std::span(r.jobs).first(std::size_t(r.n_jobs));
+    portfolio_->draft(jobs, r.control || r.plain, prefill_rows,
+                      options_.max_batch_rows - r.n_jobs - prefill_rows);
+    if (options_.on_drafted) options_.on_drafted(jobs);
   }
-  r.draft_ms = std::chrono::duration<double, std::milli>(now() - begin).count();
+  r.draft_ms = ms_of(now() - begin);
 }
 
 }  // namespace foretoken

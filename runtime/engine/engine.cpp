@@ -3,14 +3,15 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <iterator>
 #include <mutex>
 #include <thread>
 
-#include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include "foretoken/protocol/failure.h"
 #include "runtime/engine/core.h"
 
 namespace foretoken {
@@ -46,9 +47,9 @@ class ThreadedEngine final : public Engine {
       return Error{ErrorCode::kInvalidInput, "the prompt is empty, wanted at least one token"};
     for (const TokenId token : request.prompt) {
       if (token < 0 || token >= model_->config().n_vocab) {
-        return Error{ErrorCode::kInvalidInput,
-                     fmt::format("prompt token {} is outside the vocabulary of {} tokens", token,
-                                 model_->config().n_vocab)};
+        return failure(ErrorCode::kInvalidInput,
+                       "prompt token {} is outside the vocabulary of {} tokens", token,
+                       model_->config().n_vocab);
       }
     }
     if (auto limit = token_limit(n, request.max_tokens, o.max_model_len); !limit)
@@ -60,8 +61,8 @@ class ThreadedEngine final : public Engine {
         return Error{ErrorCode::kUnavailable, "the server is draining: no new requests"};
       if (std::int64_t(inbox_.size()) + waiting_ >= o.max_queue) {
         ++rejected_;
-        return Error{ErrorCode::kUnavailable,
-                     fmt::format("the queue is full: {} requests are waiting", o.max_queue)};
+        return failure(ErrorCode::kUnavailable, "the queue is full: {} requests are waiting",
+                       o.max_queue);
       }
       inbox_.push_back(std::move(sequence));
       idle_ = false;
@@ -112,9 +113,7 @@ class ThreadedEngine final : public Engine {
 
   bool serving() const override { return serving_.load(std::memory_order_relaxed); }
 
-  double busy_s() const override {
-    return 1e-9 * static_cast<double>(busy_ns_.load(std::memory_order_relaxed));
-  }
+  double busy_s() const override { return 1e-9 * double(busy_ns_.load(std::memory_order_relaxed)); }
 
   bool plain_now() const override { return plain_now_.load(std::memory_order_relaxed); }
 
@@ -126,10 +125,8 @@ class ThreadedEngine final : public Engine {
   }
 
   double heartbeat_age_s() const override {
-    const auto now = core_->now().time_since_epoch().count();
-    return std::chrono::duration<double>(
-               std::chrono::steady_clock::duration(now - beat_.load(std::memory_order_relaxed)))
-        .count();
+    const auto now = core_->now().time_since_epoch();
+    return seconds_of(now - SteadyTime::duration(beat_.load(std::memory_order_relaxed)));
   }
 
   const EngineOptions& options() const override { return core_->options(); }
@@ -213,7 +210,7 @@ class ThreadedEngine final : public Engine {
           std::ranges::move(retired, std::back_inserter(retired_));
         }
         retired.clear();
-        core_->swap_took(std::chrono::duration<double, std::milli>(core_->now() - begin).count());
+        core_->swap_took(ms_of(core_->now() - begin));
       }
       serving_.store(core_->has_work(), std::memory_order_relaxed);
       if (core_->has_work()) {
@@ -266,20 +263,18 @@ Result<std::int64_t> token_limit(std::int64_t n_prompt, std::optional<std::int64
                                  std::int64_t context) {
   const std::int64_t left = context - n_prompt;
   if (left < 1) {
-    return Error{ErrorCode::kOutOfRange,
-                 fmt::format("This model's maximum context length is {} tokens. However, your "
-                             "prompt resulted in {} tokens.",
-                             context, n_prompt)};
+    return failure(ErrorCode::kOutOfRange,
+                   "This model's maximum context length is {} tokens. However, your "
+                   "prompt resulted in {} tokens.",
+                   context, n_prompt);
   }
-  if (max_tokens && *max_tokens < 1) {
-    return Error{ErrorCode::kInvalidInput,
-                 fmt::format("max_tokens is {}, wanted at least 1", *max_tokens)};
-  }
+  if (max_tokens && *max_tokens < 1)
+    return failure(ErrorCode::kInvalidInput, "max_tokens is {}, wanted at least 1", *max_tokens);
   if (max_tokens && *max_tokens > left) {
-    return Error{ErrorCode::kOutOfRange,
-                 fmt::format("This model's maximum context length is {} tokens. However, you "
-                             "requested {} tokens ({} in the prompt, {} in the completion).",
-                             context, n_prompt + *max_tokens, n_prompt, *max_tokens)};
+    return failure(ErrorCode::kOutOfRange,
+                   "This model's maximum context length is {} tokens. However, you "
+                   "requested {} tokens ({} in the prompt, {} in the completion).",
+                   context, n_prompt + *max_tokens, n_prompt, *max_tokens);
   }
   return max_tokens.value_or(left);
 }

@@ -1,6 +1,5 @@
 // measure: whose round it was, for the probe; captures that a plain window ends; traffic that is
 // kept.
-#include <algorithm>
 
 #include "runtime/engine/core.h"
 
@@ -13,7 +12,7 @@ void EngineCore::end_captures() {
   settle_reports();
   for (auto& s : running_) {
     if (!s->trace) continue;
-    probe_->add(Count::kPlainWindowTraces);
+    probe_->add(&EngineStats::traces_plain_window);
     if (s->trace->rounds.size() >= kLeastRounds)
       hand_in_trace(*s);
     else
@@ -23,7 +22,7 @@ void EngineCore::end_captures() {
 
 void EngineCore::hand_in_trace(Sequence& s) {
   s.trace->tokens = s.tokens;
-  s.trace->unix_ms = clock_->unix_ms();
+  s.trace->unix_ms = clock_.unix_ms();
   trace_sink_(std::move(s.trace));
 }
 

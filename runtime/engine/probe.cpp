@@ -2,16 +2,10 @@
 
 #include <algorithm>
 
+#include "foretoken/protocol/transport.h"
 #include "runtime/speculate/registry.h"
 
 namespace foretoken {
-namespace {
-
-double seconds(std::chrono::steady_clock::duration d) {
-  return std::chrono::duration<double>(d).count();
-}
-
-}  // namespace
 
 EngineProbe::EngineProbe(const EngineProbeOptions& options)
     : options_(options), windows_(options.windows) {
@@ -42,7 +36,7 @@ int EngineProbe::version(SpeculatorVersion version) {
 
 void EngineProbe::decoded(SteadyTime now, int domain, int version,
                           std::optional<SpeculatorKind> kind, const AcceptanceStats& outcome) {
-  acceptance_.add(outcome);
+  kept_.acceptance.add(outcome);
   domains_[std::size_t(domain)].acceptance.add(outcome);
   versions_[std::size_t(version)].second.add(outcome);
   if (kind) kinds_[std::size_t(*kind)].add(outcome);
@@ -53,11 +47,13 @@ void EngineProbe::decoded(SteadyTime now, int domain, int version,
   seconds_[second_].acceptance.add(outcome);
 }
 
-bool EngineProbe::plain(SteadyTime now) { return windows_.plain(seconds(now.time_since_epoch())); }
+bool EngineProbe::plain(SteadyTime now) {
+  return windows_.plain(seconds_of(now.time_since_epoch()));
+}
 
 void EngineProbe::round(SteadyTime now, const ProbedRound& round) {
   if (!round.comparable || !options_.speculates) return;
-  const double now_s = seconds(now.time_since_epoch());
+  const double now_s = seconds_of(now.time_since_epoch());
   windows_.record(now_s, round.cost.sequences, round.cost.tokens, round.cost.ms);
   if (round.plain || options_.control_fraction <= 0) return;
   const int label = round.domain >= 0 ? domains_[std::size_t(round.domain)].speedup : -1;
@@ -81,8 +77,8 @@ void EngineProbe::round(SteadyTime now, const ProbedRound& round) {
 }
 
 void EngineProbe::swap_took(double ms) {
-  last_pause_ms_ = ms;
-  longest_pause_ms_ = std::max(longest_pause_ms_, ms);
+  kept_.swap_pause_last_ms = ms;
+  kept_.swap_pause_max_ms = std::max(kept_.swap_pause_max_ms, ms);
   if (swap_pauses_.size() < kSwapPauses) {
     swap_pauses_.push_back(ms);
   } else {
@@ -92,19 +88,7 @@ void EngineProbe::swap_took(double ms) {
 }
 
 void EngineProbe::fill(EngineStats& stats, SteadyTime now) const {
-  stats.requests_finished = count(Count::kFinished);
-  stats.requests_aborted = count(Count::kAborted);
-  stats.preemptions = count(Count::kPreemptions);
-  stats.prompt_tokens = count(Count::kPromptTokens);
-  stats.generated_tokens = count(Count::kGeneratedTokens);
-  stats.prefix_cache_queries = count(Count::kPrefixQueries);
-  stats.prefix_cache_hits = count(Count::kPrefixHits);
-  stats.engine_rounds = count(Count::kRounds);
-  stats.control_rounds = count(Count::kControlRounds);
-  stats.traces_plain_window = count(Count::kPlainWindowTraces);
-  stats.swaps = count(Count::kSwaps);
-
-  stats.acceptance = acceptance_;
+  stats = kept_;
   const auto seen = [](const AcceptanceStats& a) { return a.rounds > 0; };
   for (const Domain& d : domains_) {
     if (seen(d.acceptance)) stats.by_domain[d.name] = d.acceptance;
@@ -128,18 +112,16 @@ void EngineProbe::fill(EngineStats& stats, SteadyTime now) const {
   double span = 0;
   for (const Second& s : seconds_) {
     if (!seen(s.acceptance) || now - s.at > std::chrono::seconds(60)) continue;
-    span = std::max(span, seconds(now - s.at));
+    span = std::max(span, seconds_of(now - s.at));
     stats.acceptance_last_minute.add(s.acceptance);
   }
   stats.decode_tokens_per_s_last_minute =
       span > 0 ? double(stats.acceptance_last_minute.emitted) / std::max(span, 1.0) : 0;
 
   stats.speedup = speedup_.overall();
-  stats.speedup_last_minute = speedup_.last_minute(seconds(now.time_since_epoch()));
+  stats.speedup_last_minute = speedup_.last_minute(seconds_of(now.time_since_epoch()));
   stats.net_speedup = windows_.estimate();
   stats.speedup_sums = std::make_shared<const SpeedupSums>(speedup_.total());
-  stats.swap_pause_last_ms = last_pause_ms_;
-  stats.swap_pause_max_ms = longest_pause_ms_;
   std::vector<double> pauses = swap_pauses_;
   std::ranges::sort(pauses);
   if (!pauses.empty()) {

@@ -23,22 +23,6 @@ namespace foretoken {
 
 using SteadyTime = std::chrono::steady_clock::time_point;
 
-// Since the engine was made.
-enum class Count : std::uint8_t {
-  kFinished,
-  kAborted,
-  kPreemptions,
-  kPromptTokens,
-  kGeneratedTokens,
-  kPrefixQueries,
-  kPrefixHits,
-  kRounds,
-  kControlRounds,
-  kPlainWindowTraces,
-  kSwaps,
-  kCounts
-};
-
 struct EngineProbeOptions {
   double control_fraction = 0;
   bool speculates = true;  // else no speedup is measured
@@ -64,8 +48,7 @@ class EngineProbe {
   int domain(const std::string& name);
   int version(SpeculatorVersion version);
 
-  void add(Count count, std::int64_t n = 1) { counts_[std::size_t(count)] += n; }
-  std::int64_t count(Count count) const { return counts_[std::size_t(count)]; }
+  void add(std::int64_t EngineStats::*count, std::int64_t n = 1) { kept_.*count += n; }
 
   // One sequence's part of a decode round. kind: of its draft's first token; none: no draft.
   void decoded(SteadyTime now, int domain, int version, std::optional<SpeculatorKind> kind,
@@ -97,8 +80,7 @@ class EngineProbe {
   };
 
   EngineProbeOptions options_;
-  std::array<std::int64_t, std::size_t(Count::kCounts)> counts_{};
-  AcceptanceStats acceptance_;
+  EngineStats kept_;  // what is counted as it is shown: counters, acceptance, the last swap's pause
   std::vector<Domain> domains_;
   std::vector<std::pair<std::uint64_t, AcceptanceStats>> versions_;
   std::array<AcceptanceStats, kSpeculatorKinds> kinds_{};
@@ -115,7 +97,6 @@ class EngineProbe {
   std::vector<std::pair<std::uint64_t, SpeedupSums>> speedup_by_version_;
   std::vector<double> swap_pauses_;  // ms, the last ones, as a ring
   std::size_t next_pause_ = 0;
-  double last_pause_ms_ = 0, longest_pause_ms_ = 0;
 };
 
 }  // namespace foretoken

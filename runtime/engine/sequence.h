@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -54,6 +53,9 @@ struct Sequence {
   // last token, which decodes as if nothing had happened.
   std::int64_t prefill_end() const {
     return n_generated() > 0 ? std::int64_t(tokens.size()) - 1 : n_prompt;
+  }
+  bool stops(TokenId token) const {  // an end of generation
+    return std::ranges::find(request.stop_tokens, token) != request.stop_tokens.end();
   }
   bool decoding() const {
     return computed() + 1 == std::int64_t(tokens.size()) && n_generated() > 0;

@@ -1,6 +1,5 @@
 // verify: one forward pass over every decoding sequence's last token and draft, and over prefill
 // chunks.
-#include <algorithm>
 
 #include "runtime/engine/core.h"
 
@@ -80,7 +79,7 @@ void EngineCore::verify() {
     model_->forward(batch, *memory_, *workspace_, *pool_);
     logits_->choose();
   }
-  r.verify_ms = std::chrono::duration<double, std::milli>(now() - begin).count();
+  r.verify_ms = ms_of(now() - begin);
 }
 
 }  // namespace foretoken
