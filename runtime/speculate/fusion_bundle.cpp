@@ -1,6 +1,5 @@
 #include "runtime/speculate/fusion_bundle.h"
 
-#include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
@@ -8,39 +7,37 @@
 #include "runtime/speculate/head/registry.h"
 
 namespace foretoken {
-namespace {
 
-Error bad_fusion(const char* reason, std::string text) {
-  return Error{ErrorCode::kInvalidInput, fmt::format("{}: bundle: {}", reason, text)};
-}
-
-Result<const BundleTensor*> tensor_of(const Bundle& bundle, const char* name, std::int64_t extent) {
+Result<const BundleTensor*> tensor_of(const Bundle& bundle, const char* name,
+                                      std::initializer_list<TensorType> types,
+                                      const std::vector<std::int64_t>& shape) {
   const auto found = bundle.tensors.find(name);
-  if (found == bundle.tensors.end()) return bad_fusion("shape", fmt::format("{} is missing", name));
+  if (found == bundle.tensors.end()) return bad_bundle("shape", "{} is missing", name);
   const BundleTensor& tensor = found->second;
-  if (tensor.type != TensorType::kF32 || tensor.shape != std::vector<std::int64_t>{extent} ||
-      tensor.f32_values().size() != std::size_t(extent)) {
-    return bad_fusion(
-        "shape", fmt::format("{}: found {} [{}], wanted f32 [{}]", name,
-                             tensor_type_name(tensor.type), fmt::join(tensor.shape, ", "), extent));
+  if (std::ranges::find(types, tensor.type) == types.end() || tensor.shape != shape ||
+      tensor.bytes.size() != tensor_bytes(tensor.type, tensor.shape)) {
+    std::string wanted;
+    for (const TensorType type : types)
+      wanted += (wanted.empty() ? "" : " or ") + std::string(tensor_type_name(type));
+    return bad_bundle("shape", "{}: found {} [{}], wanted {} [{}]", name,
+                      tensor_type_name(tensor.type), fmt::join(tensor.shape, ", "), wanted,
+                      fmt::join(shape, ", "));
   }
   return &tensor;
 }
 
-}  // namespace
-
 Result<FusionTable> fusion_table_of(const Bundle& bundle) {
   if (bundle.kind != "fusion" && !find_head(bundle.kind))
-    return bad_fusion("kind", fmt::format("found \"{}\", wanted \"fusion\" or {}",
-                                          bundle.kind.substr(0, 64), head_kinds()));
-  auto bias = tensor_of(bundle, "fusion.bias", kFusionClasses);
+    return bad_bundle("kind", "found \"{}\", wanted \"fusion\" or {}", bundle.kind.substr(0, 64),
+                      head_kinds());
+  auto bias = tensor_of(bundle, "fusion.bias", {TensorType::kF32}, {kFusionClasses});
   if (!bias) return bias.error();
-  auto other = tensor_of(bundle, "fusion.other", 1);
+  auto other = tensor_of(bundle, "fusion.other", {TensorType::kF32}, {1});
   if (!other) return other.error();
   FusionTable table;
   std::ranges::copy((*bias)->f32_values(), table.bias.begin());
   table.other = (*other)->f32_values()[0];
-  if (!table.finite()) return bad_fusion("non-finite", "fusion table");
+  if (!table.finite()) return bad_bundle("non-finite", "fusion table");
   return table;
 }
 

@@ -29,6 +29,23 @@ std::uint16_t to_f16(float value) {
   return std::uint16_t(sign | half);
 }
 
+// d2t and t2d of a draft vocabulary: what eagle3_parts() reads back.
+Eagle3Tensor d2t_of(const std::vector<TokenId>& vocab) {
+  Eagle3Tensor out{SafetensorType::kI64, {std::int64_t(vocab.size())}, {}};
+  out.bytes.resize(8 * vocab.size());
+  for (std::size_t i = 0; i < vocab.size(); ++i) {
+    const std::int64_t offset = std::int64_t(vocab[i]) - std::int64_t(i);
+    std::memcpy(out.bytes.data() + 8 * i, &offset, 8);
+  }
+  return out;
+}
+
+Eagle3Tensor t2d_of(const std::vector<TokenId>& vocab, std::int64_t n_vocab) {
+  Eagle3Tensor out{SafetensorType::kBool, {n_vocab}, std::vector<std::byte>(std::size_t(n_vocab))};
+  for (const TokenId token : vocab) out.bytes[std::size_t(token)] = std::byte{1};
+  return out;
+}
+
 }  // namespace
 
 Eagle3Tensor encoded(SafetensorType type, std::vector<std::int64_t> shape,

@@ -79,18 +79,15 @@ Proposal DraftHead::choose(float* logits, const float* r, const CandidateList& c
   const auto n_vocab = std::int64_t(vocab_.size());
   const std::int64_t width = state_width();
   // Tokens the vocabulary lacks: a slot each.
-  std::array<TokenId, kMaxCandidates> extra_ids;
-  std::array<float, kMaxCandidates> extra_logits;
-  std::size_t n_extra = 0;
+  TokenScores extra;
   std::array<float, kHeadSources> source_terms;
   std::array<bool, kHeadSources> known{};
   struct Raised {
     int slot;
     float by;
   };
-  std::array<Raised, kMaxCandidates> raised;
-  std::size_t n_raised = 0;
-  for (const Candidate& candidate : candidates.view()) {
+  BoundedVector<Raised, kMaxCandidates> raised;
+  for (const Candidate& candidate : candidates) {
     const auto s = std::size_t(head_source(candidate.fusion_class));
     if (!known[s]) {
       const float* weights = &terms_.source[s * std::size_t(width)];
@@ -101,24 +98,16 @@ Proposal DraftHead::choose(float* logits, const float* r, const CandidateList& c
     }
     const float bonus = terms_.bias[candidate.fusion_class] + source_terms[s];
     if (const int slot = slot_of(candidate.token); slot >= 0) {
-      raised[n_raised++] = {slot, bonus + terms_.own[s] * logits[slot]};
-      continue;
+      raised.push_back({slot, bonus + terms_.own[s] * logits[slot]});
+    } else {
+      extra.of(candidate.token, terms_.outside) += bonus;
     }
-    std::size_t e = 0;
-    while (e < n_extra && extra_ids[e] != candidate.token) ++e;
-    if (e == n_extra) {
-      extra_ids[n_extra] = candidate.token;
-      extra_logits[n_extra++] = terms_.outside;
-    }
-    extra_logits[e] += bonus;
   }
   // Only now: a token may come from several sources, each adds to what the head alone says.
-  for (std::size_t i = 0; i < n_raised; ++i) logits[raised[i].slot] += raised[i].by;
+  for (const Raised& token : raised) logits[token.slot] += token.by;
   for (const auto& [token, bias] : sampling.logit_bias) {
     if (const int slot = slot_of(token); slot >= 0) logits[slot] += bias;
-    for (std::size_t e = 0; e < n_extra; ++e) {
-      if (extra_ids[e] == token) extra_logits[e] += bias;
-    }
+    extra.add_bias(token, bias);
   }
 
   const bool noisy = coupled && sampling.temperature > 0;
@@ -134,17 +123,17 @@ Proposal DraftHead::choose(float* logits, const float* r, const CandidateList& c
                              sampling.seed, std::uint64_t(position));
   float chosen = logits[slot_of(proposal.token)];
   double best = score(chosen, proposal.token);
-  for (std::size_t e = 0; e < n_extra; ++e) {
-    const double value = score(extra_logits[e], extra_ids[e]);
-    if (value > best || (value == best && extra_ids[e] < proposal.token)) {
+  for (const auto& [token, logit] : extra) {
+    const double value = score(logit, token);
+    if (value > best || (value == best && token < proposal.token)) {
       best = value;
-      chosen = extra_logits[e];
-      proposal.token = extra_ids[e];
+      chosen = logit;
+      proposal.token = token;
     }
   }
   double normaliser = kernels::log_sum_exp(logits, n_vocab, inv_temperature);
-  for (std::size_t e = 0; e < n_extra; ++e) {
-    const double x = double(extra_logits[e] * inv_temperature);
+  for (const TokenScore& e : extra) {
+    const double x = double(e.score * inv_temperature);
     const double top = std::max(x, normaliser);
     normaliser = top + std::log(std::exp(x - top) + std::exp(normaliser - top));
   }

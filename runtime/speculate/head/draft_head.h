@@ -1,14 +1,13 @@
-// What every learned head is: weights and shapes, which a HeadWorkspace runs (for the engine's
-// HeadSpeculator, replay, the tap check): it starts from the hidden states of a sequence, reads one
-// token a step, and after each step proposes the token after it. Two architectures:
+// What every learned head is: weights and shapes, immutable and shared. A HeadWorkspace runs it: it
+// starts from the hidden states of a sequence, reads one token a step, and after each step proposes
+// the token after it. Two architectures:
 //   RecurrentHead  reads the last position's features alone
 //   Eagle3Head     a transformer layer over a window of positions, its keys and values in a
 //                  HeadMemory, which can be rebuilt from the features at any time
-// Draft vocabulary, n-gram candidates and the choice are the same for both and live here:
-// every candidate c adds bias[class] + source[s] . state + own[s] * (the head's logit of its token)
-// to its token's logit, s = 0 for the own context, 1, 2, 3 for traffic of order 2, 3, 4; a
-// candidate outside the vocabulary starts from the logit `outside` and has no own. Heads are
-// immutable and shared; workspaces and memories are of one thread.
+// Draft vocabulary, n-gram candidates and the choice are the same for both and live here: every
+// candidate c adds bias[class] + source[s] . state + own[s] * (the head's logit of its token) to
+// its token's logit, s = 0 for the own context, 1, 2, 3 for traffic of order 2, 3, 4; one outside
+// the vocabulary starts from the logit `outside`. Workspaces and memories are of one thread.
 #pragma once
 
 #include <array>

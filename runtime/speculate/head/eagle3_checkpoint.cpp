@@ -1,13 +1,11 @@
 #include "runtime/speculate/head/eagle3_checkpoint.h"
 
-#include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <set>
 
 #include "foretoken/protocol/atomic_file.h"
@@ -72,8 +70,8 @@ class Fields {
   }
   void wrong(const char* key, const std::string& found, const std::string& wanted) const {
     if (status_)
-      status_ = bad_eagle3("config", fmt::format("{}{}: found {}, wanted {}", where_, key,
-                                                 printable(found), wanted));
+      status_ =
+          bad_eagle3("config", "{}{}: found {}, wanted {}", where_, key, printable(found), wanted);
   }
   const json::object& object() const { return object_; }
 
@@ -184,21 +182,20 @@ Result<std::vector<TokenId>> read_vocabulary(const Eagle3Config& c, const Eagle3
     const std::int64_t offset = d2t ? i64_at(*d2t, i) : 0;
     const std::int64_t room = c.n_vocab - std::int64_t(i);
     if (offset < -std::int64_t(i) || offset >= room) {
-      return bad_eagle3("vocabulary",
-                        fmt::format("d2t[{}]: offset {} is outside the target's {} tokens", i,
-                                    offset, c.n_vocab));
+      return bad_eagle3("vocabulary", "d2t[{}]: offset {} is outside the target's {} tokens", i,
+                        offset, c.n_vocab);
     }
     const std::int64_t token = std::int64_t(i) + offset;
     if (taken[std::size_t(token)])
-      return bad_eagle3("vocabulary", fmt::format("d2t[{}]: token {} comes twice", i, token));
+      return bad_eagle3("vocabulary", "d2t[{}]: token {} comes twice", i, token);
     taken[std::size_t(token)] = true;
     vocab[i] = TokenId(token);
   }
   for (std::size_t token = 0; t2d && token < taken.size(); ++token) {
     const auto flag = std::to_integer<unsigned>(t2d->bytes[token]);
     if (flag != unsigned(taken[token])) {
-      return bad_eagle3("vocabulary", fmt::format("t2d[{}]: found {}, wanted {}, as d2t says",
-                                                  token, flag, int(taken[token])));
+      return bad_eagle3("vocabulary", "t2d[{}]: found {}, wanted {}, as d2t says", token, flag,
+                        int(taken[token]));
     }
   }
   return vocab;
@@ -219,10 +216,6 @@ double decimal(float value) { return std::stod(fmt::format("{}", value)); }
 
 }  // namespace
 
-Error bad_eagle3(const char* reason, const std::string& text) {
-  return Error{ErrorCode::kInvalidInput, fmt::format("{}: eagle3: {}", reason, text)};
-}
-
 const char* eagle3_format_name(Eagle3Format format) {
   return format == Eagle3Format::kEagle3 ? "eagle3" : "speculators";
 }
@@ -234,9 +227,9 @@ Result<std::array<int, kEagle3Taps>> Eagle3Config::taps(int n_layers) const {
   for (std::size_t i = 0; i < out.size(); ++i) {
     out[i] = outputs ? ids[i] : ids[i] - 1;
     if (out[i] < 0 || out[i] >= n_layers) {
-      return bad_eagle3(
-          "config", fmt::format("eagle_aux_hidden_state_layer_ids: [{}] of a target with {} layers",
-                                fmt::join(ids, ", "), n_layers));
+      return bad_eagle3("config",
+                        "eagle_aux_hidden_state_layer_ids: [{}] of a target with {} layers",
+                        fmt::join(ids, ", "), n_layers);
     }
   }
   return out;
@@ -244,13 +237,13 @@ Result<std::array<int, kEagle3Taps>> Eagle3Config::taps(int n_layers) const {
 
 Result<Eagle3Config> parse_eagle3_config(const std::string& text) {
   if (text.size() > kMaxConfigBytes)
-    return bad_eagle3("config", fmt::format("{} bytes, at most {}", text.size(), kMaxConfigBytes));
+    return bad_eagle3("config", "{} bytes, at most {}", text.size(), kMaxConfigBytes);
   json::parse_options options;
   options.max_depth = 16;
   json::error_code code;
   const json::value value = json::parse(text, code, {}, options);
   if (code || !value.is_object())
-    return bad_eagle3("config", code ? "not JSON: " + code.message() : "not a JSON object");
+    return bad_eagle3("config", "{}", code ? "not JSON: " + code.message() : "not a JSON object");
   Status status = Ok{};
   Eagle3Config c;
   const Fields top(value.get_object(), "", status);
@@ -330,32 +323,6 @@ Result<Eagle3Parts> eagle3_parts(const Eagle3Checkpoint& checkpoint) {
     return bad_eagle3("extra", "both midlayer.* and layers.0.* are there, wanted one of them");
   const std::string layer = kLayerPrefix[begins(kLayerPrefix[1]) ? 1 : 0];
 
-  std::set<std::string> known;
-  const auto find = [&](const std::string& name, std::vector<std::int64_t> shape, bool required,
-                        std::optional<SafetensorType> type, const Eagle3Tensor*& out) -> Status {
-    known.insert(name);
-    const auto found = checkpoint.tensors.find(name);
-    if (found == checkpoint.tensors.end())
-      return required ? Status(bad_eagle3("missing", name)) : Status(Ok{});
-    const Eagle3Tensor& t = found->second;
-    if (type ? t.type != *type : !is_float(t.type)) {
-      return bad_eagle3("dtype",
-                        fmt::format("{}: found {}, wanted {}", name, safetensor_type_name(t.type),
-                                    type ? safetensor_type_name(*type) : "F32, F16 or BF16"));
-    }
-    std::size_t bytes = safetensor_element_bytes(t.type);
-    for (const std::int64_t extent : shape) bytes *= std::size_t(extent);
-    if (t.shape != shape || t.bytes.size() != bytes) {
-      return bad_eagle3("shape", fmt::format("{}: found [{}], wanted [{}]", name,
-                                             fmt::join(t.shape, ", "), fmt::join(shape, ", ")));
-    }
-    if (!type) {
-      if (const auto at = first_non_finite(t))
-        return bad_eagle3("non-finite", fmt::format("{}[{}]", name, *at));
-    }
-    out = &t;
-    return Ok{};
-  };
   const std::int64_t h = c.hidden, q_width = std::int64_t(c.n_heads) * c.head_dim,
                      kv_width = std::int64_t(c.n_kv_heads) * c.head_dim;
   const Eagle3Tensor *d2t = nullptr, *t2d = nullptr;
@@ -388,13 +355,33 @@ Result<Eagle3Parts> eagle3_parts(const Eagle3Checkpoint& checkpoint) {
     wanted.push_back({"input_norm.weight", {kEagle3Taps * c.target_hidden}, &parts.input_norm});
   for (std::size_t i = 0; c.fc_norm && i < parts.fc_norm.size(); ++i)
     wanted.push_back({fmt::format("fc_norm.{}.weight", i), {c.target_hidden}, &parts.fc_norm[i]});
-  for (const Part& p : wanted)
-    if (auto s = find(p.name, p.shape, p.required, p.type, *p.to); !s) return s.error();
+  std::set<std::string> known;
+  for (const auto& [name, shape, to, required, type] : wanted) {
+    known.insert(name);
+    const auto found = checkpoint.tensors.find(name);
+    if (found == checkpoint.tensors.end()) {
+      if (required) return bad_eagle3("missing", "{}", name);
+      continue;
+    }
+    const Eagle3Tensor& t = found->second;
+    if (type ? t.type != *type : !is_float(t.type)) {
+      return bad_eagle3("dtype", "{}: found {}, wanted {}", name, safetensor_type_name(t.type),
+                        type ? safetensor_type_name(*type) : "F32, F16 or BF16");
+    }
+    std::size_t bytes = safetensor_element_bytes(t.type);
+    for (const std::int64_t extent : shape) bytes *= std::size_t(extent);
+    if (t.shape != shape || t.bytes.size() != bytes) {
+      return bad_eagle3("shape", "{}: found [{}], wanted [{}]", name, fmt::join(t.shape, ", "),
+                        fmt::join(shape, ", "));
+    }
+    if (!type)
+      if (const auto at = first_non_finite(t)) return bad_eagle3("non-finite", "{}[{}]", name, *at);
+    *to = &t;
+  }
   for (const auto& [name, tensor] : checkpoint.tensors) {
     if (!known.contains(name)) {
-      return bad_eagle3("extra",
-                        fmt::format("{} is not a tensor of such a head as config.json says",
-                                    printable(name.substr(0, 100))));
+      return bad_eagle3("extra", "{} is not a tensor of such a head as config.json says",
+                        printable(name.substr(0, 100)));
     }
   }
   auto vocab = read_vocabulary(c, d2t, t2d);
@@ -523,22 +510,6 @@ Result<Eagle3Checkpoint> converted(const Eagle3Checkpoint& checkpoint, Eagle3For
       if (name.starts_with(from)) renamed = prefix + name.substr(from.size());
     out.tensors[renamed] = tensor;
   }
-  return out;
-}
-
-Eagle3Tensor d2t_of(const std::vector<TokenId>& vocab) {
-  Eagle3Tensor out{SafetensorType::kI64, {std::int64_t(vocab.size())}, {}};
-  out.bytes.resize(8 * vocab.size());
-  for (std::size_t i = 0; i < vocab.size(); ++i) {
-    const std::int64_t offset = std::int64_t(vocab[i]) - std::int64_t(i);
-    std::memcpy(out.bytes.data() + 8 * i, &offset, 8);
-  }
-  return out;
-}
-
-Eagle3Tensor t2d_of(const std::vector<TokenId>& vocab, std::int64_t n_vocab) {
-  Eagle3Tensor out{SafetensorType::kBool, {n_vocab}, std::vector<std::byte>(std::size_t(n_vocab))};
-  for (const TokenId token : vocab) out.bytes[std::size_t(token)] = std::byte{1};
   return out;
 }
 

@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "foretoken/protocol/failure.h"
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
 #include "runtime/files/safetensors.h"
@@ -28,8 +29,7 @@ namespace foretoken {
 enum class Eagle3Format { kEagle3, kSpeculators };
 const char* eagle3_format_name(Eagle3Format format);  // "eagle3", "speculators"
 
-// "reason: eagle3: text"
-Error bad_eagle3(const char* reason, const std::string& text);
+inline constexpr Refusal bad_eagle3{"eagle3"};
 
 inline constexpr int kEagle3Taps = 3;
 
@@ -106,9 +106,5 @@ Result<Eagle3Checkpoint> converted(const Eagle3Checkpoint& checkpoint, Eagle3For
 // config.json of a head in that format, for one that was trained here.
 Result<std::string> eagle3_config_json(const Eagle3Config& config, Eagle3Format format,
                                        const Eagle3Verifier& verifier);
-
-// d2t and t2d of a draft vocabulary: what eagle3_parts() reads back.
-Eagle3Tensor d2t_of(const std::vector<TokenId>& vocab);
-Eagle3Tensor t2d_of(const std::vector<TokenId>& vocab, std::int64_t n_vocab);
 
 }  // namespace foretoken

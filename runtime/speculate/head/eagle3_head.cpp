@@ -1,7 +1,5 @@
 #include "runtime/speculate/head/eagle3_head.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cassert>
 #include <cmath>
@@ -10,6 +8,7 @@
 
 #include "foretoken/kernels/convert.h"
 #include "foretoken/kernels/elementwise.h"
+#include "foretoken/protocol/failure.h"
 #include "runtime/observe/stats.h"
 #include "runtime/speculate/head/head_bundle.h"
 #include "runtime/speculate/head/registry.h"
@@ -39,32 +38,17 @@ Status pack(const Eagle3Tensor& from, bool as_stored, std::span<const std::int32
   const std::int64_t n_out = from.shape[0], n_in = from.shape[1];
   const WeightType stored = weight_type(from.type);
   const bool rounds = !as_stored && n_in % 32 == 0;
-  const WeightType type = rounds ? WeightType::kQ8_0 : stored;
-  const std::size_t bytes = kernels::packed_bytes(type, n_out, n_in);
-  to.buffer = WeightBuffer(bytes);
-  if (!to.buffer.data())
-    return Error{ErrorCode::kOutOfRange, fmt::format("memory: no room for {} x {}", n_out, n_in)};
-  to.packed = {type, kernels::Device::kCpu, n_out, n_in, to.buffer.data(), bytes};
-  const std::size_t row_bytes = kernels::weight_row_bytes(type, n_in),
-                    stored_bytes = kernels::weight_row_bytes(stored, n_in);
-  to.file_bytes = row_bytes * std::size_t(n_out);
-  std::vector<std::byte> strip(row_bytes * kernels::kPackRows);
-  std::vector<float> row(static_cast<std::size_t>(n_in));
-  for (std::int64_t first = 0; first < n_out; first += kernels::kPackRows) {
-    const std::int64_t n = std::min<std::int64_t>(kernels::kPackRows, n_out - first);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t source = order.empty() ? first + i : order[std::size_t(first + i)];
-      const std::byte* at = from.bytes.data() + std::size_t(source) * stored_bytes;
-      std::byte* out = strip.data() + std::size_t(i) * row_bytes;
-      if (rounds) {
-        kernels::dequantize_file_row(stored, at, n_in, row.data());
-        kernels::quantize_q8_0(row.data(), n_in, out);
-      } else {
-        std::memcpy(out, at, row_bytes);
-      }
-    }
-    kernels::pack_rows(to.packed, first, n, strip.data());
-  }
+  if (!to.allocate(rounds ? WeightType::kQ8_0 : stored, n_out, n_in))
+    return failure(ErrorCode::kOutOfRange, "memory: no room for {} x {}", n_out, n_in);
+  const std::size_t stored_bytes = kernels::weight_row_bytes(stored, n_in);
+  std::vector<float> values(static_cast<std::size_t>(n_in));
+  to.pack([&](std::int64_t row, std::byte* out) {
+    const auto source = std::size_t(order.empty() ? row : order[std::size_t(row)]);
+    const std::byte* at = from.bytes.data() + source * stored_bytes;
+    if (!rounds) return void(std::memcpy(out, at, stored_bytes));
+    kernels::dequantize_file_row(stored, at, n_in, values.data());
+    kernels::quantize_q8_0(values.data(), n_in, out);
+  });
   return Ok{};
 }
 
@@ -75,22 +59,23 @@ class Eagle3Head::Workspace final : public HostHeadWorkspace {
   Workspace(const Eagle3Head& head, int max_rows, std::pmr::memory_resource* memory)
       : HostHeadWorkspace(head, max_rows, memory),
         head_(head),
+        c_(head.config_),
         batch_(std::max<std::int64_t>(max_rows, kCatchUpRows)),
-        activations_(batch_, std::max({kEagle3Taps * head.hidden(), 2 * head.config_.hidden,
-                                       head.config_.ffn, head.q_width()})),
+        activations_(
+            batch_, std::max({kEagle3Taps * head.hidden(), 2 * c_.hidden, c_.ffn, head.q_width()})),
         x_(std::size_t(batch_ * kEagle3Taps * head.hidden())),
-        h_(std::size_t(batch_ * head.config_.hidden)),
-        z_(std::size_t(batch_ * 2 * head.config_.hidden)),
+        h_(std::size_t(batch_ * c_.hidden)),
+        z_(std::size_t(batch_ * 2 * c_.hidden)),
         q_(std::size_t(max_rows * head.q_width())),
         attended_(q_.size()),
         k_(std::size_t(batch_ * head.kv_width())),
         v_(k_.size()),
-        branch_(std::size_t(max_rows * head.config_.hidden)),
-        gate_(std::size_t(max_rows * head.config_.ffn)),
+        branch_(std::size_t(max_rows * c_.hidden)),
+        gate_(std::size_t(max_rows * c_.ffn)),
         up_(gate_.size()),
-        scores_(std::size_t(max_rows * head.config_.n_heads) * std::size_t(head.capacity_)),
-        cos_sin_(std::size_t(batch_ * head.config_.head_dim)),
-        row_h_(std::size_t(max_rows * head.config_.hidden)),
+        scores_(std::size_t(max_rows * c_.n_heads) * std::size_t(head.capacity_)),
+        cos_sin_(std::size_t(batch_ * c_.head_dim)),
+        row_h_(branch_.size()),
         memory_(std::size_t(max_rows)),
         position_(std::size_t(max_rows)),
         row_of_(std::size_t(batch_)),
@@ -100,6 +85,13 @@ class Eagle3Head::Workspace final : public HostHeadWorkspace {
 
  private:
   void fuse(std::int64_t n, kernels::ThreadPool& pool);
+  void place(std::int64_t row, TokenId token, std::int64_t position);
+  void norm(const float* h, std::int64_t n);
+  void keep(std::int64_t row, std::int64_t position, HeadMemory& memory);
+  void set(const float* x, std::int64_t n, std::int64_t width, const Matrix& user,
+           kernels::ThreadPool& pool) {
+    activations_.set(x, n, width, width, kernels::wants_block32(user.packed.type), false, pool);
+  }
   void move_row(int from, int to) override {
     std::copy_n(&row_h_[std::size_t(from * width_)], width_, &row_h_[std::size_t(to * width_)]);
     memory_[std::size_t(to)] = memory_[std::size_t(from)];
@@ -107,6 +99,7 @@ class Eagle3Head::Workspace final : public HostHeadWorkspace {
   }
 
   const Eagle3Head& head_;
+  const Eagle3Config& c_;
   const std::int64_t batch_;
   kernels::Activations activations_;
   std::vector<float> x_;                // [batch, 3 hidden()]
@@ -133,20 +126,20 @@ Result<std::shared_ptr<const Eagle3Head>> Eagle3Head::create(
   const Eagle3Parts& parts = *found;
   const Eagle3Config& c = parts.config;
   if (c.target_hidden != rows->hidden()) {
-    return bad_eagle3("shape", fmt::format("it is of a target of width {}, this one has {}",
-                                           c.target_hidden, rows->hidden()));
+    return bad_eagle3("shape", "it is of a target of width {}, this one has {}", c.target_hidden,
+                      rows->hidden());
   }
   if (c.n_vocab != rows->n_vocab()) {
-    return bad_eagle3("shape", fmt::format("it is of a target of {} tokens, this one has {}",
-                                           c.n_vocab, rows->n_vocab()));
+    return bad_eagle3("shape", "it is of a target of {} tokens, this one has {}", c.n_vocab,
+                      rows->n_vocab());
   }
   if (options.window < 1 || options.window > kHeadWindow)
-    return bad_eagle3("shape", fmt::format("window {}, at most {}", options.window, kHeadWindow));
+    return bad_eagle3("shape", "window {}, at most {}", options.window, kHeadWindow);
   const auto finite = [](std::span<const float> values) {
     return std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
   };
   if (terms.source.size() != std::size_t(kHeadSources * c.hidden))
-    return bad_eagle3("shape", fmt::format("source: found {} values", terms.source.size()));
+    return bad_eagle3("shape", "source: found {} values", terms.source.size());
   if (!std::isfinite(terms.outside) || !finite(terms.bias) || !finite(terms.source))
     return bad_eagle3("non-finite", "outside, bias or source");
   auto taps = c.taps(rows->n_layers());
@@ -154,6 +147,7 @@ Result<std::shared_ptr<const Eagle3Head>> Eagle3Head::create(
 
   std::shared_ptr<Eagle3Head> head(new Eagle3Head);
   head->config_ = c;
+  head->rope_ = {.dim = c.head_dim, .theta = c.rope_theta, .factors = c.rope_factors};
   head->window_ = options.window;
   head->capacity_ = options.window + kMaxDraft;
   head->taps_ = {(*taps)[0], (*taps)[1], (*taps)[2], rows->n_layers()};
@@ -227,25 +221,44 @@ void Eagle3Head::store(std::int64_t position, const float* k, const float* v,
 // x_ [n, 3 hidden()] -> h_ [n, H].
 void Eagle3Head::Workspace::fuse(std::int64_t n, kernels::ThreadPool& pool) {
   const std::int64_t width = head_.hidden(), joined = kEagle3Taps * width;
-  if (!head_.input_norm_.empty()) {
-    kernels::rms_norm(x_.data(), joined, head_.input_norm_.data(), head_.config_.rms_epsilon, n,
-                      joined, x_.data(), joined);
-  }
-  for (std::size_t tap = 0; tap < head_.fc_norm_.size(); ++tap) {
-    if (head_.fc_norm_[tap].empty()) continue;
-    float* x = x_.data() + std::int64_t(tap) * width;
-    kernels::rms_norm(x, joined, head_.fc_norm_[tap].data(), head_.config_.rms_epsilon, n, width, x,
-                      joined);
-  }
-  activations_.set(x_.data(), n, joined, joined, kernels::wants_block32(head_.fc_.packed.type),
-                   false, pool);
-  kernels::linear(head_.fc_.packed, activations_, nullptr, h_.data(), head_.config_.hidden, pool);
+  const auto norm = [&](const std::vector<float>& weight, float* x) {
+    if (weight.empty()) return;
+    kernels::rms_norm(x, joined, weight.data(), c_.rms_epsilon, n, std::ssize(weight), x, joined);
+  };
+  norm(head_.input_norm_, x_.data());
+  for (std::size_t tap = 0; tap < head_.fc_norm_.size(); ++tap)
+    norm(head_.fc_norm_[tap], x_.data() + std::int64_t(tap) * width);
+  set(x_.data(), n, joined, head_.fc_, pool);
+  kernels::linear(head_.fc_.packed, activations_, nullptr, h_.data(), c_.hidden, pool);
+}
+
+// A row of the batch: what it embeds, and the rotation of its position.
+void Eagle3Head::Workspace::place(std::int64_t row, TokenId token, std::int64_t position) {
+  head_.embed(token, &z_[std::size_t(2 * row * c_.hidden)]);
+  head_.rope_.rotation(position, &cos_sin_[std::size_t(row * c_.head_dim)]);
+}
+
+// z_: the embeddings of n rows and h [n, H], both normed.
+void Eagle3Head::Workspace::norm(const float* h, std::int64_t n) {
+  const std::int64_t width = c_.hidden;
+  float* z = z_.data();
+  kernels::rms_norm(z, 2 * width, head_.input_layernorm_.data(), c_.rms_epsilon, n, width, z,
+                    2 * width);
+  kernels::rms_norm(h, width, head_.hidden_norm_.data(), c_.rms_epsilon, n, width, z + width,
+                    2 * width);
+}
+
+// The row's k, rotated, and v are what a sequence has at its position.
+void Eagle3Head::Workspace::keep(std::int64_t row, std::int64_t position, HeadMemory& memory) {
+  const auto at = std::size_t(row * head_.kv_width());
+  kernels::rope(&k_[at], c_.n_kv_heads, c_.head_dim, c_.head_dim,
+                &cos_sin_[std::size_t(row * c_.head_dim)], false);
+  head_.store(position, &k_[at], &v_[at], memory);
 }
 
 void Eagle3Head::Workspace::begin(std::span<const HeadStart> starts, kernels::ThreadPool& pool) {
   assert(int(starts.size()) <= max_rows());
-  const std::int64_t h = head_.config_.hidden;
-  const float epsilon = head_.config_.rms_epsilon;
+  const std::int64_t h = c_.hidden;
   n_ = int(starts.size());
   std::int64_t n = 0;  // rows of the batch so far
   const auto flush = [&] {
@@ -254,28 +267,18 @@ void Eagle3Head::Workspace::begin(std::span<const HeadStart> starts, kernels::Th
     for (std::int64_t i = 0; i < n; ++i) {
       const auto row = std::size_t(row_of_[std::size_t(i)]);
       const std::int64_t position = batch_position_[std::size_t(i)];
-      head_.embed(starts[row].tokens[std::size_t(position) + 1], &z_[std::size_t(2 * i * h)]);
-      kernels::rope_table(
-          position, head_.config_.head_dim, head_.config_.rope_theta,
-          head_.config_.rope_factors.empty() ? nullptr : head_.config_.rope_factors.data(),
-          &cos_sin_[std::size_t(i * head_.config_.head_dim)]);
+      place(i, starts[row].tokens[std::size_t(position) + 1], position);
       if (position + 1 == starts[row].features.end)
         std::copy_n(&h_[std::size_t(i * h)], h, &row_h_[row * std::size_t(h)]);
     }
-    float* z = z_.data();
-    kernels::rms_norm(z, 2 * h, head_.input_layernorm_.data(), epsilon, n, h, z, 2 * h);
-    kernels::rms_norm(h_.data(), h, head_.hidden_norm_.data(), epsilon, n, h, z + h, 2 * h);
-    activations_.set(z, n, 2 * h, 2 * h, kernels::wants_block32(head_.k_.packed.type), false, pool);
+    norm(h_.data(), n);
+    set(z_.data(), n, 2 * h, head_.k_, pool);
     const kernels::LinearJob jobs[] = {{&head_.k_.packed, nullptr, k_.data(), head_.kv_width()},
                                        {&head_.v_.packed, nullptr, v_.data(), head_.kv_width()}};
     kernels::linear_many(jobs, 2, activations_, pool);
-    for (std::int64_t i = 0; i < n; ++i) {
-      float* k = &k_[std::size_t(i * head_.kv_width())];
-      kernels::rope(k, head_.config_.n_kv_heads, head_.config_.head_dim, head_.config_.head_dim,
-                    &cos_sin_[std::size_t(i * head_.config_.head_dim)], false);
-      head_.store(batch_position_[std::size_t(i)], k, &v_[std::size_t(i * head_.kv_width())],
-                  *starts[std::size_t(row_of_[std::size_t(i)])].memory);
-    }
+    for (std::int64_t i = 0; i < n; ++i)
+      keep(i, batch_position_[std::size_t(i)],
+           *starts[std::size_t(row_of_[std::size_t(i)])].memory);
     n = 0;
   };
   for (std::size_t row = 0; row < starts.size(); ++row) {
@@ -339,65 +342,52 @@ void Eagle3Head::attend(const float* q, std::int64_t position, const HeadMemory&
 }
 
 void Eagle3Head::Workspace::step(std::span<const TokenId> tokens, kernels::ThreadPool& pool) {
-  const int n = n_, dim = head_.config_.head_dim;
-  const std::int64_t h = head_.config_.hidden, ffn = head_.config_.ffn;
-  const float epsilon = head_.config_.rms_epsilon;
+  const int n = n_, dim = c_.head_dim;
+  const std::int64_t h = c_.hidden, ffn = c_.ffn;
   assert(int(tokens.size()) == n);
-  const auto set = [&](const float* x, std::int64_t width, const Matrix& user) {
-    activations_.set(x, n, width, width, kernels::wants_block32(user.packed.type), false, pool);
-  };
-  float* z = z_.data();
-  for (int i = 0; i < n; ++i) {
-    head_.embed(tokens[std::size_t(i)], &z[2 * i * h]);
-    kernels::rope_table(
-        position_[std::size_t(i)], dim, head_.config_.rope_theta,
-        head_.config_.rope_factors.empty() ? nullptr : head_.config_.rope_factors.data(),
-        &cos_sin_[std::size_t(i * dim)]);
-  }
-  kernels::rms_norm(z, 2 * h, head_.input_layernorm_.data(), epsilon, n, h, z, 2 * h);
-  kernels::rms_norm(row_h_.data(), h, head_.hidden_norm_.data(), epsilon, n, h, z + h, 2 * h);
-  set(z, 2 * h, head_.q_);
+  for (int i = 0; i < n; ++i) place(i, tokens[std::size_t(i)], position_[std::size_t(i)]);
+  norm(row_h_.data(), n);
+  set(z_.data(), n, 2 * h, head_.q_, pool);
   const kernels::LinearJob qkv[] = {{&head_.q_.packed, nullptr, q_.data(), head_.q_width()},
                                     {&head_.k_.packed, nullptr, k_.data(), head_.kv_width()},
                                     {&head_.v_.packed, nullptr, v_.data(), head_.kv_width()}};
   kernels::linear_many(qkv, 3, activations_, pool);
   for (int i = 0; i < n; ++i) {
-    const float* cos_sin = &cos_sin_[std::size_t(i * dim)];
-    float* k = &k_[std::size_t(i * head_.kv_width())];
-    kernels::rope(&q_[std::size_t(i * head_.q_width())], head_.config_.n_heads, dim, dim, cos_sin,
-                  false);
-    kernels::rope(k, head_.config_.n_kv_heads, dim, dim, cos_sin, false);
-    head_.store(position_[std::size_t(i)], k, &v_[std::size_t(i * head_.kv_width())],
-                *memory_[std::size_t(i)]);
+    kernels::rope(&q_[std::size_t(i * head_.q_width())], c_.n_heads, dim, dim,
+                  &cos_sin_[std::size_t(i * dim)], false);
+    keep(i, position_[std::size_t(i)], *memory_[std::size_t(i)]);
   }
-  pool.ranges(n * head_.config_.n_heads, 1, [&](std::int64_t begin, std::int64_t end, int) {
+  pool.ranges(n * c_.n_heads, 1, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t unit = begin; unit < end; ++unit) {
-      const auto row = std::size_t(unit / head_.config_.n_heads);
+      const auto row = std::size_t(unit / c_.n_heads);
       const auto at = std::size_t(unit * dim);
-      head_.attend(&q_[at], position_[row], *memory_[row], int(unit % head_.config_.n_heads),
+      head_.attend(&q_[at], position_[row], *memory_[row], int(unit % c_.n_heads),
                    &scores_[std::size_t(unit * head_.capacity_)], &attended_[at]);
     }
   });
-  set(attended_.data(), head_.q_width(), head_.o_);
+  set(attended_.data(), n, head_.q_width(), head_.o_, pool);
   kernels::linear(head_.o_.packed, activations_, nullptr, branch_.data(), h, pool);
   float* x = row_h_.data();
-  if (head_.config_.norm_before_residual) {
-    for (int i = 0; i < n; ++i) std::copy_n(z + 2 * i * h + h, h, x + i * h);
+  const auto norm_x = [&](const std::vector<float>& weight, float* out) {
+    kernels::rms_norm(x, h, weight.data(), c_.rms_epsilon, n, h, out, h);
+  };
+  if (c_.norm_before_residual) {
+    for (int i = 0; i < n; ++i) std::copy_n(&z_[std::size_t((2 * i + 1) * h)], h, x + i * h);
   }
   kernels::add(branch_.data(), n * h, x);
-  kernels::rms_norm(x, h, head_.post_attention_layernorm_.data(), epsilon, n, h, branch_.data(), h);
-  set(branch_.data(), h, head_.gate_);
+  norm_x(head_.post_attention_layernorm_, branch_.data());
+  set(branch_.data(), n, h, head_.gate_, pool);
   const kernels::LinearJob gate_up[] = {{&head_.gate_.packed, nullptr, gate_.data(), ffn},
                                         {&head_.up_.packed, nullptr, up_.data(), ffn}};
   kernels::linear_many(gate_up, 2, activations_, pool);
   kernels::swiglu(gate_.data(), up_.data(), n * ffn, gate_.data());
-  set(gate_.data(), ffn, head_.down_);
+  set(gate_.data(), n, ffn, head_.down_, pool);
   kernels::linear(head_.down_.packed, activations_, nullptr, branch_.data(), h, pool);
   kernels::add(branch_.data(), n * h, x);
-  kernels::rms_norm(x, h, head_.norm_.data(), epsilon, n, h, state_.data(), h);
-  set(state_.data(), h, head_.lm_head_);
+  norm_x(head_.norm_, state_.data());
+  set(state_.data(), n, h, head_.lm_head_, pool);
   kernels::linear(head_.lm_head_.packed, activations_, nullptr, logits_.data(), vocab_, pool);
-  if (head_.config_.norm_output) std::copy_n(state_.data(), n * h, x);
+  if (c_.norm_output) std::copy_n(state_.data(), n * h, x);
   for (int i = 0; i < n; ++i) ++position_[std::size_t(i)];
 }
 

@@ -18,6 +18,7 @@
 #include <memory>
 #include <vector>
 
+#include "runtime/model/rope_scaling.h"
 #include "runtime/speculate/head/draft_head.h"
 #include "runtime/speculate/head/eagle3_checkpoint.h"
 
@@ -55,6 +56,7 @@ class Eagle3Head final : public DraftHead {
   std::int64_t kv_width() const { return std::int64_t(config_.n_kv_heads) * config_.head_dim; }
 
   Eagle3Config config_;
+  Rope rope_;
   std::int64_t window_ = 0, capacity_ = 0;  // rows seen, rows kept
   Matrix fc_, q_, k_, v_, o_, gate_, up_, down_, lm_head_;
   std::vector<float> input_norm_;                        // [3 hidden()] or empty

@@ -5,19 +5,15 @@
 #include <cmath>
 #include <cstring>
 
-#include <fmt/format.h>
-
 #include "foretoken/kernels/elementwise.h"
-#include "foretoken/kernels/sampling.h"
+#include "foretoken/protocol/failure.h"
 #include "runtime/speculate/head/head_bundle.h"
 #include "runtime/speculate/head/registry.h"
 
 namespace foretoken {
 namespace {
 
-Error bad_head(const char* reason, std::string text) {
-  return Error{ErrorCode::kInvalidInput, fmt::format("{}: head: {}", reason, text)};
-}
+constexpr Refusal bad_head{"head"};
 
 bool all_finite(std::span<const float> values) {
   return std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
@@ -37,19 +33,13 @@ bool scales_finite(const HeadMatrix& m) {
 Status pack(const char* name, const HeadMatrix& from, std::int64_t n_out, std::int64_t n_in,
             Matrix& to) {
   if (from.type != kernels::WeightType::kQ8_0 && from.type != kernels::WeightType::kQ4_0)
-    return bad_head("shape", fmt::format("{}: neither Q8_0 nor Q4_0", name));
+    return bad_head("shape", "{}: neither Q8_0 nor Q4_0", name);
   const std::size_t wanted = kernels::weight_row_bytes(from.type, n_in) * std::size_t(n_out);
-  if (from.rows.size() != wanted) {
-    return bad_head("shape",
-                    fmt::format("{}: found {} bytes, wanted {}", name, from.rows.size(), wanted));
-  }
-  if (!scales_finite(from)) return bad_head("non-finite", name);
-  const std::size_t bytes = kernels::packed_bytes(from.type, n_out, n_in);
-  to.buffer = WeightBuffer(bytes);
-  if (!to.buffer.data())
-    return Error{ErrorCode::kOutOfRange, fmt::format("memory: no room for {}", name)};
-  to.packed = {from.type, kernels::Device::kCpu, n_out, n_in, to.buffer.data(), bytes};
-  to.file_bytes = wanted;
+  if (from.rows.size() != wanted)
+    return bad_head("shape", "{}: found {} bytes, wanted {}", name, from.rows.size(), wanted);
+  if (!scales_finite(from)) return bad_head("non-finite", "{}", name);
+  if (!to.allocate(from.type, n_out, n_in))
+    return failure(ErrorCode::kOutOfRange, "memory: no room for {}", name);
   kernels::pack_rows(to.packed, 0, n_out, from.rows.data());
   return Ok{};
 }
@@ -91,28 +81,26 @@ Result<std::shared_ptr<const RecurrentHead>> RecurrentHead::create(
   if (!rows) return bad_head("shape", "the model's vocabulary is not at hand");
   const std::int64_t hidden = rows->hidden();
   const auto n_vocab = std::int64_t(parts.vocab.size());
-  if (parts.hidden != hidden || hidden % 32 != 0) {
-    return bad_head("shape", fmt::format("hidden: found {}, wanted {}, a multiple of 32",
-                                         parts.hidden, hidden));
-  }
+  if (parts.hidden != hidden || hidden % 32 != 0)
+    return bad_head("shape", "hidden: found {}, wanted {}, a multiple of 32", parts.hidden, hidden);
   if (parts.inner < 32 || parts.inner > kMaxHeadInner || parts.inner % 32 != 0) {
-    return bad_head("shape", fmt::format("inner: found {}, wanted a multiple of 32 up to {}",
-                                         parts.inner, kMaxHeadInner));
+    return bad_head("shape", "inner: found {}, wanted a multiple of 32 up to {}", parts.inner,
+                    kMaxHeadInner);
   }
   if (n_vocab < 16 || n_vocab > kMaxHeadVocab || n_vocab % 16 != 0) {
-    return bad_head("shape", fmt::format("vocab: found {} tokens, wanted a multiple of 16 up to {}",
-                                         n_vocab, kMaxHeadVocab));
+    return bad_head("shape", "vocab: found {} tokens, wanted a multiple of 16 up to {}", n_vocab,
+                    kMaxHeadVocab);
   }
   for (std::size_t i = 0; i < parts.vocab.size(); ++i) {
     if (parts.vocab[i] < 0 || parts.vocab[i] >= rows->n_vocab() ||
         (i > 0 && parts.vocab[i] <= parts.vocab[i - 1])) {
-      return bad_head("shape", fmt::format("vocab: entry {} is {}, wanted ascending ids below {}",
-                                           i, parts.vocab[i], rows->n_vocab()));
+      return bad_head("shape", "vocab: entry {} is {}, wanted ascending ids below {}", i,
+                      parts.vocab[i], rows->n_vocab());
     }
   }
   if (parts.source.size() != std::size_t(kHeadSources * hidden))
-    return bad_head("shape", fmt::format("source: found {} values", parts.source.size()));
-  HeadTerms terms{parts.outside, parts.bias, parts.source, {}};
+    return bad_head("shape", "source: found {} values", parts.source.size());
+  HeadTerms terms = parts;
   // As shares of the logits, which the gain is already in.
   for (std::size_t s = 0; s < kHeadSources; ++s)
     terms.own[s] = parts.gain != 0 ? parts.candidate_gain[s] / parts.gain : 0;
@@ -123,7 +111,7 @@ Result<std::shared_ptr<const RecurrentHead>> RecurrentHead::create(
   const HeadTaps taps = parts.taps.value_or(head_taps(rows->n_layers()));
   for (const int tap : taps) {
     if (tap < 0 || tap > rows->n_layers())
-      return bad_head("taps", fmt::format("layer {} of {}", tap, rows->n_layers()));
+      return bad_head("taps", "layer {} of {}", tap, rows->n_layers());
   }
   std::shared_ptr<RecurrentHead> head(new RecurrentHead);
   head->taps_ = taps;
@@ -210,17 +198,6 @@ void RecurrentHead::Workspace::step(std::span<const TokenId> tokens, kernels::Th
                    kernels::wants_block256(out.type), pool);
   kernels::linear(out, activations_, nullptr, logits_.data(), vocab_, pool);
   for (std::int64_t i = 0; i < n * vocab_; ++i) logits_[std::size_t(i)] *= head_.gain_;
-}
-
-void RecurrentHead::logits(const float* features, std::span<const TokenId> tokens,
-                           kernels::ThreadPool& pool, float* out, float* states) const {
-  Workspace ws(*this, 1, std::pmr::get_default_resource());
-  ws.begin(features, 1, pool);
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    ws.step(tokens.subspan(i, 1), pool);
-    std::copy_n(ws.HostHeadWorkspace::logits(0), vocab_.size(), out + i * vocab_.size());
-    if (states) std::copy_n(ws.state(0), hidden_, states + i * std::size_t(hidden_));
-  }
 }
 
 // The registry's way to it (head/registry.cpp).

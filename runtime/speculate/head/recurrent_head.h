@@ -1,8 +1,8 @@
 // Tier 1 of the learned speculator: a recurrent head on fused features of the target, no attention
 // and no KV cache. With H the target's hidden width, I its own inner width, V its vocabulary:
 //   rms(x) = x / sqrt(mean(x^2) + 1e-6)
-//   h      = fc [rms(low); rms(mid); rms(high); rms(final)]      features of the last position in
-//   KV step(y): z = [rms(embedding(y)); rms(h)]
+//   h = fc [rms(low); rms(mid); rms(high); rms(final)]    features of the last position with KV
+//   step(y): z = [rms(embedding(y)); rms(h)]
 //            h = h + step z + down(silu(gate z) * (up z));  r = rms(h)
 //            logit[v] = gain * (out[v] . r)
 // out: the target's own output rows of `vocab`, frozen. The first step of a draft consumes the
@@ -15,10 +15,8 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <span>
 #include <vector>
 
-#include "foretoken/kernels/linear.h"
 #include "runtime/speculate/head/draft_head.h"
 
 namespace foretoken {
@@ -32,18 +30,17 @@ struct HeadMatrix {
   std::vector<std::byte> rows;
 };
 
-// What a bundle carries, and what the trainer's twin is made from.
-struct HeadParts {
+// What a bundle carries, and what the trainer's twin is made from. (Of the terms, `own` follows
+// from candidate_gain.)
+struct HeadParts : HeadTerms {
   std::int64_t hidden = 0, inner = 0;
   std::vector<TokenId> vocab;  // [V] ascending, distinct; V a multiple of 16
   HeadMatrix fc;               // [H, 4H]
   HeadMatrix step;             // [H, 2H]
   HeadMatrix gate, up;         // [I, 2H]
   HeadMatrix down;             // [H, I]
-  float gain = 0.1f, outside = 0;
+  float gain = 0.1f;
   std::array<float, kHeadSources> candidate_gain{};
-  std::array<float, kFusionClasses> bias{};
-  std::vector<float> source;     // [kHeadSources, H]
   std::optional<HeadTaps> taps;  // the layers it was trained on; none: head_taps() of the target
 };
 
@@ -64,11 +61,6 @@ class RecurrentHead final : public DraftHead {
   // logged).
   static void begin(const float* features, int n, HostHeadWorkspace& workspace,
                     kernels::ThreadPool& pool);
-
-  // A whole chain for tests and oracles: features [kHeadTaps, H]; out: [tokens.size(), V] without
-  // candidates; states, if not null: r, [tokens.size(), H].
-  void logits(const float* features, std::span<const TokenId> tokens, kernels::ThreadPool& pool,
-              float* out, float* states = nullptr) const;
 
  private:
   class Workspace;

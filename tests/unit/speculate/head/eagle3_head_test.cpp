@@ -333,7 +333,7 @@ TEST_F(Eagle3HeadTest, ProposesTheTargetsTokens) {
   EXPECT_NEAR(p.raw, 1 / sum, 1e-3);
   // A candidate it cannot say stays unsaid: it was not trained with them.
   CandidateList outside;
-  outside.push({all[200], 4});
+  outside.push_back({all[200], 4});
   ws->begin(std::span(&start, 1), pool_);
   ws->step(std::span(&s.tokens.back(), 1), pool_);
   EXPECT_EQ(ws->choose(0, outside, sampling, 12, true).token, p.token);

@@ -51,9 +51,9 @@ class HeadPortfolio : public ::testing::Test {
     PortfolioOptions o;
     o.features = features_.get();
     o.model_step_bytes = 1 << 30;
-    o.n_max = kDraft;
+    o.max_draft = kDraft;
     o.max_sequences = kSequences;
-    o.max_model_len = 4096;
+    o.max_tokens = 4096;
     o.store_bytes = 1 << 20;
     return o;
   }
@@ -132,7 +132,7 @@ class HeadPortfolio : public ::testing::Test {
           const double u = uniform(random);
           // Odd ones are outside the head's vocabulary, and these are seldom candidates.
           previous = u < world.head ? by_head.token
-                     : u < world.head + world.cheap && by_fusion.n > 0
+                     : u < world.head + world.cheap && !by_fusion.empty()
                          ? by_fusion[0].token
                          : TokenId(1 + 2 * (random() % 150));
           emitted.push_back(previous);
