@@ -40,7 +40,7 @@ void ServeFlags::add_to(Flags& flags) {
                "last tokens kept in 16 bits, a multiple of 64, at least 64");
   Flags::Choices<SpecType> spec_types;
   for (const SpecType& type : all_spec_types()) spec_types.emplace_back(type.name, type);
-  flags.choice("spec-type", engine.spec_type, std::move(spec_types), "");
+  flags.choice("spec-type", engine.spec_type, std::move(spec_types), spec_type_help());
   flags.option("spec-draft-model", server.spec_draft_model,
                "a GGUF file with the same tokenizer, for model and auto");
   flags.option("spec-head", server.spec_head,

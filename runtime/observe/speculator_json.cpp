@@ -46,8 +46,7 @@ json::object speculator_json(const SpeculatorState& s, const EngineStats& stats)
   for (const std::uint64_t v : s.banned) banned.push_back(v);
   for (const double ms : stats.round_ms_by_rows) round_ms.push_back(finite(ms));
   // A tier that has not drafted is there all the same: the controller found it not worth its cost.
-  for (const char* tier : {"fusion", "head"}) {
-    if (std::string_view(tier) == "head" && !s.has_head) continue;
+  for (const std::string& tier : s.tiers) {
     AcceptanceStats a;
     if (const auto found = stats.by_kind.find(tier); found != stats.by_kind.end())
       a = found->second;

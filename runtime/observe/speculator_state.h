@@ -32,8 +32,8 @@ struct CanaryState {
 
 struct SpeculatorState {
   SpeculatorVersion served, parent;
-  std::string kind;       // of its bundle, for people; "none": as shipped
-  bool has_head = false;  // it or the canary drafts with a learned head, of any architecture
+  std::string kind;                // of its bundle, for people; "none": as shipped
+  std::vector<std::string> tiers;  // the speculators that may draft by it, or by the canary
   double age_s = 0;
   std::string verdict;  // of the trainer's gate on it
   bool frozen = false;

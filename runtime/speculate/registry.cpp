@@ -1,5 +1,7 @@
 #include "runtime/speculate/registry.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 namespace foretoken {
@@ -7,8 +9,7 @@ namespace {
 
 constexpr bool rows_are_distinct() {
   for (const SpeculatorRow& a : kSpeculators) {
-    if (a.kind == SpeculatorKind::kNone || static_cast<int>(a.kind) >= kSpeculatorKinds)
-      return false;
+    if (a.kind == SpeculatorKind::kNone || int(a.kind) >= kSpeculatorKinds) return false;
     if (a.type == "auto" || a.type == "none") return false;
     for (const SpeculatorRow& b : kSpeculators)
       if (&a != &b && (a.kind == b.kind || a.name == b.name)) return false;
@@ -27,6 +28,17 @@ std::vector<SpecType> all_spec_types() {
   }
   types.push_back(spec_type("none"));
   return types;
+}
+
+std::string spec_type_help() {
+  std::string help = "auto: whichever pays";
+  for (const SpecType& type : all_spec_types()) {
+    std::string of_type;
+    for (const SpeculatorRow& row : kSpeculators)
+      if (row.type == type.name) of_type += (of_type.empty() ? "" : ", ") + std::string(row.help);
+    if (!of_type.empty()) help += fmt::format("; {}: {}", type.name, of_type);
+  }
+  return help;
 }
 
 }  // namespace foretoken

@@ -1,6 +1,5 @@
 #include "runtime/trace/server_link.h"
 
-#include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <pthread.h>
 #include <sched.h>
@@ -8,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "foretoken/protocol/failure.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/trace/traffic_files.h"
 
@@ -104,9 +104,9 @@ void ServerLink::restore(LinkedEngine& engine) {
     const HeadTaps& found = (*weights)->head->taps();
     const HeadTaps wanted = options_.head_taps.value_or(head_taps(options_.vocabulary->n_layers()));
     if (found == wanted) return weights;
-    return Error{ErrorCode::kInvalidInput,
-                 fmt::format("taps: the head reads layers [{}], this server taps [{}]",
-                             fmt::join(found, ", "), fmt::join(wanted, ", "))};
+    return failure(ErrorCode::kInvalidInput,
+                   "taps: the head reads layers [{}], this server taps [{}]",
+                   fmt::join(found, ", "), fmt::join(wanted, ", "));
   };
   hooks.replay = [this](const RequestTrace& trace, const LearnedPointer& candidate,
                         const LearnedPointer& served) {

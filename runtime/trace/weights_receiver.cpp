@@ -4,14 +4,14 @@
 
 #include <algorithm>
 
+#include "foretoken/protocol/failure.h"
+
 namespace foretoken {
 namespace {
 
 constexpr std::chrono::seconds kTrainerSilence{5};
 
-Error refusal(const char* reason, std::string text) {
-  return Error{ErrorCode::kInvalidInput, fmt::format("{}: bundle: {}", reason, text)};
-}
+constexpr Refusal refusal{"bundle"};
 
 }  // namespace
 
@@ -52,9 +52,8 @@ void WeightsReceiver::handle(const Message& message) {
 Result<Bundle> WeightsReceiver::parse(std::span<const std::byte> bytes) const {
   auto bundle = parse_bundle(bytes, trusted_);
   if (bundle && bundle->model_fingerprint != fingerprint_) {
-    return refusal("fingerprint",
-                   fmt::format("found {}, wanted {}", to_hex(bundle->model_fingerprint),
-                               to_hex(fingerprint_)));
+    return refusal("fingerprint", "found {}, wanted {}", to_hex(bundle->model_fingerprint),
+                   to_hex(fingerprint_));
   }
   return bundle;
 }

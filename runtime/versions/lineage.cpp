@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/chrono.h>
-#include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -14,6 +13,7 @@
 #include <cstring>
 
 #include "foretoken/protocol/atomic_file.h"
+#include "foretoken/protocol/failure.h"
 
 namespace foretoken {
 namespace json = boost::json;
@@ -40,7 +40,7 @@ std::string text(const json::object& o, const char* name) {
   return v && v->is_string() ? std::string(v->get_string()) : std::string();
 }
 SpeculatorVersion version(const json::object& o, const char* name) {
-  return {static_cast<std::uint64_t>(std::max<std::int64_t>(0, integer(o, name)))};
+  return {std::uint64_t(std::max<std::int64_t>(0, integer(o, name)))};
 }
 json::value finite(double x) { return std::isfinite(x) ? json::value(x) : json::value(nullptr); }
 
@@ -152,8 +152,8 @@ Result<Lineage> Lineage::open(const std::filesystem::path& path) {
   }
   // A line that a crash tore: never synced whole, so nothing was done on its strength.
   if (at < all.size() && ::truncate(path.c_str(), static_cast<off_t>(at)) != 0) {
-    return Error{ErrorCode::kIo, fmt::format("{}: cannot cut off a torn line: {}", path.string(),
-                                             std::strerror(errno))};
+    return failure(ErrorCode::kIo, "{}: cannot cut off a torn line: {}", path.string(),
+                   std::strerror(errno));
   }
   return lineage;
 }
@@ -169,8 +169,7 @@ Status Lineage::append(LineageEvent event) {
   remember(std::move(event));
   if (path_.empty()) return Ok{};
   const auto failed = [&](const char* what) {
-    return Error{ErrorCode::kIo,
-                 fmt::format("{}: {}: {}", path_.string(), what, std::strerror(errno))};
+    return failure(ErrorCode::kIo, "{}: {}: {}", path_.string(), what, std::strerror(errno));
   };
   const int file = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
   if (file < 0) return failed("cannot open");

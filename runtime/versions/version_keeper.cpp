@@ -2,9 +2,8 @@
 
 #include <spdlog/spdlog.h>
 
-#include <algorithm>
-
 #include "foretoken/kernels/splitmix64.h"
+#include "runtime/speculate/registry.h"
 
 namespace foretoken {
 namespace {
@@ -22,12 +21,6 @@ GainFigures figures(const PairedSums& sums) {
 bool sampled(RequestId request, double fraction) {
   std::uint64_t state = request.value;
   return kernels::next_uniform(state) < fraction;
-}
-
-HeldVersion held_as_shipped(LearnedPointer weights) {
-  HeldVersion held;
-  held.weights = std::move(weights);
-  return held;
 }
 
 }  // namespace
@@ -55,7 +48,7 @@ VersionKeeper::VersionKeeper(const VersionKeeperOptions& options, LearnedPointer
       clock_(clock),
       state_(std::move(state)),
       lineage_(std::move(lineage)),
-      life_(held_as_shipped(std::move(shipped)), lineage_.state()),
+      life_({.weights = std::move(shipped)}, lineage_.state()),
       queue_(options.queue_requests, options.queue_bytes) {}
 
 // --- files and lineage
@@ -125,7 +118,7 @@ void VersionKeeper::clean_up() {
   if (known.waiting) kept.push_back(*known.waiting);
   const auto& proven = known.proven;
   const std::size_t first = proven.size() > kKeptVersions ? proven.size() - kKeptVersions : 0;
-  kept.insert(kept.end(), proven.begin() + static_cast<std::ptrdiff_t>(first), proven.end());
+  kept.insert(kept.end(), proven.begin() + std::ptrdiff_t(first), proven.end());
   state_->keep_only(kept);
 }
 
@@ -342,43 +335,12 @@ void VersionKeeper::unfreeze() {
 
 // --- what others may know
 
-SpeculatorVersion VersionKeeper::served() const {
-  const std::lock_guard lock(mutex_);
-  return life_.served().version;
-}
-
-SpeculatorVersion VersionKeeper::highest() const {
-  const std::lock_guard lock(mutex_);
-  return life_.known().highest;
-}
-
-SpeculatorVersion VersionKeeper::canary() const {
-  const std::lock_guard lock(mutex_);
-  return life_.newest_tried();
-}
-
-SpeculatorVersion VersionKeeper::refused() const {
-  const std::lock_guard lock(mutex_);
-  return life_.refused();
-}
-
-std::string VersionKeeper::refused_reason() const {
-  const std::lock_guard lock(mutex_);
-  return life_.refused_reason();
-}
-
-bool VersionKeeper::take_news() {
-  const std::lock_guard lock(mutex_);
-  return life_.take_news();
-}
-
 SpeculatorState VersionKeeper::state() const {
   const std::lock_guard lock(mutex_);
   const auto now = clock_.monotonic();
   const auto seconds = [&](std::chrono::nanoseconds since) {
     return std::chrono::duration<double>(now - since).count();
   };
-  const auto has_head = [](const HeldVersion& held) { return held.weights && held.weights->head; };
   const HeldVersion& served = life_.served();
   const auto& canary = life_.canary();
   const LineageState& known = life_.known();
@@ -386,7 +348,10 @@ SpeculatorState VersionKeeper::state() const {
   s.served = served.version;
   s.parent = served.parent;
   s.kind = served.kind;
-  s.has_head = has_head(served) || (canary && has_head(*canary));
+  const auto has_head = [](const HeldVersion& held) { return held.weights && held.weights->head; };
+  const bool head = has_head(served) || (canary && has_head(*canary));
+  for (const SpeculatorRow& row : kSpeculators)
+    if (row.learned && (row.make || head)) s.tiers.emplace_back(row.name);
   s.age_s = seconds(served_since_);
   s.verdict = served.verdict;
   s.frozen = known.frozen;

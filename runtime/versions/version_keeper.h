@@ -1,19 +1,14 @@
 // Keeps the learned versions of a server: puts the life (version_life.h), the evidence
 // (version_trial.h), the files (state_dir.h) and the lineage together, and tells the engine what
-// drafts.
-// A bundle arrives here with its signature and digest checked. It is prepared (shapes, repacking)
-// on the thread that offers it, then serves a share of the requests as *canary* while the version
-// that serves is at hand. The judge believes nobody: it replays both versions on the traces of
-// finished requests, one at a time, in the server's idle time, off the engine's thread, and tests
-// the paired costs any-time-valid:
-//   promoted     at least kLeastRequests replayed, and shown to be no worse than -margin, while its
-//                own requests, as they ran, do not say otherwise
-//   rolled back  shown to be slower, by replay or by what its requests cost live, or nothing shown
-//                after most_requests: a claim of the trainer's gate that does not hold up here
-// A served version is watched in the same way against its predecessor on a sample of requests;
-// shown to be slower, it is rolled back by itself. Frozen (by an operator), newer ones are refused
-// and the canary is put back.
-//
+// drafts. A bundle arrives with its signature and digest checked, is prepared (shapes, repacking)
+// on the thread that offers it, then serves a share of the requests as *canary*. The judge believes
+// nobody: in the server's idle time it replays both versions on finished requests, off the engine's
+// thread, and tests the paired costs any-time-valid:
+//   promoted     at least kLeastRequests replayed, shown to be no worse than -margin, and its own
+//                requests, as they ran, do not say otherwise
+//   rolled back  shown to be slower, by replay or live, or nothing shown after most_requests
+// A served version is watched in the same way against its predecessor on a sample of requests.
+// Frozen (by an operator), newer ones are refused and the canary is put back.
 // Everything is in the lineage before it takes effect: restore() serves the last proven version,
 // and a canary that a crash cut short starts over. Thread-safe: one lock, held for moves and one
 // fsync at most, never while preparing or replaying, and never wanted by the engine. Callbacks are
@@ -25,7 +20,6 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "foretoken/protocol/bundle.h"
 #include "foretoken/protocol/trace_record.h"
@@ -72,6 +66,11 @@ struct VersionKeeperHooks {
 };
 
 class VersionKeeper {
+  auto locked(const auto& look) const {
+    const std::lock_guard lock(mutex_);
+    return look();
+  }
+
  public:
   // shipped: version 0. state: nullopt keeps nothing across restarts.
   static Result<std::unique_ptr<VersionKeeper>> create(const VersionKeeperOptions& options,
@@ -99,12 +98,24 @@ class VersionKeeper {
   void freeze();
   void unfreeze();
 
-  SpeculatorVersion served() const;
-  SpeculatorVersion highest() const;  // numbers up to it are taken
-  SpeculatorVersion canary() const;   // or waiting to be one; 0: none
-  SpeculatorVersion refused() const;  // the newest that is not wanted, by this run; 0: none
-  std::string refused_reason() const;
-  bool take_news();  // something changed that the trainer should hear of at once; clears it
+  SpeculatorVersion served() const {
+    return locked([&] { return life_.served().version; });
+  }
+  SpeculatorVersion highest() const {  // numbers up to it are taken
+    return locked([&] { return life_.known().highest; });
+  }
+  SpeculatorVersion canary() const {  // or waiting to be one; 0: none
+    return locked([&] { return life_.newest_tried(); });
+  }
+  SpeculatorVersion refused() const {  // the newest that is not wanted, by this run; 0: none
+    return locked([&] { return life_.refused(); });
+  }
+  std::string refused_reason() const {
+    return locked([&] { return life_.refused_reason(); });
+  }
+  bool take_news() {  // something changed that the trainer should hear of at once; clears it
+    return locked([&] { return life_.take_news(); });
+  }
   SpeculatorState state() const;
 
  private:

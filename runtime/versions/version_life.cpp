@@ -1,8 +1,8 @@
 #include "runtime/versions/version_life.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
+
+#include "foretoken/protocol/failure.h"
 
 namespace foretoken {
 namespace {
@@ -11,23 +11,11 @@ namespace {
 // and named in /stats, but not written to the disk.
 constexpr int kMaxRefusalsLogged = 100;
 
-Error refusal(const char* reason, const std::string& text) {
-  return Error{ErrorCode::kInvalidInput, fmt::format("{}: {}", reason, text)};
-}
-
 }  // namespace
 
 HeldVersion held_of(const Bundle& bundle, LearnedPointer weights) {
-  HeldVersion held;
-  held.version = bundle.version;
-  held.parent = bundle.parent;
-  held.weights = std::move(weights);
-  held.kind = bundle.kind;
-  held.verdict = bundle.verdict;
-  held.trained_requests = bundle.trained_requests;
-  held.trained_tokens = bundle.trained_tokens;
-  held.loss = bundle.loss;
-  return held;
+  return {bundle.version, bundle.parent,           std::move(weights),    bundle.kind,
+          bundle.verdict, bundle.trained_requests, bundle.trained_tokens, bundle.loss};
 }
 
 VersionLife::VersionLife(HeldVersion shipped, LineageState known)
@@ -75,9 +63,7 @@ LineageEvents VersionLife::give(HeldVersion held, std::string source) {
 }
 
 LineageEvents VersionLife::lose(SpeculatorVersion version, std::string reason) {
-  HeldVersion lost;
-  lost.version = version;
-  return {event("damaged", lost, std::move(reason))};
+  return {event("damaged", {.version = version}, std::move(reason))};
 }
 
 LineageEvents VersionLife::wait(HeldVersion held) {
@@ -88,27 +74,30 @@ LineageEvents VersionLife::wait(HeldVersion held) {
 }
 
 VersionLife::Offer VersionLife::offered(SpeculatorVersion v) {
-  if (v.value == 0) return {false, refusal("version", "found 0, wanted above 0")};
+  if (v.value == 0)
+    return {false, failure(ErrorCode::kInvalidInput, "version: found 0, wanted above 0")};
   if (v == served_.version || (canary_ && canary_->version == v) ||
       (waiting_ && waiting_->version == v))
     return {false, Ok{}};
   if (known_.banned.contains(v.value)) {
     refuse(v, "version: it was rolled back or refused before");
-    return {false, refusal("version", fmt::format("{} was rolled back or refused before, it is "
-                                                  "never taken again",
-                                                  v.value))};
+    return {false, failure(ErrorCode::kInvalidInput,
+                           "version: {} was rolled back or refused before, it is "
+                           "never taken again",
+                           v.value)};
   }
   // One that was lost on this disk may come again, but never in the place of a newer one.
   const SpeculatorVersion newest = std::max(served_.version, newest_tried());
   if (v <= known_.highest && (v < newest || !known_.lost.contains(v.value)))
-    return {false, refusal("version", fmt::format("found {}, wanted above {}", v.value,
-                                                  known_.highest.value))};
+    return {false, failure(ErrorCode::kInvalidInput, "version: found {}, wanted above {}", v.value,
+                           known_.highest.value)};
   if (known_.frozen) {
     frozen_out_ = std::max(frozen_out_, v);
     refuse(v, "frozen: an operator has frozen the speculator");
-    return {false, refusal("frozen", fmt::format("version {}: an operator has frozen the "
-                                                 "speculator",
-                                                 v.value))};
+    return {false, failure(ErrorCode::kInvalidInput,
+                           "frozen: version {}: an operator has frozen the "
+                           "speculator",
+                           v.value)};
   }
   return {true, Ok{}};
 }
@@ -122,8 +111,7 @@ LineageEvents VersionLife::refused(const HeldVersion& held, const std::string& r
 
 LineageEvents VersionLife::received(HeldVersion held) {
   LineageEvents events{event("received", held, "")};
-  if (waiting_) events.push_back(superseded(*waiting_, held.version));
-  waiting_ = std::move(held);
+  std::ranges::move(wait(std::move(held)), std::back_inserter(events));
   news_ = true;
   return events;
 }

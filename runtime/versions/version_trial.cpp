@@ -14,7 +14,7 @@ constexpr int kLeastLivePairs = 8;       // of requests of both arms before a pr
 constexpr double kLiveDeviations = 2.5;  // one in a hundred and fifty good ones waits for more
 
 double standard_error(const PairedSums& sums) {
-  return sums.deviation() / std::sqrt(std::max(1.0, static_cast<double>(sums.requests)));
+  return sums.deviation() / std::sqrt(std::max(1.0, double(sums.requests)));
 }
 
 }  // namespace
@@ -35,8 +35,7 @@ void VersionTrial::add_live(const RequestTrace& trace, SpeculatorVersion canary,
   // A request that a swap fell into belongs to no arm.
   if (rounds == 0 || by_canary == by_served) return;
   auto& mine = by_canary ? unpaired_canary_ : unpaired_served_;
-  if (mine.size() < kMaxUnpaired)
-    mine.push_back(static_cast<double>(rounds) / static_cast<double>(tokens));
+  if (mine.size() < kMaxUnpaired) mine.push_back(double(rounds) / double(tokens));
   while (!unpaired_canary_.empty() && !unpaired_served_.empty()) {
     live_.add(unpaired_canary_.front(), unpaired_served_.front());
     unpaired_canary_.pop_front();

@@ -23,9 +23,7 @@ TEST(Registry, ATypeIsTheKindsThatItLetsDraft) {
   for (const SpeculatorRow& row : kSpeculators) {
     EXPECT_TRUE(spec_type("auto").has(row.kind));
     EXPECT_TRUE(parse_spec_type(row.type)->has(row.kind));
-    EXPECT_EQ(speculator_name(row.kind), row.name);
   }
-  EXPECT_EQ(speculator_name(SpeculatorKind::kNone), "none");
 }
 
 TEST(Registry, EveryTypeIsNamedOnce) {
@@ -41,6 +39,17 @@ TEST(Registry, OnlyWhatIsNothingWithoutADraftModelNeedsOne) {
   EXPECT_TRUE(spec_type("model").needs_draft_model());
   EXPECT_FALSE(spec_type("auto").needs_draft_model());
   EXPECT_FALSE(spec_type("none").needs_draft_model());
+}
+
+TEST(Registry, HelpSaysWhatDraftsUnderEveryType) {
+  const std::string help = spec_type_help();
+  for (const SpeculatorRow& row : kSpeculators) {
+    const std::string after_type = "; " + std::string(row.type) + ": ";
+    const std::size_t at = help.find(after_type), end = help.find(';', at + 1);
+    ASSERT_NE(at, std::string::npos) << help;
+    EXPECT_FALSE(row.help.empty()) << row.name;
+    EXPECT_NE(help.substr(at, end - at).find(row.help), std::string::npos) << help;
+  }
 }
 
 }  // namespace
