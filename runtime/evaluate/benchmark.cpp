@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <fstream>
 #include <memory>
@@ -54,14 +55,31 @@ struct Times {
 };
 
 template <class F>
+double timed(F work) {
+  const auto start = Clock::now();
+  work();
+  return ms_since(start);
+}
+template <class F>
 Times repeat(int n, F work) {
   Times times;
-  for (int i = 0; i < n; ++i) {
-    const auto start = Clock::now();
-    work();
-    times.ms.push_back(ms_since(start));
+  for (int i = 0; i < n; ++i) times.ms.push_back(timed(work));
+  return times;
+}
+// What `works` say they took, in turn, a few to warm up not counted.
+template <class... F>
+std::array<Times, sizeof...(F)> in_turn(int n, F... works) {
+  std::array<Times, sizeof...(F)> times;
+  for (int i = -kWarmup; i < n; ++i) {
+    std::size_t at = 0;
+    for (const double ms : {works()...})
+      if (i >= 0) times[at++].ms.push_back(ms);
   }
   return times;
+}
+
+Error no_room() {
+  return {ErrorCode::kInternal, "bench: the KV pool is too small for what is measured"};
 }
 
 // How fast all threads together read memory, one pass at a time.
@@ -70,7 +88,7 @@ class MemoryReader {
   explicit MemoryReader(kernels::ThreadPool& pool) : pool_(pool) {
     if (buffer_.data() == nullptr) return;
     // Touched by the threads that will read it.
-    pool.ranges(static_cast<std::int64_t>(kBandwidthBytes), 4096,
+    pool.ranges(std::int64_t(kBandwidthBytes), 4096,
                 [&](std::int64_t begin, std::int64_t end, int) {
                   std::fill(buffer_.data() + begin, buffer_.data() + end, std::byte{1});
                 });
@@ -79,7 +97,7 @@ class MemoryReader {
     if (buffer_.data() == nullptr) return 0;
     const auto start = Clock::now();
     sum_ = sum_ + kernels::stream_sum(buffer_.data(), kBandwidthBytes, pool_);
-    return static_cast<double>(kBandwidthBytes) / ms_since(start) * 1000;
+    return double(kBandwidthBytes) / ms_since(start) * 1000;
   }
 
  private:
@@ -97,63 +115,55 @@ double int8_macs_per_s(kernels::ThreadPool& pool, int repeats) {
     done = kernels::int8_multiply_adds(kSpinIterations, pool, &value);
     sink = sink + value;
   });
-  return static_cast<double>(done) / times.best() * 1000;
+  return double(done) / times.best() * 1000;
 }
 
 // One model with one sequence at some depth. A round that is not committed is repeated at the same
-// positions, as a verify round whose draft was rejected.
+// positions, as a verify round whose draft was rejected. The first failure is kept: nothing runs
+// after it.
 class Bench {
  public:
-  static Result<std::unique_ptr<Bench>> open(std::shared_ptr<const Model> model, KvMode mode,
-                                             std::int64_t max_tokens, int max_rows,
-                                             kernels::ThreadPool& pool) {
-    KvOptions kv;
-    kv.mode = mode;
-    kv.max_sequences = 1;
-    kv.max_rows = max_rows;
-    kv.max_model_len = max_tokens;
-    const KvGeometry g = model->kv_geometry();
-    const std::size_t token_bytes =
-        std::size_t{4} * static_cast<std::size_t>(g.n_layers * g.n_kv_heads * g.head_dim);
-    // 16-bit copies of all tokens, codes beside them, and room for the pages a prefill chunk holds
-    // twice.
-    kv.memory_bytes = token_bytes * static_cast<std::size_t>(max_tokens + max_rows + 1024) * 2;
+  Bench(std::shared_ptr<const Model> model, KvMode mode, std::int64_t max_tokens, int max_rows,
+        kernels::ThreadPool& pool)
+      : model_(std::move(model)),
+        workspace_(model_->make_workspace(max_rows, max_rows)),
+        logits_(model_->make_logit_rows(1)),
+        pool_(pool),
+        max_rows_(max_rows) {
     // The recipe without calibration costs what a calibrated one costs.
-    auto cache =
-        model->make_memory(kv, mode == KvMode::kInt2 ? KvCalibration::data_free(g) : nullptr);
-    if (!cache) return cache.error();
-    return std::unique_ptr<Bench>(new Bench(std::move(model), std::move(*cache), max_rows, pool));
+    auto cache = model_->make_memory_of_one(
+        {.mode = mode, .max_rows = max_rows, .max_model_len = max_tokens},
+        mode == KvMode::kInt2 ? KvCalibration::data_free(model_->kv_geometry()) : nullptr);
+    if (cache)
+      kv_ = std::move(*cache), sequence_ = kv_->open().value();
+    else
+      status_ = cache.error();
   }
+  const Status& status() const { return status_; }
 
   // Rows after the committed length; logits of all of them (verify), or of the last (prefill).
-  // False: no room.
-  bool forward(std::int64_t n_rows, bool all_logits, bool commit) {
-    if (!kv_->reserve(sequence_, length_ + n_rows)) return false;
+  void forward(std::int64_t n_rows, bool all_logits, bool commit) {
+    if (status_ && !kv_->reserve(sequence_, length_ + n_rows)) status_ = no_room();
+    if (!status_) return;
     // Which tokens makes no difference to the time.
-    tokens_.resize(static_cast<std::size_t>(n_rows));
+    tokens_.clear();
     for (std::int64_t i = 0; i < n_rows; ++i)
-      tokens_[static_cast<std::size_t>(i)] =
-          static_cast<TokenId>((length_ + i) * 7919 % model_->config().n_vocab);
+      tokens_.push_back(TokenId((length_ + i) * 7919 % model_->config().n_vocab));
     logit_rows_.clear();
-    for (int i = all_logits ? 0 : static_cast<int>(n_rows) - 1; i < n_rows; ++i)
-      logit_rows_.push_back(i);
-    const KvRows rows[1] = {{sequence_, length_, static_cast<int>(n_rows), 0}};
-    ForwardBatch batch;
-    batch.tokens = tokens_;
-    batch.sequences = rows;
-    batch.logit_rows = logit_rows_;
-    batch.logits = output_ ? cut_logits_.get() : logits_.get();
-    batch.output = output_;
-    model_->forward(batch, *kv_, *workspace_, pool_);
+    for (int i = all_logits ? 0 : int(n_rows) - 1; i < n_rows; ++i) logit_rows_.push_back(i);
+    model_->forward_one({.tokens = tokens_,
+                         .logit_rows = logit_rows_,
+                         .logits = output_ ? cut_logits_.get() : logits_.get(),
+                         .output = output_},
+                        sequence_, length_, *kv_, *workspace_, pool_);
     if (commit) kv_->commit(sequence_, length_ += n_rows);
-    return true;
   }
-  bool fill_to(std::int64_t length) {
-    while (length_ < length)
-      if (!forward(std::min<std::int64_t>(max_rows_, length - length_), false, true)) return false;
-    return true;
+  void fill_to(std::int64_t length) {
+    while (status_ && length_ < length)
+      forward(std::min<std::int64_t>(max_rows_, length - length_), false, true);
   }
   void restart() {
+    if (!status_) return;
     kv_->close(sequence_);
     sequence_ = kv_->open().value();
     length_ = 0;
@@ -166,23 +176,14 @@ class Bench {
   KvStats kv_stats() const { return kv_->stats(); }
 
  private:
-  Bench(std::shared_ptr<const Model> model, std::unique_ptr<SequenceMemory> kv, int max_rows,
-        kernels::ThreadPool& pool)
-      : model_(std::move(model)),
-        kv_(std::move(kv)),
-        workspace_(model_->make_workspace(max_rows, max_rows)),
-        logits_(model_->make_logit_rows(1)),
-        pool_(pool),
-        max_rows_(max_rows),
-        sequence_(kv_->open().value()) {}
-
   std::shared_ptr<const Model> model_;
-  std::unique_ptr<SequenceMemory> kv_;
   std::unique_ptr<ForwardWorkspace> workspace_;
   std::unique_ptr<LogitRows> logits_, cut_logits_;  // of all rows of the output matrix, of output_
   kernels::ThreadPool& pool_;
   int max_rows_;
-  KvSequence sequence_;
+  Status status_ = Ok{};
+  std::unique_ptr<SequenceMemory> kv_;
+  KvSequence sequence_ = 0;
   const kernels::PackedMatrix* output_ = nullptr;
   std::int64_t length_ = 0;
   std::vector<TokenId> tokens_;
@@ -206,20 +207,18 @@ class AttentionBench {
     constexpr std::int64_t kRoundTripBytes = std::int64_t{256} << 20;  // of 16-bit K and V
     KvGeometry g = of_model;
     const std::int64_t layer_bytes = 4 * depth * g.n_kv_heads * g.head_dim;
-    g.n_layers = static_cast<int>(
-        std::clamp<std::int64_t>(kRoundTripBytes / layer_bytes, 1, of_model.n_layers));
+    g.n_layers = int(std::clamp<std::int64_t>(kRoundTripBytes / layer_bytes, 1, of_model.n_layers));
     KvOptions kv;
     kv.mode = mode;
     kv.max_sequences = 1;
     kv.max_rows = kPage;
     kv.max_model_len = depth + kPage;
-    kv.memory_bytes =
-        static_cast<std::size_t>(layer_bytes * g.n_layers) * 2 + (std::size_t{64} << 20);
+    kv.memory_bytes = std::size_t(layer_bytes * g.n_layers) * 2 + (std::size_t{64} << 20);
     auto cache =
         KvCache::create(g, kv, mode == KvMode::kInt2 ? KvCalibration::data_free(g) : nullptr);
     if (!cache) return cache.error();
     std::unique_ptr<AttentionBench> self(new AttentionBench(g, std::move(*cache), pool));
-    if (!self->fill(depth)) return Error{ErrorCode::kInternal, "bench: the KV pool is too small"};
+    if (!self->fill(depth)) return no_room();
     return self;
   }
 
@@ -240,8 +239,8 @@ class AttentionBench {
         sequence_(kv_->open().value()),
         kv_width_(std::int64_t{g.n_kv_heads} * g.head_dim),
         q_width_(std::int64_t{g.n_heads} * g.head_dim),
-        k_(static_cast<std::size_t>(kPage * kv_width_)),
-        q_(static_cast<std::size_t>(kPage * q_width_)),
+        k_(std::size_t(kPage * kv_width_)),
+        q_(std::size_t(kPage * q_width_)),
         out_(q_.size()) {
     std::mt19937_64 random(1);
     std::normal_distribution<float> normal;
@@ -299,7 +298,7 @@ class Benchmark {
   Benchmark(const BenchmarkOptions& options, int threads)
       : options_(options),
         pool_(threads),
-        chunk_(static_cast<int>(std::max<std::int64_t>(options.chunk, options.max_rows))) {}
+        chunk_(int(std::max<std::int64_t>(options.chunk, options.max_rows))) {}
 
   Result<json::object> run() {
     json::object out{{"schema", "foretoken.bench/1"}};
@@ -328,8 +327,7 @@ class Benchmark {
         {"definition",
          "peak: VmHWM before the bandwidth buffer, pages of the mapped file included. Anonymous: "
          "after a prompt, after rounds or after decoding at depth, whichever is most beside the "
-         "packed "
-         "weights and the KV pages in use then"}};
+         "packed weights and the KV pages in use then"}};
     if (Status s = measure_bounds(out); !s) return s.error();
     out["model"] = describe(*model_);
     return out;
@@ -338,9 +336,6 @@ class Benchmark {
  private:
   void say(const std::string& what) const {
     if (options_.progress) options_.progress(what);
-  }
-  static Error no_room() {
-    return {ErrorCode::kInternal, "bench: the KV pool is too small for what is measured"};
   }
 
   Status load(const std::string& path, std::shared_ptr<const Model>& into, json::value& out) {
@@ -351,42 +346,38 @@ class Benchmark {
     if (!model) return model.error();
     into = std::move(*model);
     const double loaded_s = ms_since(start) / 1000;
-    auto opened = Bench::open(into, KvMode::kInt2, kShortContext, 1, pool_);
-    if (!opened) return opened.error();
-    if (!(*opened)->forward(1, true, false)) return no_room();
+    Bench bench(into, KvMode::kInt2, kShortContext, 1, pool_);
+    bench.forward(1, true, false);
+    if (!bench.status()) return bench.status();
     out = json::object{{"seconds", loaded_s}, {"first_token_seconds", ms_since(start) / 1000}};
     return Ok{};
   }
 
   Status measure_prefill(json::value& out) {
     say(fmt::format("prefill of {} tokens", options_.prefill_tokens));
-    auto opened = Bench::open(model_, KvMode::kInt2, options_.prefill_tokens + 64, chunk_, pool_);
-    if (!opened) return opened.error();
-    Bench& bench = **opened;
-    bool room = bench.fill_to(std::min(kShortContext, options_.prefill_tokens));
+    Bench bench(model_, KvMode::kInt2, options_.prefill_tokens + 64, chunk_, pool_);
+    bench.fill_to(std::min(kShortContext, options_.prefill_tokens));
     const Times times = repeat(std::max(3, options_.repeats / 2), [&] {
       bench.restart();
-      room = room && bench.fill_to(options_.prefill_tokens);
+      bench.fill_to(options_.prefill_tokens);
     });
-    if (!room) return no_room();
+    if (!bench.status()) return bench.status();
     sample_memory(bench);
-    out = json::object{
-        {"tokens", options_.prefill_tokens},
-        {"chunk", chunk_},
-        {"ms", times.json()},
-        {"tokens_per_s", static_cast<double>(options_.prefill_tokens) / times.median() * 1000}};
+    out = json::object{{"tokens", options_.prefill_tokens},
+                       {"chunk", chunk_},
+                       {"ms", times.json()},
+                       {"tokens_per_s", double(options_.prefill_tokens) / times.median() * 1000}};
     return Ok{};
   }
 
   // What one row takes, against which head, draft and depth are held; and what rounds allocate.
   Status measure_one_row() {
     say("rounds");
-    auto opened = Bench::open(model_, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
-    if (!opened) return opened.error();
-    Bench& bench = **opened;
-    bool room = bench.fill_to(kShortContext) && bench.forward(options_.max_rows, true, false);
-    one_row_ = repeat(options_.repeats * 3, [&] { room = room && bench.forward(1, true, false); });
-    if (!room) return no_room();
+    Bench bench(model_, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
+    bench.fill_to(kShortContext);
+    bench.forward(options_.max_rows, true, false);
+    one_row_ = repeat(options_.repeats * 3, [&] { bench.forward(1, true, false); });
+    if (!bench.status()) return bench.status();
     sample_memory(bench);
     return Ok{};
   }
@@ -402,8 +393,7 @@ class Benchmark {
     std::vector<TokenId> vocab(static_cast<std::size_t>(n_vocab));
     // Evenly over the vocabulary: rows are gathered, and noise is drawn, as for any real one.
     for (std::int64_t i = 0; i < n_vocab; ++i)
-      vocab[static_cast<std::size_t>(i)] =
-          static_cast<TokenId>(i * model_->config().n_vocab / n_vocab);
+      vocab[std::size_t(i)] = TokenId(i * model_->config().n_vocab / n_vocab);
     auto vocabulary = VocabularyRows::of(model_);
     if (!vocabulary) return vocabulary.error();
     const auto packing = Clock::now();
@@ -411,41 +401,32 @@ class Benchmark {
         RecurrentHead::create(initial_head(hidden, options_.head_inner, vocab, 1), *vocabulary);
     if (!head) return head.error();
     const double prepare_ms = ms_since(packing);
-    auto opened = Bench::open(model_, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
-    if (!opened) return opened.error();
-    Bench& bench = **opened;
-    bool room = bench.fill_to(kShortContext);
+    Bench bench(model_, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
+    bench.fill_to(kShortContext);
     json::array by_rows;
     for (const int rows : {1, 2, 4}) {  // sequences drafting at once
       const auto made = (*head)->make_workspace(rows);
       HostHeadWorkspace& workspace = *made;
-      std::vector<float> features(static_cast<std::size_t>(rows * kHeadTaps * hidden));
+      std::vector<float> features(std::size_t(rows * kHeadTaps * hidden));
       for (std::size_t i = 0; i < features.size(); ++i)
-        features[i] = static_cast<float>(static_cast<int>(i * 7919 % 201) - 100);
+        features[i] = float(int(i * 7919 % 201) - 100);
       Times begin, step, greedy, sampled;
+      const auto choose = [&](float temperature, int s) {
+        SamplingParams sampling;
+        sampling.temperature = temperature;
+        for (int row = 0; row < rows; ++row) workspace.choose(row, {}, sampling, 100 + s, true);
+      };
       std::vector<TokenId> tokens(static_cast<std::size_t>(rows));
       for (int i = -kWarmup; i < options_.repeats * 3; ++i) {
-        room = room && bench.forward(1, true, false);
-        double begin_ms = 0, step_ms = 0, greedy_ms = 0, sampled_ms = 0;
-        auto start = Clock::now();
-        (*head)->begin(features.data(), rows, workspace, pool_);
-        begin_ms = ms_since(start);
+        bench.forward(1, true, false);
+        double step_ms = 0, greedy_ms = 0, sampled_ms = 0;
+        const double begin_ms =
+            timed([&] { (*head)->begin(features.data(), rows, workspace, pool_); });
         for (int s = 0; s < kSteps; ++s) {
-          for (auto& token : tokens) token = vocab[static_cast<std::size_t>((i + 7) * 31 + s)];
-          start = Clock::now();
-          workspace.step(tokens, pool_);
-          step_ms += ms_since(start) / kSteps;
-          for (int row = 0; row < rows; ++row) {
-            SamplingParams sampling;
-            sampling.temperature = 0;
-            start = Clock::now();
-            workspace.choose(row, {}, sampling, 100 + s, true);
-            greedy_ms += ms_since(start) / kSteps;
-            sampling.temperature = 0.8f;
-            start = Clock::now();
-            workspace.choose(row, {}, sampling, 100 + s, true);
-            sampled_ms += ms_since(start) / kSteps;
-          }
+          for (auto& token : tokens) token = vocab[std::size_t((i + 7) * 31 + s)];
+          step_ms += timed([&] { workspace.step(tokens, pool_); }) / kSteps;
+          greedy_ms += timed([&] { choose(0, s); }) / kSteps;
+          sampled_ms += timed([&] { choose(0.8f, s); }) / kSteps;
         }
         if (i < 0) continue;
         begin.ms.push_back(begin_ms);
@@ -461,7 +442,7 @@ class Benchmark {
           {"choose_sampled", sampled.json()},
           {"times_target_row", (step.median() + greedy.median()) / one_row_.median()}});
     }
-    if (!room) return no_room();
+    if (!bench.status()) return bench.status();
     out = json::object{{"inner", options_.head_inner},
                        {"vocabulary", n_vocab},
                        {"step_bytes", (*head)->step_bytes()},
@@ -476,11 +457,9 @@ class Benchmark {
     say("rounds against reading and int8 arithmetic, in turn");
     const double macs_per_s = int8_macs_per_s(pool_, options_.repeats);
     MemoryReader memory(pool_);
-    auto opened = Bench::open(model_, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
-    if (!opened) return opened.error();
-    Bench& bench = **opened;
-    bool room = bench.fill_to(kShortContext);
-    const auto n = static_cast<std::size_t>(options_.max_rows);
+    Bench bench(model_, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
+    bench.fill_to(kShortContext);
+    const auto n = std::size_t(options_.max_rows);
     std::vector<Times> times(n);
     std::vector<std::vector<double>> bounds(n), ratios(n);  // ms; time / bound
     std::vector<double> bandwidth;
@@ -488,12 +467,10 @@ class Benchmark {
       const double read = memory.pass();
       if (i >= 0) bandwidth.push_back(read);
       for (std::size_t r = 0; r < n; ++r) {
-        const int rows = static_cast<int>(r) + 1;
-        const auto start = Clock::now();
-        room = room && bench.forward(rows, true, false);
-        const double ms = ms_since(start);
-        const double reading = read > 0 ? static_cast<double>(model_->step_bytes()) / read : 0;
-        const double arithmetic = rows * static_cast<double>(model_->step_macs()) / macs_per_s;
+        const int rows = int(r) + 1;
+        const double ms = timed([&] { bench.forward(rows, true, false); });
+        const double reading = read > 0 ? double(model_->step_bytes()) / read : 0;
+        const double arithmetic = rows * double(model_->step_macs()) / macs_per_s;
         const double bound = std::max(reading, arithmetic) * 1000;
         if (i < 0) continue;
         times[r].ms.push_back(ms);
@@ -501,7 +478,7 @@ class Benchmark {
         ratios[r].push_back(ms / bound);
       }
     }
-    if (!room) return no_room();
+    if (!bench.status()) return bench.status();
     json::array rows_json;
     for (std::size_t r = 0; r < n; ++r) {
       rows_json.push_back(json::object{{"rows", r + 1},
@@ -524,30 +501,24 @@ class Benchmark {
         {"share_of_bound", 1 / median_of(ratios[0])},
         {"definition",
          "bound: the longer of step_bytes / read bandwidth and step_macs / int8 peak; the "
-         "bandwidth "
-         "is that of a pass over memory just before, ratios are medians over the pairs"}};
+         "bandwidth is that of a pass over memory just before, ratios are medians over the pairs"}};
     return Ok{};
   }
 
   Status measure_depth(KvMode mode, std::int64_t depth, json::value& out) {
     say(fmt::format("decode at depth {}, KV in {}", depth, kv_mode_name(mode)));
-    auto opened = Bench::open(model_, mode, depth + 64, chunk_, pool_);
-    if (!opened) return opened.error();
-    Bench& bench = **opened;
-    const auto start = Clock::now();
-    bool room = bench.fill_to(depth);
-    const double fill_ms = ms_since(start);
-    for (int i = 0; i < kWarmup; ++i) room = room && bench.forward(1, true, false);
-    const Times times =
-        repeat(options_.repeats, [&] { room = room && bench.forward(1, true, false); });
-    if (!room) return no_room();
+    Bench bench(model_, mode, depth + 64, chunk_, pool_);
+    const double fill_ms = timed([&] { bench.fill_to(depth); });
+    for (int i = 0; i < kWarmup; ++i) bench.forward(1, true, false);
+    const Times times = repeat(options_.repeats, [&] { bench.forward(1, true, false); });
+    if (!bench.status()) return bench.status();
     sample_memory(bench);
     out = json::object{{"tokens", depth},
                        {"ms", times.json()},
                        {"tokens_per_s", 1000 / times.median()},
                        {"times_short_context", times.median() / one_row_.median()},
                        {"kv_used_bytes", bench.kv_stats().used_bytes},
-                       {"prefill_tokens_per_s", static_cast<double>(depth) / fill_ms * 1000}};
+                       {"prefill_tokens_per_s", double(depth) / fill_ms * 1000}};
     return Ok{};
   }
 
@@ -556,23 +527,19 @@ class Benchmark {
     const std::int64_t depth = options_.attention_depth, verify_depth = depth / 2;
     const KvGeometry g = model_->kv_geometry();
     say(fmt::format("attention alone at depth {}", depth));
-    Times bf16, int2, one_row, four_rows;
-    {
-      auto hot = AttentionBench::open(g, KvMode::kBf16, depth, pool_);
-      if (!hot) return hot.error();
-      auto sealed = AttentionBench::open(g, KvMode::kInt2, depth, pool_);
-      if (!sealed) return sealed.error();
-      for (int i = -kWarmup; i < options_.repeats; ++i) {
-        const double a = (*hot)->time_rows(1), b = (*sealed)->time_rows(1);
-        if (i >= 0) bf16.ms.push_back(a), int2.ms.push_back(b);
-      }
-    }
+    auto hot = AttentionBench::open(g, KvMode::kBf16, depth, pool_);
+    if (!hot) return hot.error();
+    auto sealed = AttentionBench::open(g, KvMode::kInt2, depth, pool_);
+    if (!sealed) return sealed.error();
+    const auto [bf16, int2] = in_turn(
+        options_.repeats, [&] { return (*hot)->time_rows(1); },
+        [&] { return (*sealed)->time_rows(1); });
+    hot->reset(), sealed->reset();
     auto verify = AttentionBench::open(g, KvMode::kInt2, verify_depth, pool_);
     if (!verify) return verify.error();
-    for (int i = -kWarmup; i < options_.repeats; ++i) {
-      const double a = (*verify)->time_rows(1), b = (*verify)->time_rows(4);
-      if (i >= 0) one_row.ms.push_back(a), four_rows.ms.push_back(b);
-    }
+    const auto [one_row, four_rows] = in_turn(
+        options_.repeats, [&] { return (*verify)->time_rows(1); },
+        [&] { return (*verify)->time_rows(4); });
     out =
         json::object{{"tokens", depth},
                      {"bf16_ms", bf16.json()},
@@ -591,10 +558,8 @@ class Benchmark {
     std::shared_ptr<const Model> draft;
     json::value loading;
     if (Status s = load(options_.draft_model, draft, loading); !s) return s.error();
-    auto opened = Bench::open(draft, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
-    if (!opened) return opened.error();
-    Bench& bench = **opened;
-    bool room = bench.fill_to(kShortContext);
+    Bench bench(draft, KvMode::kInt2, kShortContext + 64, chunk_, pool_);
+    bench.fill_to(kShortContext);
     std::unique_ptr<DraftVocabulary> vocabulary;
     const std::int64_t n_tokens = options_.draft_vocab / kernels::kPackRows * kernels::kPackRows;
     if (n_tokens >= 2 * kernels::kPackRows && n_tokens < draft->config().n_vocab / 2) {
@@ -604,15 +569,13 @@ class Benchmark {
     }
     json::array steps;
     for (const int rows : {1, 2, 4}) {  // rows: sequences drafting at once
-      Times whole, cut;
-      for (int i = -kWarmup; i < options_.repeats; ++i) {
-        for (Times* times : {&whole, &cut}) {
-          bench.use_output(times == &cut && vocabulary ? &vocabulary->output() : nullptr);
-          const auto start = Clock::now();
-          room = room && bench.forward(rows, true, false);
-          if (i >= 0) times->ms.push_back(ms_since(start));
-        }
-      }
+      const auto step_with = [&](const kernels::PackedMatrix* output) {
+        bench.use_output(output);
+        return timed([&] { bench.forward(rows, true, false); });
+      };
+      const auto [whole, cut] = in_turn(
+          options_.repeats, [&] { return step_with(nullptr); },
+          [&] { return step_with(vocabulary ? &vocabulary->output() : nullptr); });
       steps.push_back(
           json::object{{"rows", rows},
                        {"ms", cut.json()},
@@ -620,7 +583,7 @@ class Benchmark {
                        {"times_target_row", cut.median() / one_row_.median()},
                        {"whole_vocabulary_times_target_row", whole.median() / one_row_.median()}});
     }
-    if (!room) return no_room();
+    if (!bench.status()) return bench.status();
     out = json::object{{"model", describe(*draft)},
                        {"vocabulary", vocabulary ? n_tokens : draft->config().n_vocab},
                        {"load", std::move(loading)},
@@ -630,7 +593,7 @@ class Benchmark {
 
   void sample_memory(const Bench& bench) {
     const double now = memory_bytes("RssAnon:") + memory_bytes("RssShmem:");
-    const auto wanted = static_cast<double>(model_->weight_bytes() + bench.kv_stats().used_bytes);
+    const auto wanted = double(model_->weight_bytes() + bench.kv_stats().used_bytes);
     if (now / wanted < anonymous_bytes_ / weight_and_kv_bytes_) return;
     anonymous_bytes_ = now;
     weight_and_kv_bytes_ = wanted;
@@ -647,9 +610,8 @@ class Benchmark {
 }  // namespace
 
 Result<json::object> run_benchmark(const BenchmarkOptions& options) {
-  const int threads = options.threads > 0
-                          ? options.threads
-                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int threads =
+      options.threads > 0 ? options.threads : std::max(1, int(std::thread::hardware_concurrency()));
   return Benchmark(options, threads).run();
 }
 

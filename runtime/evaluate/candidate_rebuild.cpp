@@ -15,8 +15,7 @@ void CandidateRebuild::look_up(RequestTrace& trace) {
   own.reserve(std::ssize(trace.tokens));
   own.append(std::span(trace.tokens).first(std::size_t(trace.n_prompt)));
   for (std::size_t i = 0; i < trace.generated.size(); ++i) {
-    const CandidateList list = find_candidates(own, store, {});
-    trace.generated[i].candidates.assign(list.view().begin(), list.view().end());
+    trace.generated[i].candidates = find_candidates(own, store, {});
     own.append(trace.tokens[std::size_t(trace.n_prompt) + i]);
   }
 }

@@ -18,27 +18,15 @@ float median(std::vector<float> values) {
 }  // namespace
 
 const char* name(RoundPlan plan) {
-  switch (plan) {
-    case RoundPlan::kByCost:
-      return "cost";
-    case RoundPlan::kLogged:
-      return "logged";
-    case RoundPlan::kFixed:
-      break;
-  }
-  return "fixed";
+  constexpr const char* kNames[] = {"fixed", "cost", "logged"};
+  return kNames[std::size_t(plan)];
 }
 
 PortfolioWalk walk_by_plan(PortfolioReplay& replay, const EvaluationOptions& options,
                            const RequestTrace& trace) {
-  switch (options.plan) {
-    case RoundPlan::kByCost:
-      return replay.walk_costed(trace, options.draft_length, options.costs);
-    case RoundPlan::kLogged:
-      return replay.walk_logged(trace, &options.costs);
-    case RoundPlan::kFixed:
-      break;
-  }
+  if (options.plan == RoundPlan::kByCost)
+    return replay.walk_costed(trace, options.draft_length, options.costs);
+  if (options.plan == RoundPlan::kLogged) return replay.walk_logged(trace, &options.costs);
   return replay.walk_fixed(trace, options.draft_length, &options.costs);
 }
 
@@ -118,34 +106,25 @@ void CostsOfLog::add(const RequestTrace& trace) {
     const auto steps = std::count(round.kinds.begin(), round.kinds.end(), SpeculatorKind::kHead);
     if (steps > 0 && round.draft_ms > 0 && std::isfinite(round.draft_ms) &&
         head_step_ms_.size() < kMost)
-      head_step_ms_.push_back(round.draft_ms / (static_cast<float>(steps) + 0.25f));
+      head_step_ms_.push_back(round.draft_ms / (float(steps) + 0.25f));
   }
 }
 
 std::optional<RoundCosts> CostsOfLog::fit() const {
-  // Isotonic regression (pool adjacent violators), weighted by the rounds seen: a count that was
-  // rare, or common only while the machine was slow, does not lift all that come after it.
-  struct Block {
-    std::vector<std::size_t> rows;
-    double ms, weight;
-  };
-  std::vector<Block> blocks;
+  // Isotonic, weighted by the rounds seen: a count that was rare, or common only while the machine
+  // was slow, does not lift all that come after it.
+  std::array<IsotonicFit<double>::Block, kRows> blocks;
+  IsotonicFit<double> isotonic(blocks);
+  std::vector<std::size_t> often;  // rows - 1
   for (std::size_t i = 0; i < kRows; ++i) {
     if (round_ms_[i].size() < kEnough) continue;
-    blocks.push_back({{i}, double(median(round_ms_[i])), double(round_ms_[i].size())});
-    while (blocks.size() > 1 && blocks.back().ms < blocks[blocks.size() - 2].ms) {
-      const Block last = std::move(blocks.back());
-      blocks.pop_back();
-      Block& into = blocks.back();
-      into.ms = (into.ms * into.weight + last.ms * last.weight) / (into.weight + last.weight);
-      into.weight += last.weight;
-      into.rows.insert(into.rows.end(), last.rows.begin(), last.rows.end());
-    }
+    isotonic.add(double(median(round_ms_[i])), double(round_ms_[i].size()));
+    often.push_back(i);
   }
+  std::vector<double> curve(often.size());
+  isotonic.write(curve.begin());
   std::vector<std::pair<std::size_t, float>> known;
-  for (const Block& block : blocks) {
-    for (const std::size_t i : block.rows) known.emplace_back(i, static_cast<float>(block.ms));
-  }
+  for (std::size_t i = 0; i < often.size(); ++i) known.emplace_back(often[i], float(curve[i]));
   if (known.size() < 2) return std::nullopt;
   std::vector<float> round_ms;
   std::size_t segment = 0;  // before the first and past the last: their segment's line goes on
@@ -153,8 +132,8 @@ std::optional<RoundCosts> CostsOfLog::fit() const {
     while (segment + 2 < known.size() && i > known[segment + 1].first) ++segment;
     const auto [x0, y0] = known[segment];
     const auto [x1, y1] = known[segment + 1];
-    const float slope = (y1 - y0) / static_cast<float>(x1 - x0);
-    const float ms = y0 + slope * (static_cast<float>(i) - static_cast<float>(x0));
+    const float slope = (y1 - y0) / float(x1 - x0);
+    const float ms = y0 + slope * (float(i) - float(x0));
     round_ms.push_back(std::max(ms, 0.5f * known.front().second));
   }
   const float step = head_step_ms_.size() < kEnough ? 0.0f : median(head_step_ms_);

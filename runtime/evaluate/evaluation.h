@@ -14,6 +14,7 @@
 #include "foretoken/protocol/trace_record.h"
 #include "runtime/evaluate/portfolio_replay.h"
 #include "runtime/evaluate/sequential_test.h"
+#include "runtime/speculate/estimators.h"
 #include "runtime/speculate/learned.h"
 #include "runtime/speculate/round_costs.h"
 

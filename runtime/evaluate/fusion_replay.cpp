@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 namespace foretoken {
 namespace {
@@ -36,16 +35,14 @@ struct Scores {
 Scores table_probabilities(const FusionPosition& position, const FusionTable& table) {
   Scores scores;
   std::array<double, kMaxCandidates> logits{};
-  for (int c = 0; c < position.n_candidates; ++c) {
+  for (int c = 0; c < position.n_candidates; ++c)
     logits[position.token_of[std::size_t(c)]] += table.bias[position.fusion_class[std::size_t(c)]];
-  }
   const double scale = position.inverse_temperature;
   double top = double(table.other) * scale;
   for (int i = 0; i < position.n_tokens; ++i) top = std::max(top, logits[std::size_t(i)] * scale);
   double sum = scores.q_other = std::exp(double(table.other) * scale - top);
-  for (int i = 0; i < position.n_tokens; ++i) {
+  for (int i = 0; i < position.n_tokens; ++i)
     sum += scores.q[std::size_t(i)] = std::exp(logits[std::size_t(i)] * scale - top);
-  }
   scores.q_other /= sum;
   for (int i = 0; i < position.n_tokens; ++i) scores.q[std::size_t(i)] /= sum;
   return scores;
@@ -63,7 +60,7 @@ std::vector<float> target_probabilities(const GeneratedTokenTrace& generated, To
   const double normaliser = log_normaliser(generated, emitted, temperature);
   const auto put = [&](TokenId token, double value) {
     for (std::size_t i = 0; i < tokens.size(); ++i) {
-      if (tokens[i] == token) p[i] = static_cast<float>(std::min(value, 1.0));
+      if (tokens[i] == token) p[i] = float(std::min(value, 1.0));
     }
   };
   put(emitted, std::exp(double(generated.logprob)));
@@ -99,11 +96,10 @@ std::vector<FusionPosition> fusion_positions(const RequestTrace& trace) {
     for (const Candidate& candidate : generated.candidates) {
       const auto found = std::find(tokens.begin(), tokens.end(), candidate.token);
       position.fusion_class[position.n_candidates] = candidate.fusion_class;
-      position.token_of[position.n_candidates++] =
-          static_cast<std::uint8_t>(found - tokens.begin());
+      position.token_of[position.n_candidates++] = std::uint8_t(found - tokens.begin());
       if (found == tokens.end()) tokens.push_back(candidate.token);
     }
-    position.n_tokens = static_cast<std::uint8_t>(tokens.size());
+    position.n_tokens = std::uint8_t(tokens.size());
     const TokenId emitted = trace.tokens[std::size_t(trace.n_prompt) + i];
     const auto p = target_probabilities(generated, emitted, trace.sampling.temperature, tokens);
     float sum = 0;
@@ -119,14 +115,9 @@ std::vector<FusionPosition> fusion_positions(const RequestTrace& trace) {
 double overlap(const FusionPosition& position, const FusionTable& table) {
   const Scores scores = table_probabilities(position, table);
   double sum = std::min(double(position.p_other), scores.q_other);
-  for (int i = 0; i < position.n_tokens; ++i) {
+  for (int i = 0; i < position.n_tokens; ++i)
     sum += std::min(double(position.p[std::size_t(i)]), scores.q[std::size_t(i)]);
-  }
   return sum;
-}
-
-double log_overlap(const FusionPosition& position, const FusionTable& table) {
-  return std::log(std::max(overlap(position, table), kMinOverlap));
 }
 
 }  // namespace foretoken

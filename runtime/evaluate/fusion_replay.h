@@ -38,8 +38,5 @@ std::vector<float> target_probabilities(const GeneratedTokenTrace& generated, To
 
 // sum_v min(p(v), q(v)) over the candidates and "other"; in [0, 1].
 double overlap(const FusionPosition& position, const FusionTable& table);
-// log of the above, from at least kMinOverlap, so that one position weighs at most 9.2 nats.
-inline constexpr double kMinOverlap = 1e-4;
-double log_overlap(const FusionPosition& position, const FusionTable& table);
 
 }  // namespace foretoken

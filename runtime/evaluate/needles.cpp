@@ -1,7 +1,5 @@
 #include "runtime/evaluate/needles.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <array>
 #include <random>
@@ -10,6 +8,7 @@
 
 #include "foretoken/kernels/kv_page.h"
 #include "foretoken/kernels/sampling.h"
+#include "foretoken/protocol/failure.h"
 #include "runtime/model/model.h"
 #include "runtime/text/tokenizer.h"
 
@@ -39,18 +38,18 @@ struct Fact {
 };
 
 // Uniform below n, the same everywhere (the standard's distributions are not).
-int below(std::mt19937_64& random, int n) { return static_cast<int>(random() % n); }
+int below(std::mt19937_64& random, int n) { return int(random() % n); }
 
 template <class T>
 void shuffle(std::vector<T>& items, std::mt19937_64& random) {
   for (std::size_t i = items.size(); i > 1; --i)
-    std::swap(items[i - 1], items[below(random, static_cast<int>(i))]);
+    std::swap(items[i - 1], items[below(random, int(i))]);
 }
 
 std::vector<Fact> make_facts(int groups, std::mt19937_64& random) {
   std::vector<Fact> facts;
   std::set<std::array<int, 3>> taken;
-  while (static_cast<int>(facts.size()) < groups * kGroup) {
+  while (int(facts.size()) < groups * kGroup) {
     const std::array<int, 3> first{below(random, kColours.size()), below(random, kThings.size()),
                                    below(random, kPlaces.size())};
     std::vector<std::array<int, 3>> group{first};
@@ -98,27 +97,26 @@ Result<NeedleContext> make_needle_context(const Tokenizer& tokenizer, std::strin
   // What a fact and a question take at most.
   auto longest = encode(Fact{7, 7, 7, "99999"}.sentence());
   if (!longest) return longest.error();
-  const auto fact_tokens = static_cast<std::int64_t>(longest->size()) + 2;
+  const auto fact_tokens = std::int64_t(longest->size()) + 2;
   const std::int64_t context = length - 2 * fact_tokens;
   // A question at `context` reads page p sealed if p < context / 64 - window / 64.
   const std::int64_t begin = options.sink_tokens,
                      end = context / kernels::kPageTokens * kernels::kPageTokens -
                            options.window_tokens;
-  const auto groups = static_cast<int>(kShareOfFacts * static_cast<double>(end - begin) /
-                                       static_cast<double>(kGroup * fact_tokens));
+  const auto groups = int(kShareOfFacts * double(end - begin) / double(kGroup * fact_tokens));
   // A hundred groups leave many of the thousand things unused.
   if (groups < 1 || groups > 100) {
-    return Error{ErrorCode::kInvalidInput,
-                 fmt::format("needles: contexts of {} tokens are {}, wanted {} to {}", length,
-                             groups < 1 ? "too short" : "too long",
-                             options.sink_tokens + options.window_tokens + 11 * fact_tokens + 64,
-                             static_cast<std::int64_t>(800 * fact_tokens))};
+    return failure(ErrorCode::kInvalidInput,
+                   "needles: contexts of {} tokens are {}, wanted {} to {}", length,
+                   groups < 1 ? "too short" : "too long",
+                   options.sink_tokens + options.window_tokens + 11 * fact_tokens + 64,
+                   std::int64_t(800 * fact_tokens));
   }
 
   NeedleContext out;
   const std::vector<Fact> facts = make_facts(groups, random);
-  std::size_t line = static_cast<std::size_t>(below(random, static_cast<int>(lines.size())));
-  const auto n_facts = static_cast<std::int64_t>(facts.size());
+  std::size_t line = std::size_t(below(random, int(lines.size())));
+  const auto n_facts = std::int64_t(facts.size());
   const auto add = [&](std::string_view piece) -> Status {
     auto tokens = encode(piece);
     if (!tokens) return tokens.error();
@@ -127,12 +125,12 @@ Result<NeedleContext> make_needle_context(const Tokenizer& tokenizer, std::strin
   };
   // Text up to a position, by whole lines where they fit; a long line is cut.
   const auto fill = [&](std::int64_t position) -> Status {
-    while (static_cast<std::int64_t>(out.tokens.size()) < position) {
+    while (std::int64_t(out.tokens.size()) < position) {
       if (auto s = add(lines[line]); !s) return s;
       line = (line + 1) % lines.size();
     }
-    if (static_cast<std::int64_t>(out.tokens.size()) > position) {
-      out.tokens.resize(static_cast<std::size_t>(position));
+    if (std::int64_t(out.tokens.size()) > position) {
+      out.tokens.resize(std::size_t(position));
       if (auto s = add("\n"); !s) return s;
     }
     return Ok{};
@@ -141,17 +139,16 @@ Result<NeedleContext> make_needle_context(const Tokenizer& tokenizer, std::strin
   for (std::int64_t i = 0; i < n_facts; ++i) {
     // Evenly, each somewhere in its share.
     const std::int64_t share = (end - begin) / n_facts, room = share - fact_tokens;
-    if (auto s = fill(begin + i * share + below(random, static_cast<int>(room))); !s)
-      return s.error();
-    positions.push_back(static_cast<std::int64_t>(out.tokens.size()));
+    if (auto s = fill(begin + i * share + below(random, int(room))); !s) return s.error();
+    positions.push_back(std::int64_t(out.tokens.size()));
     if (auto s = add(facts[i].sentence()); !s) return s.error();
   }
   if (auto s = fill(context); !s) return s.error();
   out.length = length;
-  out.n_facts = static_cast<int>(n_facts);
+  out.n_facts = int(n_facts);
 
   std::vector<int> order(facts.size());
-  for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = int(i);
   shuffle(order, random);
   order.resize(std::min(order.size(), kMostAsked));
   for (const int i : order) {
@@ -175,9 +172,9 @@ Result<NeedleFigures> measure_needles(const Model& model, std::span<const Needle
   figures.found.assign(cases.size(), 0);
   std::int64_t longest = 0;
   for (const NeedleContext& context : contexts) {
-    longest = std::max(longest, static_cast<std::int64_t>(context.tokens.size()));
+    longest = std::max(longest, std::int64_t(context.tokens.size()));
     figures.length = std::max(figures.length, context.length);
-    figures.asked += static_cast<int>(context.questions.size());
+    figures.asked += int(context.questions.size());
   }
   auto made = make_quality_caches(model, cases, options, longest, kQualityChunkRows);
   if (!made) return made.error();
@@ -186,46 +183,37 @@ Result<NeedleFigures> measure_needles(const Model& model, std::span<const Needle
   const auto logits = model.make_logit_rows(kQualityChunkRows);
   std::size_t done = 0;
   for (const NeedleContext& context : contexts) {
-    const auto end = static_cast<std::int64_t>(context.tokens.size());
+    const auto end = std::int64_t(context.tokens.size());
     for (std::size_t c = 0; c < cases.size(); ++c) {
       SequenceMemory& cache = *caches[c];
       cache.open();
       if (!cache.reserve(0, end + kQualityChunkRows))
         return Error{ErrorCode::kInternal, "needles: their own cache is too small"};
       for (std::int64_t first = 0; first < end; first += kQualityChunkRows) {
-        const int n = static_cast<int>(std::min<std::int64_t>(kQualityChunkRows, end - first));
-        const KvRows rows{0, first, n, 0};
-        ForwardBatch batch;
-        batch.tokens = std::span(context.tokens).subspan(first, n);
-        batch.sequences = {&rows, 1};
-        model.forward(batch, cache, *workspace, pool);
+        const int n = int(std::min<std::int64_t>(kQualityChunkRows, end - first));
+        model.forward_one({.tokens = std::span(context.tokens).subspan(first, n)}, 0, first, cache,
+                          *workspace, pool);
         cache.commit(0, first + n);
       }
       for (const NeedleContext::Question& question : context.questions) {
         std::vector<TokenId> tokens = question.prompt;
         tokens.insert(tokens.end(), question.answer.begin(), question.answer.end() - 1);
-        const auto n = static_cast<int>(tokens.size());
+        const auto n = int(tokens.size());
         // Not committed: the next question overwrites these rows, as a rejected draft is.
-        const KvRows rows{0, end, n, 0};
         std::vector<int> wanted;
-        for (int i = static_cast<int>(question.prompt.size()) - 1; i < n; ++i) wanted.push_back(i);
-        ForwardBatch batch;
-        batch.tokens = tokens;
-        batch.sequences = {&rows, 1};
-        batch.logit_rows = wanted;
-        batch.logits = logits.get();
-        model.forward(batch, cache, *workspace, pool);
+        for (int i = int(question.prompt.size()) - 1; i < n; ++i) wanted.push_back(i);
+        model.forward_one({.tokens = tokens, .logit_rows = wanted, .logits = logits.get()}, 0, end,
+                          cache, *workspace, pool);
         bool found = true;
         for (std::size_t i = 0; i < wanted.size(); ++i) {
-          const std::span<const float> row = logits->host_row(static_cast<int>(i));
+          const std::span<const float> row = logits->host_row(int(i));
           found &= kernels::argmax(row.data(), std::ssize(row)) == question.answer[i];
         }
         figures.found[c] += found ? 1 : 0;
       }
       cache.close(0);
       ++done;
-      if (progress)
-        progress(static_cast<double>(done) / static_cast<double>(contexts.size() * cases.size()));
+      if (progress) progress(double(done) / double(contexts.size() * cases.size()));
     }
   }
   return figures;

@@ -3,9 +3,6 @@
 #include <algorithm>
 #include <array>
 
-#include "runtime/speculate/candidates.h"
-#include "runtime/speculate/cheap_choice.h"
-#include "runtime/speculate/draft_policy.h"
 #include "runtime/speculate/draft_sources.h"
 #include "runtime/speculate/kind_set.h"
 
@@ -16,7 +13,7 @@ CandidateList list_of(const GeneratedTokenTrace& token) {
   CandidateList list;
   for (const Candidate& candidate : token.candidates) {
     // A trace from elsewhere may hold anything: what no table has a bias for is left out.
-    if (list.n < kMaxCandidates && candidate.fusion_class < kFusionClasses) list.push(candidate);
+    if (candidate.fusion_class < kFusionClasses) list.push_back(candidate);
   }
   return list;
 }
@@ -35,17 +32,26 @@ bool is_cheap(SpeculatorKind kind) {
   });
 }
 
+PolicyOptions policy_options(int max_draft, int n_fixed, bool head_alone) {
+  return {.max_sequences = 1,
+          .max_draft = std::max(0, max_draft),
+          .n_fixed = n_fixed,
+          .head_alone = head_alone};
+}
+
 }  // namespace
 
 // A position is scored once, by the walk that first passes it.
 struct PortfolioReplay::Impl : Calibration, DraftOffers {
   Impl(SpecType all, const LearnedWeights* weights)
-      : kinds(weights && weights->initial ? all.unlearned() : all),
-        learned(weights),
-        set(kinds, DraftSourcesOptions{.max_sequences = 1, .max_stores = 1}) {}
+      : drafting(weights && weights->initial ? all.unlearned() : all),
+        set(drafting, DraftSourcesOptions{.max_sequences = 1, .max_stores = 1}) {
+    policy = DraftPolicy(policy_options(0, -1, false)).state();
+    context.sampling = &sampling;
+    context.learned = weights;
+  }
 
-  const SpecType kinds;
-  const LearnedWeights* const learned;
+  const SpecType drafting;
   KindSet set;
   const DraftHead* head = nullptr;
   kernels::ThreadPool pool{1};
@@ -55,23 +61,19 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
   // The request being walked.
   const RequestTrace* trace = nullptr;
   SamplingParams sampling;
-  bool sampled = false;
+  DraftContext context;
   // Rejection sampling: what was drafted did not know the request's noise. Such a draft is a point
   // mass (the cheap kinds and the head take the most likely token), and of one that proposed x
   // P(accepted | y was emitted) = min(1, q(y) / p(y)) is 1 for y = x and 0 for any other: accepted
   // is what came, as with coupled drafts. The draft model's, which draw, count as logged.
-  bool coupled = true;
-  DraftContext context;
   std::int64_t committed = 0;  // tokens that the kinds were told
   std::vector<CandidateList> candidates;
   bool has_features = false;  // such as the head reads
-  std::array<Form, kClaims> form;
+  Forms forms;
 
   void open(const RequestTrace& t) {
     trace = &t;
     sampling = sampling_of(t);
-    sampled = sampling.temperature > 0;
-    coupled = !t.sampling.rejection;
     // As many as both the tokens and the lists cover.
     const std::size_t n = std::min(
         t.generated.size(),
@@ -86,13 +88,12 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
                    std::ranges::all_of(t.tokens, [&](TokenId token) {
                      return token >= 0 && token < head->n_vocab();
                    });
-    form = traffic_form[sampled ? 1 : 0];
     chains.n = 0;
     committed = std::min<std::int64_t>(t.n_prompt, std::ssize(t.tokens));
     context.tokens = std::span(t.tokens).first(std::size_t(committed));
-    context.sampling = &sampling;
-    context.learned = learned;
     context.rejection = t.sampling.rejection;
+    context.stop_tokens = t.sampling.stop_tokens;
+    forms = kinds.traffic(context.sampled());
     set.open(context);
   }
   // The request is over: it is traffic, as it was live.
@@ -111,12 +112,11 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
     context.tokens = std::span(trace->tokens).first(std::size_t(committed));
     const auto drafted =
         std::span(trace->tokens).subspan(std::size_t(committed), std::size_t(position - committed));
-    return set.propose({context, drafted, list(position)}, kinds, rates);
+    return set.propose({context, drafted, list(position)}, drafting);
   }
   Proposal said_by(SpeculatorKind kind, std::int64_t position) {
-    const ProposalList all = said(position);
-    for (int i = 0; i < all.n; ++i)
-      if (all[i].kind == kind) return all[i];
+    for (const Proposal& p : said(position))
+      if (p.kind == kind) return p;
     return {};
   }
   void commit(std::int64_t to) {
@@ -125,28 +125,12 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
         0, std::span(trace->tokens).subspan(std::size_t(committed), std::size_t(to - committed)));
     committed = to;
   }
-  float calibrated(Claim claim, float raw, int depth) const {
-    return acceptance.estimate(claim, raw, form[claim.index()].after_hits(depth), sampled);
-  }
   OfferList cheap_at(std::int64_t position, int depth) {
-    return cheap_offers(said(position),
-                        [&](Claim claim, float raw) { return calibrated(claim, raw, depth); });
-  }
-  void score(Claim claim, float raw, bool hit) {
-    const std::size_t c = claim.index();
-    acceptance.update(claim, raw, form[c], sampled, hit);
-    form[c].update(hit);
-    traffic_form[sampled ? 1 : 0][c].update(hit, DraftSources::kTrafficStep);
+    return kinds.offers(context, forms, said(position), depth);
   }
   // What the cheap kinds would have said of positions [from, to), now that their tokens are known.
   void learn_cheap(std::int64_t from, std::int64_t to) {
-    for (std::int64_t at = from; at < to; ++at) {
-      const ProposalList by_kinds = said(at);
-      score_cheap(by_kinds, token(at),
-                  [&](Claim claim, float raw, bool hit) { score(claim, raw, hit); });
-      for (int i = 0; i < by_kinds.n; ++i)
-        rates.update(by_kinds[i], sampled, by_kinds[i].token == token(at));
-    }
+    for (std::int64_t at = from; at < to; ++at) kinds.learn(context, forms, said(at), token(at));
     commit(to);
   }
 
@@ -211,7 +195,7 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
     const auto row = std::size_t(round_start - chains.first);
     return head->choose(&chains.logits[depth][row * head->vocab().size()],
                         &chains.states[depth][row * std::size_t(head->state_width())],
-                        list(position), sampling, position, coupled);
+                        list(position), sampling, position, !context.rejection);
   }
 
   // DraftOffers: one job, the round that begins at round_start. What a draft says past its first
@@ -223,47 +207,18 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
     return std::equal(drafted.begin(), drafted.end(), trace->tokens.begin() + round_start);
   }
   OfferList offer_cheap(int, std::span<const TokenId> drafted) override {
-    OfferList offers = cheap_at(round_start + std::ssize(drafted), int(drafted.size()));
-    for (int i = 0; i < offers.n; ++i) {
-      Offer& offer = offers.items[std::size_t(i)];
-      offer.ends = ends(offer.token);
-    }
-    return offers;
+    return cheap_at(round_start + std::ssize(drafted), int(drafted.size()));
   }
-  bool ends(TokenId token) const {
-    const auto& stops = trace->sampling.stop_tokens;
-    return std::ranges::find(stops, token) != stops.end();
-  }
-  float expect_head(int, float cheap) override { return lift.estimate(cheap, sampled); }
+  float expect_head(int, float cheap) override { return kinds.expect_head(context, cheap); }
   void begin_head(std::span<const std::uint8_t>) override { begin_chain(); }
-  void step_head(std::span<const TokenId>) override {}
-  void keep_head(std::span<const std::uint8_t>) override {}
   Offer offer_head(int, std::span<const TokenId> drafted, const Offer& by_cheap,
                    bool alone) override {
-    if (!as_logged(drafted)) {
-      return {kUnknown, 0, lift.estimate(by_cheap.confidence, sampled), SpeculatorKind::kHead};
-    }
-    const std::int64_t position = round_start + std::ssize(drafted);
-    Offer offer = head_offer(head_step(position), by_cheap, alone, [&](Claim claim, float raw) {
-      return calibrated(claim, raw, int(drafted.size()));
-    });
-    offer.ends = ends(offer.token);
-    return offer;
+    if (!as_logged(drafted))
+      return {kUnknown, 0, expect_head(0, by_cheap.confidence), SpeculatorKind::kHead};
+    return kinds.head_offer(context, forms, head_step(round_start + std::ssize(drafted)), by_cheap,
+                            alone, int(drafted.size()));
   }
-  // No draft model is replayed.
-  float expect_model(int, int) override { return 0; }
-  void draft_model(std::span<const int>) override {}
-  DraftTree* model_draft(int) override { return nullptr; }
 
-  void learn_head(std::span<const HeadPosition> positions, std::int64_t emitted) {
-    for (std::int64_t d = 0; d < std::min<std::int64_t>(std::ssize(positions), emitted); ++d) {
-      const auto& [by_head, drafted, by_cheap] = positions[std::size_t(d)];
-      const TokenId came = token(round_start + d);
-      score(head_claim(by_head.agrees), by_head.raw, by_head.token == came);
-      lift.update(by_cheap.confidence, sampled, drafted == came, by_cheap.token == came);
-      if (drafted != came) break;
-    }
-  }
   PortfolioWalk walk(const RequestTrace& t, DraftPolicy& policy_of_walk, int max_draft,
                      const RoundCosts& costs, bool charged);
 
@@ -290,13 +245,6 @@ void PortfolioReplay::set_calibration(const Calibration& calibration) {
 
 namespace {
 
-PolicyOptions policy_options(int max_draft, int n_fixed, bool head_alone) {
-  return {.max_sequences = 1,
-          .max_draft = std::max(0, max_draft),
-          .n_fixed = n_fixed,
-          .head_alone = head_alone};
-}
-
 // One round into the sums.
 void record(PortfolioWalk& walk, std::int64_t start, int drafted, int accepted, int head_steps,
             std::int64_t emitted) {
@@ -319,15 +267,12 @@ void record(PortfolioWalk& walk, std::int64_t start, int drafted, int accepted, 
 
 }  // namespace
 
-PortfolioReplay::Calibration::Calibration()
-    : policy(DraftPolicy(policy_options(0, -1, false)).state()) {}
-
 PortfolioWalk PortfolioReplay::walk_fixed(const RequestTrace& trace, int draft_length,
                                           const RoundCosts* costs) {
   Impl& in = *impl_;
   const int length = std::max(0, draft_length);
   DraftPolicy policy(
-      policy_options(length, length, in.head && !in.kinds.has(SpeculatorKind::kNgram)));
+      policy_options(length, length, in.head && !in.drafting.has(SpeculatorKind::kNgram)));
   return in.walk(trace, policy, length, costs ? *costs : RoundCosts{}, costs != nullptr);
 }
 
@@ -364,7 +309,8 @@ PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, DraftPolicy& po
     while (accepted < drafted && draft.tokens[std::size_t(accepted)] == token(start + accepted))
       ++accepted;
     const std::int64_t emitted = accepted + 1;
-    learn_head(policy_of_walk.head_positions(0), emitted);
+    kinds.learn_head(context, forms, policy_of_walk.head_positions(0),
+                     std::span(trace->tokens).subspan(std::size_t(start), std::size_t(emitted)));
     learn_cheap(start, start + emitted);
     RoundMeasurement round;
     round.sequences = 1;
@@ -416,7 +362,7 @@ PortfolioWalk PortfolioReplay::walk_logged(const RequestTrace& trace, const Roun
       TokenId token = round.drafted[d];  // of a kind that is not replayed: as logged
       if (kind == SpeculatorKind::kHead) token = head_runs ? from_head.token : cheap(position);
       if (is_cheap(kind))
-        token = in.kinds.has(kind) ? in.said_by(kind, position).token : cheap(position);
+        token = in.drafting.has(kind) ? in.said_by(kind, position).token : cheap(position);
       if (token < 0) break;
       right = token == in.token(position);
       if (right) ++accepted;

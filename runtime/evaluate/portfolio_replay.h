@@ -6,21 +6,15 @@
 // Not thread-safe (it owns the head's buffers); nothing is shared between two of them.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <vector>
 
-#include "foretoken/kernels/thread_pool.h"
 #include "foretoken/protocol/trace_record.h"
 #include "runtime/observe/stats.h"
-#include "runtime/speculate/acceptance_estimator.h"
 #include "runtime/speculate/draft_policy.h"
-#include "runtime/speculate/head_lift.h"
-#include "runtime/speculate/hit_rates.h"
+#include "runtime/speculate/kind_calibration.h"
 #include "runtime/speculate/learned.h"
-#include "runtime/speculate/proposal.h"
 #include "runtime/speculate/registry.h"
 #include "runtime/speculate/round_costs.h"
 
@@ -59,15 +53,10 @@ class PortfolioReplay {
   // (model) count as logged.
   PortfolioWalk walk_logged(const RequestTrace& trace, const RoundCosts* costs = nullptr);
 
-  // What the walks have learned of the kinds' confidences, as DraftSources and Portfolio do live,
-  // and the policy's state. There a swap does not reset it: another version's replay may begin with
-  // it.
+  // What the walks have learned of the kinds' confidences, and the policy's state. Live, a swap
+  // does not reset it: another version's replay may begin with it.
   struct Calibration {
-    Calibration();
-    AcceptanceEstimator acceptance;
-    HitRates rates;
-    HeadLift lift;
-    std::array<std::array<Form, kClaims>, 2> traffic_form;
+    KindCalibration kinds;
     PolicyState policy;
   };
   const Calibration& calibration() const;

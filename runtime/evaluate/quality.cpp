@@ -1,13 +1,11 @@
 #include "runtime/evaluate/quality.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 
-#include "foretoken/kernels/kv_page.h"
 #include "foretoken/kernels/sampling.h"
+#include "foretoken/protocol/failure.h"
 #include "runtime/model/model.h"
 
 namespace foretoken {
@@ -28,9 +26,8 @@ struct ReferenceRow {
 void prepare(const float* logits, std::int64_t n, ReferenceRow& row) {
   row.log_sum = kernels::log_sum_exp(logits, n, 1.0f);
   row.top = kernels::argmax(logits, n);
-  row.p.resize(static_cast<std::size_t>(n));
-  for (std::int64_t v = 0; v < n; ++v)
-    row.p[v] = std::exp(static_cast<float>(logits[v] - row.log_sum));
+  row.p.resize(std::size_t(n));
+  for (std::int64_t v = 0; v < n; ++v) row.p[v] = std::exp(float(logits[v] - row.log_sum));
 }
 
 // KL(p || q) of the reference's logits a and a case's b: sum p (log p - log q)
@@ -44,8 +41,7 @@ RowScore score(const ReferenceRow& row, const float* a, const float* b, std::int
                TokenId next) {
   const double log_sum = kernels::log_sum_exp(b, n, 1.0f);
   double sum = 0;
-  for (std::int64_t v = 0; v < n; ++v)
-    sum += static_cast<double>(row.p[v]) * (static_cast<double>(a[v]) - b[v]);
+  for (std::int64_t v = 0; v < n; ++v) sum += double(row.p[v]) * (double(a[v]) - b[v]);
   return {sum - row.log_sum + log_sum, a[next] - row.log_sum, b[next] - log_sum,
           kernels::argmax(b, n) == row.top};
 }
@@ -68,15 +64,15 @@ struct Sums {
 template <class Value>
 MeanEstimate estimate(const std::vector<Sums>& blocks, Value value) {
   double sum = 0, n = 0;
-  for (const Sums& b : blocks) sum += value(b), n += static_cast<double>(b.n);
+  for (const Sums& b : blocks) sum += value(b), n += double(b.n);
   if (n == 0) return {};
   const double mean = sum / n;
   double squares = 0;
   for (const Sums& b : blocks) {
-    const double residual = value(b) - mean * static_cast<double>(b.n);
+    const double residual = value(b) - mean * double(b.n);
     squares += residual * residual;
   }
-  const auto count = static_cast<double>(blocks.size());
+  const auto count = double(blocks.size());
   return {mean, count > 1 ? std::sqrt(squares * count / (count - 1)) / n : 0.0};
 }
 
@@ -84,7 +80,7 @@ KvQualityFigures figures(const std::vector<Sums>& blocks) {
   KvQualityFigures out;
   double nll_bf16 = 0, nll = 0;
   for (const Sums& b : blocks) out.n_scored += b.n, nll_bf16 += b.nll_bf16, nll += b.nll;
-  const auto n = static_cast<double>(std::max<std::int64_t>(out.n_scored, 1));
+  const auto n = double(std::max<std::int64_t>(out.n_scored, 1));
   out.perplexity_bf16 = std::exp(nll_bf16 / n);
   out.perplexity = std::exp(nll / n);
   const MeanEstimate log_ratio = estimate(blocks, [](const Sums& b) { return b.nll - b.nll_bf16; });
@@ -106,20 +102,14 @@ double median_step_seconds(std::vector<double> seconds) {
 Result<std::vector<std::unique_ptr<SequenceMemory>>> make_quality_caches(
     const Model& model, std::span<const KvQualityCase> cases, const KvQualityOptions& options,
     std::int64_t tokens, int max_rows) {
-  const KvGeometry geometry = model.kv_geometry();
-  const auto pages = static_cast<std::size_t>((tokens + max_rows) / kernels::kPageTokens + 2);
-  KvOptions kv{.sink_tokens = options.sink_tokens,
-               .window_tokens = options.window_tokens,
-               // Every page in 16 bits and sealed: no mode can need more.
-               .memory_bytes = 2 * pages * kernels::hot_page_bytes(geometry.head_dim) *
-                               geometry.n_layers * geometry.n_kv_heads,
-               .max_sequences = 1,
-               .max_rows = max_rows,
-               .max_model_len = tokens + max_rows};
   std::vector<std::unique_ptr<SequenceMemory>> caches;
   for (const KvQualityCase& c : cases) {
-    kv.mode = c.mode;
-    auto cache = model.make_memory(kv, c.calibration);
+    auto cache = model.make_memory_of_one({.mode = c.mode,
+                                           .sink_tokens = options.sink_tokens,
+                                           .window_tokens = options.window_tokens,
+                                           .max_rows = max_rows,
+                                           .max_model_len = tokens + max_rows},
+                                          c.calibration);
     if (!cache) return cache.error();
     caches.push_back(std::move(*cache));
   }
@@ -135,19 +125,17 @@ Result<std::vector<KvQuality>> measure_kv_quality(const Model& model,
   std::size_t longest = 0;  // index
   for (std::size_t w = 0; w < windows.size(); ++w) {
     if (windows[w].tokens.size() > windows[longest].tokens.size()) longest = w;
-    if (windows[w].tokens.size() < static_cast<std::size_t>(options.first_scored) + 2) {
-      return Error{
-          ErrorCode::kInvalidInput,
-          fmt::format("KV quality: the window of {} has {} tokens, wanted at least {}",
-                      windows[w].name, windows[w].tokens.size(), options.first_scored + 2)};
+    if (windows[w].tokens.size() < std::size_t(options.first_scored) + 2) {
+      return failure(ErrorCode::kInvalidInput,
+                     "KV quality: the window of {} has {} tokens, wanted at least {}",
+                     windows[w].name, windows[w].tokens.size(), options.first_scored + 2);
     }
   }
   if (windows.empty()) return Error{ErrorCode::kInvalidInput, "KV quality: no text"};
   std::vector<KvQualityCase> cases{{"bf16", KvMode::kBf16, nullptr}};
   cases.insert(cases.end(), others.begin(), others.end());
   auto made = make_quality_caches(model, cases, options,
-                                  static_cast<std::int64_t>(windows[longest].tokens.size()),
-                                  kQualityChunkRows);
+                                  std::int64_t(windows[longest].tokens.size()), kQualityChunkRows);
   if (!made) return made.error();
   const auto caches = std::move(made).value();
   auto workspace = model.make_workspace(kQualityChunkRows, kQualityChunkRows);
@@ -169,35 +157,30 @@ Result<std::vector<KvQuality>> measure_kv_quality(const Model& model,
     const std::vector<TokenId>& window = windows[w].tokens;
     for (const auto& cache : caches) cache->open();
     for (std::size_t first = 0; first < window.size(); first += kQualityChunkRows) {
-      const int n =
-          static_cast<int>(std::min<std::size_t>(kQualityChunkRows, window.size() - first));
-      const KvRows rows{0, static_cast<std::int64_t>(first), n, 0};
+      const int n = int(std::min<std::size_t>(kQualityChunkRows, window.size() - first));
       // A row predicts the token after it: the last one predicts nothing.
       std::vector<int> wanted;
       for (int i = 0; i < n; ++i) {
         const std::size_t position = first + i;
-        if (position >= static_cast<std::size_t>(options.first_scored) &&
-            position + 1 < window.size())
+        if (position >= std::size_t(options.first_scored) && position + 1 < window.size())
           wanted.push_back(i);
       }
       for (std::size_t c = 0; c < caches.size(); ++c) {
-        if (!caches[c]->reserve(0, static_cast<std::int64_t>(first) + n)) {
+        if (!caches[c]->reserve(0, std::int64_t(first) + n))
           return Error{ErrorCode::kInternal, "KV quality: its own cache is too small"};
-        }
-        ForwardBatch batch;
-        batch.tokens = std::span(window).subspan(first, n);
-        batch.sequences = {&rows, 1};
-        batch.logit_rows = wanted;
-        batch.logits = c == 0 ? reference.get() : logits.get();
+        LogitRows& of_case = c == 0 ? *reference : *logits;
         const auto begin = Clock::now();
-        model.forward(batch, *caches[c], *workspace, pool);
+        model.forward_one({.tokens = std::span(window).subspan(first, n),
+                           .logit_rows = wanted,
+                           .logits = &of_case},
+                          0, std::int64_t(first), *caches[c], *workspace, pool);
         seconds[c] += seconds_since(begin);
-        caches[c]->commit(0, static_cast<std::int64_t>(first) + n);
+        caches[c]->commit(0, std::int64_t(first) + n);
         for (std::size_t i = 0; i < wanted.size(); ++i) {
-          rows_of_case[i] = batch.logits->host_row(static_cast<int>(i)).data();
+          rows_of_case[i] = of_case.host_row(int(i)).data();
           if (c == 0) rows_of_reference[i] = rows_of_case[i];
         }
-        pool.tasks(static_cast<int>(wanted.size()), [&](int i, int) {
+        pool.tasks(int(wanted.size()), [&](int i, int) {
           const float* row = rows_of_reference[i];
           if (c == 0) prepare(row, vocabulary, rows_of_bf16[i]);
           scores[i] = score(rows_of_bf16[i], row, rows_of_case[i], vocabulary,
@@ -210,30 +193,25 @@ Result<std::vector<KvQuality>> measure_kv_quality(const Model& model,
         }
       }
       done += n;
-      if (progress) progress(static_cast<double>(done) / static_cast<double>(total));
+      if (progress) progress(double(done) / double(total));
     }
     if (w == longest) {
-      const auto end = static_cast<std::int64_t>(window.size());
-      const KvRows row{0, end, 1, 0};
+      const auto end = std::int64_t(window.size());
       const int wanted = 0;
-      ForwardBatch step;
-      step.tokens = std::span(window).last(1);
-      step.sequences = {&row, 1};
-      step.logit_rows = {&wanted, 1};
-      step.logits = logits.get();
+      const ForwardBatch step{
+          .tokens = std::span(window).last(1), .logit_rows = {&wanted, 1}, .logits = logits.get()};
       std::vector<std::vector<double>> times(caches.size());
       for (std::size_t c = 0; c < caches.size(); ++c) {
         results[c].context_tokens = end;
         results[c].allocated_bytes = caches[c]->stats().used_bytes;
-        if (!caches[c]->reserve(0, end + 1)) {
+        if (!caches[c]->reserve(0, end + 1))
           return Error{ErrorCode::kInternal, "KV quality: its own cache is too small"};
-        }
       }
       // The first round warms up; the row is not committed, so the same step is taken each time.
       for (int i = 0; i <= options.timed_steps; ++i) {
         for (std::size_t c = 0; c < caches.size(); ++c) {
           const auto begin = Clock::now();
-          model.forward(step, *caches[c], *workspace, pool);
+          model.forward_one(step, 0, end, *caches[c], *workspace, pool);
           if (i > 0) times[c].push_back(seconds_since(begin));
         }
       }
@@ -256,7 +234,7 @@ Result<std::vector<KvQuality>> measure_kv_quality(const Model& model,
     result.sealed_page_reads = stats.sealed_page_reads_total;
     result.sealed_bytes_per_token =
         cases[c].mode == KvMode::kBf16 ? stats.bytes_per_token_bf16 : stats.bytes_per_token_sealed;
-    result.prefill_tokens_per_s = static_cast<double>(total) / seconds[c];
+    result.prefill_tokens_per_s = double(total) / seconds[c];
   }
   return results;
 }

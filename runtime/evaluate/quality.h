@@ -14,7 +14,6 @@
 #include "foretoken/kernels/thread_pool.h"
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
-#include "runtime/kv/kv_cache.h"
 #include "runtime/model/sequence_memory.h"
 
 namespace foretoken {

@@ -54,7 +54,7 @@ struct Axis {
 
 std::string quality_svg(const QualityReport& report) {
   const std::size_t rows = report.modes.size();
-  const double bottom = kTop + kRow * static_cast<double>(rows), left = 16 + kLabels;
+  const double bottom = kTop + kRow * double(rows), left = 16 + kLabels;
   const bool needles = !report.needles.empty();
   const double width = left + (needles ? 3 : 2) * (kPanel + kGap) + 34, height = bottom + 44;
   std::string out = fmt::format(
@@ -66,7 +66,7 @@ std::string quality_svg(const QualityReport& report) {
       "</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n",
       width, height);
   out += text(16, 22, fmt::format("What each KV mode keeps of {}", report.model), "start", "title");
-  const auto row_y = [](std::size_t m) { return kTop + kRow * (static_cast<double>(m) + 0.5); };
+  const auto row_y = [](std::size_t m) { return kTop + kRow * (double(m) + 0.5); };
   for (std::size_t m = 0; m < rows; ++m) {
     out += line(left, row_y(m), width - kGap, row_y(m), "row");
     out += text(left - 12, row_y(m) + 4, report.modes[m].name, "end");
@@ -77,8 +77,8 @@ std::string quality_svg(const QualityReport& report) {
   for (const KvQuality& q : report.modes) {
     if (!(q.all.kl.value > 0)) continue;
     const double exponent = std::log10(q.all.kl.value);
-    low = std::min(low, static_cast<int>(std::floor(exponent)));
-    high = std::max(high, static_cast<int>(std::ceil(exponent)));
+    low = std::min(low, int(std::floor(exponent)));
+    high = std::max(high, int(std::ceil(exponent)));
   }
   low = std::max(low, -6);
   high = std::max(high, low + 1);
@@ -115,26 +115,25 @@ std::string quality_svg(const QualityReport& report) {
                   "tick");
     }
     // Lengths lie a little above one another: equal shares would hide all but one.
-    const auto n = static_cast<double>(report.needles.size());
+    const auto n = double(report.needles.size());
     for (std::size_t i = 0; i < report.needles.size(); ++i) {
       const NeedleFigures& figures = report.needles[i];
       const char* shade = kShades[std::min(i, kShades.size() - 1)];
-      const double shift = (static_cast<double>(i) - (n - 1) / 2) * std::min(9.0, 20 / n);
+      const double shift = (double(i) - (n - 1) / 2) * std::min(9.0, 20 / n);
       for (std::size_t m = 0; m < rows && figures.asked > 0; ++m) {
-        const double share = static_cast<double>(figures.found[m]) / figures.asked;
+        const double share = double(figures.found[m]) / figures.asked;
         out += fmt::format(
             "<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4\" fill=\"{}\"><title>{}, {} tokens: {} of "
             "{}</title></circle>\n",
             found.at(share), row_y(m) + shift, shade, escaped(report.modes[m].name), figures.length,
             figures.found[m], figures.asked);
       }
-      const double x = panel + 62 * static_cast<double>(i);
+      const double x = panel + 62 * double(i);
       out += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4\" fill=\"{}\"/>\n", x + 4,
                          bottom + 30, shade);
-      out +=
-          text(x + 12, bottom + 34,
-               fmt::format("at {:.0f}K", std::max(1.0, static_cast<double>(figures.length) / 1024)),
-               "start", "tick");
+      out += text(x + 12, bottom + 34,
+                  fmt::format("at {:.0f}K", std::max(1.0, double(figures.length) / 1024)), "start",
+                  "tick");
     }
     panel += kPanel + kGap;
   }

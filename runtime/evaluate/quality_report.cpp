@@ -27,13 +27,12 @@ json::object figures_json(const KvQualityFigures& f) {
 
 // Binomial.
 MeanEstimate share(int found, int asked) {
-  const double p = asked > 0 ? static_cast<double>(found) / asked : 0.0;
+  const double p = asked > 0 ? double(found) / asked : 0.0;
   return {p, asked > 0 ? std::sqrt(p * (1 - p) / asked) : 0.0};
 }
 
 std::string length_name(std::int64_t tokens) {
-  return tokens >= 1000 ? fmt::format("{:.0f}K", static_cast<double>(tokens) / 1024)
-                        : fmt::format("{}", tokens);
+  return tokens >= 1000 ? fmt::format("{:.0f}K", double(tokens) / 1024) : fmt::format("{}", tokens);
 }
 
 }  // namespace
@@ -63,11 +62,11 @@ json::object quality_json(const QualityReport& report) {
     }
     mode["needles"] = std::move(needles);
     mode["sealed_page_reads"] = q.sealed_page_reads;
-    mode["bytes_per_token"] = json::object{
-        {"sealed", q.sealed_bytes_per_token},
-        {"allocated", static_cast<double>(q.allocated_bytes) /
-                          static_cast<double>(std::max<std::int64_t>(q.context_tokens, 1))},
-        {"at_tokens", q.context_tokens}};
+    mode["bytes_per_token"] =
+        json::object{{"sealed", q.sealed_bytes_per_token},
+                     {"allocated", double(q.allocated_bytes) /
+                                       double(std::max<std::int64_t>(q.context_tokens, 1))},
+                     {"at_tokens", q.context_tokens}};
     mode["tokens_per_s"] = json::object{{"prefill", q.prefill_tokens_per_s},
                                         {"decode", q.decode_tokens_per_s},
                                         {"decode_at_tokens", q.context_tokens}};
@@ -108,9 +107,9 @@ std::string quality_table(const QualityReport& report) {
     }
     for (const NeedleFigures& n : report.needles)
       out += fmt::format(" {:>13}", fmt::format("{} of {}", n.found[m], n.asked));
-    out += fmt::format(" {:>10.0f} {:>14.2f} {:>9.0f} {:>8.1f}\n", q.sealed_bytes_per_token,
-                       static_cast<double>(q.allocated_bytes) / 1e6, q.prefill_tokens_per_s,
-                       q.decode_tokens_per_s);
+    out +=
+        fmt::format(" {:>10.0f} {:>14.2f} {:>9.0f} {:>8.1f}\n", q.sealed_bytes_per_token,
+                    double(q.allocated_bytes) / 1e6, q.prefill_tokens_per_s, q.decode_tokens_per_s);
   }
   return out;
 }

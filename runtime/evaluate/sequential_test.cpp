@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "runtime/observe/student_t.h"
 #include "runtime/unicode/unicode.h"
@@ -30,7 +31,7 @@ double boundary(double n, double alpha) {
 }
 
 double half_width(const PairedSums& sums, double alpha) {
-  const auto n = static_cast<double>(sums.requests);
+  const auto n = double(sums.requests);
   return sums.deviation() / std::sqrt(n) * boundary(n, alpha);
 }
 
@@ -65,7 +66,7 @@ double PairedSums::deviation() const {
   if (requests < 2 || candidate <= 0) return std::numeric_limits<double>::infinity();
   const double ratio = 1 + gain();
   const double squares = served_squares - 2 * ratio * products + ratio * ratio * candidate_squares;
-  const auto n = static_cast<double>(requests);
+  const auto n = double(requests);
   return std::sqrt(std::max(0.0, squares) / (n - 1)) / (candidate / n);
 }
 
@@ -84,19 +85,8 @@ double alpha_of_candidate(int number_in_day) {
 }
 
 const char* name(Verdict verdict) {
-  switch (verdict) {
-    case Verdict::kPromoted:
-      return "promoted";
-    case Verdict::kInferior:
-      return "inferior";
-    case Verdict::kFutile:
-      return "futile";
-    case Verdict::kStale:
-      return "stale";
-    case Verdict::kUndecided:
-      break;
-  }
-  return "undecided";
+  constexpr const char* kNames[] = {"undecided", "promoted", "inferior", "futile", "stale"};
+  return kNames[std::size_t(verdict)];
 }
 
 std::string domain_label(const std::string& domain) {
@@ -126,8 +116,8 @@ std::int64_t SequentialTest::requests() const {
 // Its share of the traffic may be `share` or more: the 99.9 % upper bound of a Poisson count, n +
 // 3.1 sqrt(n + 1) + 3.9 (exactly 6.9, 9.2, 16.5, 24, 38 for n = 0, 1, 5, 10, 20).
 bool SequentialTest::waits_for(std::int64_t in_domain, double share) const {
-  const auto n = static_cast<double>(in_domain);
-  return n + 3.1 * std::sqrt(n + 1) + 3.9 >= share * static_cast<double>(requests());
+  const auto n = double(in_domain);
+  return n + 3.1 * std::sqrt(n + 1) + 3.9 >= share * double(requests());
 }
 
 SequentialFigures SequentialTest::judge() const {
@@ -168,7 +158,7 @@ SequentialFigures SequentialTest::judge() const {
   const double low = lower_bound(all, options_.alpha);
   const double high = upper_bound(all, options_.futility_alpha);
   // What a gain must be for its bound to lie above least_gain at the last request.
-  const auto last = static_cast<double>(std::max(options_.most_requests, options_.least_requests));
+  const auto last = double(std::max(options_.most_requests, options_.least_requests));
   const double shown =
       options_.least_gain + all.deviation() / std::sqrt(last) * boundary(last, options_.alpha);
   const auto decide = [&](Verdict verdict, std::string because) {

@@ -1,30 +1,24 @@
 // Is a candidate faster than what serves? An any-time-valid test on paired costs: both drafters are
 // scored on the same requests (predicted time, or rounds, for the same tokens), the request is the
 // independent unit, and one may look after every request.
-// - Gain = sum of served costs / sum of candidate costs - 1: the relative speed-up over the scored
-//   traffic, a ratio of means whose residual of one request is served - (1 + gain) * candidate.
-// - Bounds: the one-sided asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy,
-//   Ramdas, "Time-uniform central limit theory and asymptotic confidence sequences", Ann. Statist.
-//   2024; Robbins' normal mixture, its one-sided form in Howard et al., Ann. Statist. 2021):
-//     |error| < deviation / sqrt(n) * sqrt(2 (n r + 1) / (n r) * log(1 + m))
-//     with m = sqrt(n r + 1) / (2 alpha)
-//   for all n at once with probability 1 - alpha, the deviation being the estimated one (hence
-//   adaptive: tables that agree nearly everywhere are told apart as fast as their differences are
-//   steady). Betting tests need a bound on one request's cost, which no server has.
-//   Two guards for small n: nothing is decided below kLeastRequests, and the factor is carried over
-//   to Student's t of n - 1 degrees of freedom with the same tail.
-// - Domains: promotion needs *every* domain to be shown no worse than -margin, each at the full
-//   alpha. That is an intersection-union test: a candidate that harms one domain is promoted only
-//   if that domain's own bound errs, so nothing is to be divided among the domains. ("Not shown to
-//   be harmed" would let a harm through whenever few requests of the domain have come.) A domain
-//   counts alone from domain_requests on; before, promotion waits for it unless its share is shown
-//   to be small (SequentialTest::waits_for), and then it is judged in a pool of the small ones.
+// - Gain = sum of served costs / sum of candidate costs - 1: a ratio of means; the residual of one
+//   request is served - (1 + gain) * candidate.
+// - Bounds: the one-sided asymptotic confidence sequence (Waudby-Smith et al., Ann. Statist. 2024;
+//   Robbins' normal mixture, one-sided in Howard et al., Ann. Statist. 2021): for all n at once
+//   with probability 1 - alpha, m = sqrt(n r + 1) / (2 alpha),
+//     |error| < estimated deviation / sqrt(n) * sqrt(2 (n r + 1) / (n r) * log(1 + m))
+//   Betting tests need a bound on one request's cost, which no server has. For small n, nothing is
+//   decided below kLeastRequests, and the factor becomes Student's t of the same tail.
+// - Domains: *every* domain must be shown no worse than -margin, each at the full alpha (an
+//   intersection-union test: nothing is to be divided). "Not shown to be harmed" would let a harm
+//   through whenever few of its requests have come. A domain counts alone from domain_requests on;
+//   until then promotion waits for it, or, where its share is shown to be small
+//   (SequentialTest::waits_for), judges it in a pool of the small ones.
 // Plain state, pure functions, no clock: the same requests in the same order give the same verdict.
 #pragma once
 
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 

@@ -1,13 +1,12 @@
 #include "runtime/evaluate/tap_check.h"
 
-#include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
 
-#include "foretoken/kernels/kv_page.h"
 #include "foretoken/kernels/sampling.h"
+#include "foretoken/protocol/failure.h"
 #include "runtime/model/feature_rows.h"
 
 namespace foretoken {
@@ -24,8 +23,8 @@ Result<TapCheck> check_taps(const Model& model, const DraftHead& head,
                             std::span<const TokenId> text, kernels::ThreadPool& pool) {
   constexpr std::size_t kLeast = kTapProbeContext + 32;
   if (text.size() < kLeast) {
-    return Error{ErrorCode::kInvalidInput,
-                 fmt::format("tap check: {} tokens, wanted at least {}", text.size(), kLeast)};
+    return failure(ErrorCode::kInvalidInput, "tap check: {} tokens, wanted at least {}",
+                   text.size(), kLeast);
   }
   const ModelConfig& config = model.config();
   text = text.first(std::min(
@@ -47,15 +46,9 @@ Result<TapCheck> check_taps(const Model& model, const DraftHead& head,
   std::ranges::sort(layers);
   layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
 
-  const KvGeometry geometry = model.kv_geometry();
-  const std::size_t page_bytes = kernels::hot_page_bytes(geometry.head_dim) *
-                                 std::size_t(geometry.n_layers) * std::size_t(geometry.n_kv_heads);
-  const KvOptions options{.mode = KvMode::kBf16,
-                          .memory_bytes = page_bytes * (text.size() / kernels::kPageTokens + 2),
-                          .max_sequences = 1,
-                          .max_rows = kProbeRows,
-                          .max_model_len = std::int64_t(text.size()) + 1};
-  auto kv = model.make_memory(options, nullptr);
+  auto kv = model.make_memory_of_one(
+      {.mode = KvMode::kBf16, .max_rows = kProbeRows, .max_model_len = std::ssize(text) + 1},
+      nullptr);
   if (!kv) return kv.error();
   const auto sequence = (*kv)->open();
   if (!sequence || !(*kv)->reserve(*sequence, std::int64_t(text.size())))
@@ -80,14 +73,11 @@ Result<TapCheck> check_taps(const Model& model, const DraftHead& head,
   std::vector<float> one(kHeadTaps * hidden);
   for (std::size_t done = 0; done < text.size();) {
     const std::size_t n = std::min<std::size_t>(kProbeRows, text.size() - done);
-    const KvRows rows{*sequence, std::int64_t(done), int(n), 0};
-    ForwardBatch batch;
-    batch.tokens = text.subspan(done, n);
-    batch.sequences = {&rows, 1};
-    batch.logit_rows = std::span<const int>(every).first(n);
-    batch.logits = logits.get();
-    batch.features = features.get();
-    model.forward(batch, **kv, *workspace, pool);
+    model.forward_one({.tokens = text.subspan(done, n),
+                       .logit_rows = std::span(every).first(n),
+                       .logits = logits.get(),
+                       .features = features.get()},
+                      *sequence, std::int64_t(done), **kv, *workspace, pool);
     (*kv)->commit(*sequence, std::int64_t(done + n));
     for (std::size_t i = 0; i < n; ++i) {
       const std::span<const float> row = logits->host_row(int(i));
@@ -142,14 +132,13 @@ Status judge_taps(const TapCheck& check) {
     if (better - worse <= kDeviations * std::sqrt(double(better + worse))) continue;
     std::vector<int> ids;
     for (std::size_t t = 0; t + 1 < other.layers.size(); ++t) ids.push_back(other.layers[t] + 1);
-    return Error{
-        ErrorCode::kInvalidInput,
-        fmt::format("taps: of the probe's {} tokens the head has {} right with the outputs of the "
-                    "layers that it names ({}) and {} with those one layer {}: its configuration "
-                    "counts them otherwise; eagle_aux_hidden_state_layer_ids should be [{}]",
-                    configured.right.size(), configured.hits(),
-                    fmt::join(configured.layers.begin(), configured.layers.end() - 1, ", "),
-                    other.hits(), other.by > 0 ? "later" : "earlier", fmt::join(ids, ", "))};
+    return failure(ErrorCode::kInvalidInput,
+                   "taps: of the probe's {} tokens the head has {} right with the outputs of the "
+                   "layers that it names ({}) and {} with those one layer {}: its configuration "
+                   "counts them otherwise; eagle_aux_hidden_state_layer_ids should be [{}]",
+                   configured.right.size(), configured.hits(),
+                   fmt::join(configured.layers.begin(), configured.layers.end() - 1, ", "),
+                   other.hits(), other.by > 0 ? "later" : "earlier", fmt::join(ids, ", "));
   }
   return Ok{};
 }

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "foretoken/protocol/ids.h"
+#include "runtime/speculate/estimators.h"
 
 namespace foretoken {
 
@@ -25,7 +26,7 @@ struct Claim {
   SpeculatorKind kind = SpeculatorKind::kNone;
   Agreement agreement = Agreement::kAny;
   constexpr std::size_t index() const {
-    return static_cast<std::size_t>(kind) * kAgreements + static_cast<std::size_t>(agreement);
+    return std::size_t(kind) * kAgreements + std::size_t(agreement);
   }
 };
 inline constexpr std::size_t kClaims = kSpeculatorKinds * kAgreements;
@@ -65,20 +66,13 @@ class AcceptanceEstimator {
   // Finer where decisions are made: a slot pays from about .08 (its share of a round) upwards.
   static constexpr std::array<float, 13> kEdges = {0.02f, 0.05f, 0.1f, 0.15f, 0.2f, 0.3f, 0.4f,
                                                    0.5f,  0.6f,  0.7f, 0.8f,  0.9f, 0.95f};
-  static constexpr int kBins = static_cast<int>(kEdges.size()) + 1;
+  static constexpr int kBins = int(kEdges.size()) + 1;
   static constexpr int kForms = 6;
 
-  struct Beta {
-    float hits = 0, trials = 0;
-    void update(bool hit);
-    float mean(float prior, float strength) const {
-      return (hits + prior * strength) / (trials + strength);
-    }
-  };
-  struct Group {                                        // one claim at one temperature class
-    std::array<Beta, kBins> bins;                       // all forms
-    std::array<std::array<Beta, kBins>, kForms> cells;  // [form][bin]
-    std::array<Beta, kForms> blind;
+  struct Group {                             // one claim at one temperature class
+    std::array<ForgettingMean, kBins> bins;  // all forms
+    std::array<std::array<ForgettingMean, kBins>, kForms> cells;  // [form][bin]
+    std::array<ForgettingMean, kForms> blind;
     std::array<std::array<float, kBins>, kForms> curve;  // what estimate() reads
     std::int64_t observations = 0;
   };

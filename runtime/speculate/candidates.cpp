@@ -22,30 +22,26 @@ int count_bucket(std::uint32_t total) {
 }
 
 std::uint8_t own_class(int match_length) {
-  return static_cast<std::uint8_t>(std::min(match_length, kOwnClasses) - 1);
+  return std::uint8_t(std::min(match_length, kOwnClasses) - 1);
 }
 
 std::uint8_t traffic_class(int order, std::uint32_t count, std::uint32_t total) {
-  return static_cast<std::uint8_t>(
-      kOwnClasses + (order - TrafficStore::kMinOrder) * kProbabilityBuckets * kCountBuckets +
-      probability_bucket(count, total) * kCountBuckets + count_bucket(total));
+  return std::uint8_t(kOwnClasses +
+                      (order - TrafficStore::kMinOrder) * kProbabilityBuckets * kCountBuckets +
+                      probability_bucket(count, total) * kCountBuckets + count_bucket(total));
 }
 
 CandidateList find_candidates(const NgramIndex& own, const TrafficStore& traffic,
                               std::span<const TokenId> drafted) {
   CandidateList list;
-  if (const auto match = own.find(drafted)) list.push({match->next, own_class(match->length)});
+  if (const auto match = own.find(drafted)) list.push_back({match->next, own_class(match->length)});
   std::array<TokenId, TrafficStore::kMaxOrder> buffer;
   const int known = own.tail(drafted, TrafficStore::kMaxOrder, buffer.data());
-  const std::span<const TokenId> context(
-      buffer.data() + (buffer.size() - static_cast<std::size_t>(known)),
-      static_cast<std::size_t>(known));
+  const std::span<const TokenId> context(buffer.data() + (buffer.size() - std::size_t(known)),
+                                         std::size_t(known));
   for (int order = TrafficStore::kMaxOrder; order >= TrafficStore::kMinOrder; --order) {
-    const auto found = traffic.find(context, order);
-    for (int i = 0; i < found.n; ++i) {
-      const auto& item = found.items[static_cast<std::size_t>(i)];
-      list.push({item.token, traffic_class(order, item.count, item.total)});
-    }
+    for (const TrafficStore::Continuation& item : traffic.find(context, order))
+      list.push_back({item.token, traffic_class(order, item.count, item.total)});
   }
   return list;
 }

@@ -5,7 +5,6 @@
 // layout (trace_record.h) and the buckets below are part of the trace format.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 
@@ -14,13 +13,6 @@
 #include "runtime/speculate/traffic_store.h"
 
 namespace foretoken {
-
-struct CandidateList {
-  std::array<Candidate, kMaxCandidates> items{};
-  std::uint8_t n = 0;
-  std::span<const Candidate> view() const { return {items.data(), n}; }
-  void push(Candidate candidate) { items[n++] = candidate; }
-};
 
 inline constexpr int kOwnClasses = 5;  // match lengths 1, 2, 3, 4, 5 or more
 inline constexpr int kProbabilityBuckets =

@@ -24,20 +24,14 @@ constexpr double kDraftMemory = 400;  // steps
 }  // namespace
 
 CostModel::CostModel(int max_rows)
-    : max_rows_(std::max(1, max_rows)),
-      cells_(static_cast<std::size_t>(max_rows_) + 1),
-      block_mean_(cells_.size()),
-      block_weight_(cells_.size()),
-      block_width_(cells_.size()) {
-  costs_.rounds.resize(static_cast<std::size_t>(max_rows_));
+    : max_rows_(std::max(1, max_rows)), cells_(std::size_t(max_rows_) + 1), blocks_(cells_.size()) {
+  costs_.rounds.resize(std::size_t(max_rows_));
   costs_.seen.resize(costs_.rounds.size());
   refit();
   price_head();
 }
 
-std::size_t CostModel::clamp(int rows) const {
-  return static_cast<std::size_t>(std::clamp(rows, 1, max_rows_));
-}
+std::size_t CostModel::clamp(int rows) const { return std::size_t(std::clamp(rows, 1, max_rows_)); }
 
 double CostModel::prior(int rows) const { return 1.0 + kPriorRowCost * (rows - 1); }
 
@@ -63,12 +57,11 @@ void CostModel::observe(int rows, double work, double ms) {
   ++rounds_;
   if (auto& seen = costs_.seen[clamp(rows) - 1]; seen < 255) ++seen;
 
-  const double speed_gain = std::max(kSpeedGain, 1.0 / static_cast<double>(rounds_));
+  const double speed_gain = std::max(kSpeedGain, 1.0 / double(rounds_));
   cell.weight = std::min(cell.weight + 1.0, kCellMemory);
   cell.offset += residual / cell.weight;
   log_speed_ += speed_gain * residual;
-  deviation_ +=
-      std::min(0.05, 1.0 / static_cast<double>(rounds_)) * (1.25 * std::abs(residual) - deviation_);
+  deviation_ += std::min(0.05, 1.0 / double(rounds_)) * (1.25 * std::abs(residual) - deviation_);
   deviation_ = std::max(deviation_, 0.005);
 
   // The slope by normalised least mean squares on what its lever does beyond its running mean: the
@@ -121,23 +114,22 @@ void CostModel::refit() {
   // Offsets over the prior: a measured count leans a little on the line between its measured
   // neighbours, an unmeasured one is on it; outside, the nearest measured offset goes on.
   int left = 0;  // the nearest measured count below
-  int n = 0;     // blocks of the isotonic fit
   int right = 1;
+  IsotonicFit<double> fit(blocks_);
   for (int rows = 1; rows <= max_rows_; ++rows) {
     if (right <= rows) {
       right = rows + 1;
-      while (right <= max_rows_ && cells_[static_cast<std::size_t>(right)].weight == 0) ++right;
+      while (right <= max_rows_ && cells_[std::size_t(right)].weight == 0) ++right;
     }
     double line = 0;
     const bool has_left = left >= 1, has_right = right <= max_rows_;
     if (has_left && has_right) {
-      const double at = static_cast<double>(rows - left) / (right - left);
-      line = (1 - at) * cells_[static_cast<std::size_t>(left)].offset +
-             at * cells_[static_cast<std::size_t>(right)].offset;
+      const double at = double(rows - left) / (right - left);
+      line = (1 - at) * cells_[std::size_t(left)].offset + at * cells_[std::size_t(right)].offset;
     } else if (has_left || has_right) {
-      line = cells_[static_cast<std::size_t>(has_left ? left : right)].offset;
+      line = cells_[std::size_t(has_left ? left : right)].offset;
     }
-    const Cell& cell = cells_[static_cast<std::size_t>(rows)];
+    const Cell& cell = cells_[std::size_t(rows)];
     const bool alone = !has_left && !has_right;
     const double strength = alone ? 0.0 : kNeighbourStrength;
     double offset = line, weight = 0.1;
@@ -146,24 +138,9 @@ void CostModel::refit() {
       weight = cell.weight + strength;
       left = rows;
     }
-    double mean = prior(rows) * std::exp(offset);
-    int width = 1;
-    while (n > 0 && block_mean_[static_cast<std::size_t>(n - 1)] >= mean) {
-      const auto last = static_cast<std::size_t>(--n);
-      const double sum = block_weight_[last] + weight;
-      mean = (block_mean_[last] * block_weight_[last] + mean * weight) / sum;
-      weight = sum;
-      width += block_width_[last];
-    }
-    block_mean_[static_cast<std::size_t>(n)] = mean;
-    block_weight_[static_cast<std::size_t>(n)] = weight;
-    block_width_[static_cast<std::size_t>(n++)] = width;
+    fit.add(prior(rows) * std::exp(offset), weight);
   }
-  auto out = costs_.rounds.begin();
-  for (int i = 0; i < n; ++i) {
-    out = std::fill_n(out, block_width_[static_cast<std::size_t>(i)],
-                      block_mean_[static_cast<std::size_t>(i)]);
-  }
+  fit.write(costs_.rounds.begin());
   // Half of all counts wide: what a row costs in a large batch.
   const int far = max_rows_, span = std::min(std::max(1, far / 2), far - 1);
   costs_.batch_row = span > 0 ? (relative(far) - relative(far - span)) / span : 0;

@@ -1,20 +1,18 @@
 // What a round costs, in ms: T(rows, work) = speed * shape(rows) + speed * slope * work, re-fitted
-// from every measured round while serving, plus the measured cost of a draft step for speculators
-// that run a model.
-//   rows  = of the whole round, all sequences (each: 1 + its draft)
+// from every measured round, plus the measured cost of a draft step of those that run a model.
+//   rows  = of the whole round, all sequences (each: 1 + its draft); shape does not decrease in it
 //   work  = sum over sequences of rows * context, in thousands: what attention reads
-//   shape = non-decreasing in rows
 //   speed = how fast the machine is just now (shared machines drift)
-// The shape is learned from differences against the drifting speed, so that a slow minute spent at
-// one row count does not make that count look dear; residuals are clipped at three deviations, so
-// that one descheduled round moves nothing. Counts never measured are interpolated between measured
-// ones, and beyond them follow the prior's slope. Engine thread; nothing allocates after
-// construction.
+// The shape is learned from differences against the drifting speed, so that a slow minute at one
+// row count does not make it look dear; residuals are clipped at three deviations, so that one
+// descheduled round moves nothing. Counts never measured are interpolated, and beyond the measured
+// ones follow the prior's slope. Engine thread; nothing allocates after construction.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "runtime/speculate/estimators.h"
 #include "runtime/speculate/round_costs.h"
 
 namespace foretoken {
@@ -73,8 +71,7 @@ class CostModel {
   };
   DraftCost head_start_, head_step_, model_step_;
   double head_expected_ = 0.05;
-  std::vector<double> block_mean_, block_weight_;  // scratch of refit()
-  std::vector<int> block_width_;
+  std::vector<IsotonicFit<double>::Block> blocks_;  // scratch of refit()
 };
 
 }  // namespace foretoken

@@ -1,7 +1,6 @@
 #include "runtime/speculate/draft_policy.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "foretoken/kernels/splitmix64.h"
 
@@ -39,8 +38,8 @@ constexpr double kTrustMemory = 250;
 // What attention reads for one more row: the mean context, in thousands.
 double work_per_row(std::span<const PolicyJob> jobs) {
   double sum = 0;
-  for (const PolicyJob& job : jobs) sum += static_cast<double>(job.n_tokens);
-  return sum / 1000.0 / std::max<double>(1.0, static_cast<double>(jobs.size()));
+  for (const PolicyJob& job : jobs) sum += double(job.n_tokens);
+  return sum / 1000.0 / std::max<double>(1.0, double(jobs.size()));
 }
 
 // What `slots` more rows cost, attention aside.
@@ -59,9 +58,9 @@ void push(DraftTree& draft, const Offer& offer) {
 }  // namespace
 
 DraftPolicy::DraftPolicy(const PolicyOptions& options)
-    : options_(options), scratch_(static_cast<std::size_t>(options.max_sequences)) {
-  const auto n = static_cast<std::size_t>(options.max_sequences);
-  const auto depth = static_cast<std::size_t>(options.max_draft);
+    : options_(options), scratch_(std::size_t(options.max_sequences)) {
+  const auto n = std::size_t(options.max_sequences);
+  const auto depth = std::size_t(options.max_draft);
   state_.rates.resize(n + 1);
   state_.random = options.seed * kernels::kSplitMixStep + 1;
   state_.model.budget = kFirstProbeBudget;
@@ -80,7 +79,7 @@ DraftPolicy::DraftPolicy(const PolicyOptions& options)
 
 double DraftPolicy::rate(int sequences, const RoundCosts& costs) const {
   const int n = std::clamp(sequences, 1, options_.max_sequences);
-  const PolicyState::Rate& r = state_.rates[static_cast<std::size_t>(n)];
+  const PolicyState::Rate& r = state_.rates[std::size_t(n)];
   const double plain = costs.round(n);
   const double with_prior = (r.tokens + kRatePrior * n) / (r.cost + kRatePrior * plain);
   return std::max(with_prior, n / plain);
@@ -92,7 +91,7 @@ double DraftPolicy::trust() const {
 
 Offer DraftPolicy::choose(const OfferList& offers) {
   Offer best;
-  for (const Offer& offer : offers.view()) {
+  for (const Offer& offer : offers) {
     if (best.empty() || !(best.confidence > offer.confidence)) best = offer;
   }
   return best;
@@ -100,7 +99,7 @@ Offer DraftPolicy::choose(const OfferList& offers) {
 
 void DraftPolicy::extend(DraftOffers& offers, int job, int max_tokens, float min_survival,
                          float survival, DraftTree& draft) {
-  while (static_cast<int>(draft.tokens.size()) < max_tokens) {
+  while (int(draft.tokens.size()) < max_tokens) {
     const Offer offer = choose(offers.offer_cheap(job, draft.tokens));
     if (offer.empty()) break;
     survival *= offer.confidence;
@@ -123,8 +122,7 @@ void DraftPolicy::draft(std::span<const PolicyJob> jobs, int prefill_rows, int m
     ready_[i] = s.max_tokens > 0 && jobs[i].head_ready;
     any_ready |= ready_[i] != 0;
     jobs[i].draft->clear();
-    extend(offers, static_cast<int>(i), s.max_tokens, fixed ? 0 : kMinSurvival, 1.0f,
-           *jobs[i].draft);
+    extend(offers, int(i), s.max_tokens, fixed ? 0 : kMinSurvival, 1.0f, *jobs[i].draft);
   }
   // Head and draft model replace a cheap draft where they are expected to be worth their own
   // passes.
@@ -150,7 +148,7 @@ void DraftPolicy::draft(std::span<const PolicyJob> jobs, int prefill_rows, int m
   if (std::ranges::any_of(lengths, [](int length) { return length > 0; })) {
     offers.draft_model(lengths);
     for (std::size_t i = 0; i < jobs.size(); ++i) {
-      DraftTree* drafted = lengths[i] > 0 ? offers.model_draft(static_cast<int>(i)) : nullptr;
+      DraftTree* drafted = lengths[i] > 0 ? offers.model_draft(int(i)) : nullptr;
       if (drafted && !drafted->tokens.empty()) std::swap(*jobs[i].draft, *drafted);
     }
   }
@@ -158,9 +156,9 @@ void DraftPolicy::draft(std::span<const PolicyJob> jobs, int prefill_rows, int m
   RoundMeasurement chosen;
   chosen.head_steps = head_steps_;
   for (const PolicyJob& job : jobs) {
-    const int rows = 1 + static_cast<int>(job.draft->tokens.size());
+    const int rows = 1 + int(job.draft->tokens.size());
     chosen.rows += rows;
-    chosen.work += rows * static_cast<double>(job.n_tokens) / 1000.0;
+    chosen.work += rows * double(job.n_tokens) / 1000.0;
   }
   cost_ = costs.of(chosen);
 }
@@ -171,8 +169,8 @@ int DraftPolicy::best_slots(int sequences, double work_per_slot, int prefill_row
   int best = 0;
   double best_value = 0, gain = 0;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    gain += static_cast<double>(slots_[i].survival);
-    const int n = static_cast<int>(i) + 1;
+    gain += double(slots_[i].survival);
+    const int n = int(i) + 1;
     const double cost = price(sequences, n, prefill_rows, costs) + costs.slope * work_per_slot * n;
     if (gain - rate * cost > best_value) {
       best_value = gain - rate * cost;
@@ -186,12 +184,12 @@ int DraftPolicy::best_slots(int sequences, double work_per_slot, int prefill_row
 void DraftPolicy::collect(std::span<const PolicyJob> jobs) {
   slots_.clear();
   for (std::size_t i = 0; i < jobs.size(); ++i) {
-    float survival = static_cast<float>(trust());
+    float survival = float(trust());
     int depth = 0;
     for (float confidence : jobs[i].draft->confidences) {
       if (depth == options_.max_draft) break;
       survival *= confidence;
-      slots_.push_back({survival, static_cast<int>(i), depth++});
+      slots_.push_back({survival, int(i), depth++});
     }
   }
   sort_slots();
@@ -210,14 +208,12 @@ void DraftPolicy::sort_slots() {
 void DraftPolicy::trim(std::span<const PolicyJob> jobs, int prefill_rows, int max_extra_rows,
                        const RoundCosts& costs) {
   if (jobs.empty()) return;
-  const int n = static_cast<int>(jobs.size());
+  const int n = int(jobs.size());
   collect(jobs);
-  if (static_cast<int>(slots_.size()) > max_extra_rows) {
-    slots_.resize(static_cast<std::size_t>(std::max(0, max_extra_rows)));
-  }
+  if (int(slots_.size()) > max_extra_rows) slots_.resize(std::size_t(std::max(0, max_extra_rows)));
   int slots = best_slots(n, work_per_row(jobs), prefill_rows, costs, nullptr);
   // Only a row more, so that the cost of the next row count, and of drafting at all, stays known.
-  if (slots < static_cast<int>(slots_.size()) && prefill_rows == 0) {
+  if (slots < int(slots_.size()) && prefill_rows == 0) {
     const bool unknown = costs.times_seen(n + slots + 1) < kKnownRounds;
     const double dearest = kProbeShare / 2 * costs.round(n) / price(n, 1, 0, costs);
     if (kernels::next_uniform(state_.random) <
@@ -227,24 +223,24 @@ void DraftPolicy::trim(std::span<const PolicyJob> jobs, int prefill_rows, int ma
   for (Scratch& s : scratch_) s.keep = 0;
   state_.predicted_now = 0;
   for (int i = 0; i < slots; ++i) {
-    const Slot& slot = slots_[static_cast<std::size_t>(i)];
-    ++scratch_[static_cast<std::size_t>(slot.job)].keep;
-    state_.predicted_now += static_cast<double>(slot.survival) / trust();
+    const Slot& slot = slots_[std::size_t(i)];
+    ++scratch_[std::size_t(slot.job)].keep;
+    state_.predicted_now += double(slot.survival) / trust();
   }
   for (std::size_t i = 0; i < jobs.size(); ++i)
-    jobs[i].draft->truncate(static_cast<std::size_t>(scratch_[i].keep));
+    jobs[i].draft->truncate(std::size_t(scratch_[i].keep));
 }
 
 // How many positions the head should draft in this round, given the cheap drafts.
 DraftPolicy::HeadPlan DraftPolicy::plan_head(std::span<const PolicyJob> jobs,
                                              const RoundCosts& costs, DraftOffers& offers) {
   HeadPlan plan;
-  const int n = static_cast<int>(jobs.size());
+  const int n = int(jobs.size());
   const double rate = this->rate(n, costs);
   const double work = work_per_row(jobs);
   collect(jobs);
   best_slots(n, work, 0, costs, &plan.value);
-  const auto believed = static_cast<float>(trust());
+  const auto believed = float(trust());
   int longest = 0;
   for (std::size_t i = 0; i < jobs.size(); ++i) {
     if (!ready_[i]) continue;
@@ -253,20 +249,20 @@ DraftPolicy::HeadPlan DraftPolicy::plan_head(std::span<const PolicyJob> jobs,
     // Past the cheap draft's end nothing is known of what the cheap kinds would say.
     const auto& known = jobs[i].draft->confidences;
     for (std::size_t d = 0; d <= known.size(); ++d)
-      s.lifts[d] = offers.expect_head(static_cast<int>(i), d < known.size() ? known[d] : 0.0f);
+      s.lifts[d] = offers.expect_head(int(i), d < known.size() ? known[d] : 0.0f);
   }
   for (int depth = 1; depth <= longest; ++depth) {
     slots_.clear();
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       const auto& cheap = jobs[i].draft->confidences;
       const Scratch& s = scratch_[i];
-      const auto known = static_cast<int>(cheap.size());
+      const auto known = int(cheap.size());
       const int length = ready_[i] ? std::min(s.max_tokens, std::max(depth, known)) : known;
       float survival = believed;
       for (int d = 0; d < length; ++d) {
-        const auto at = static_cast<std::size_t>(std::min(d, known));
+        const auto at = std::size_t(std::min(d, known));
         survival *= ready_[i] && d < depth ? s.lifts[at] : d < known ? cheap[at] : 0.0f;
-        slots_.push_back({survival, static_cast<int>(i), d});
+        slots_.push_back({survival, int(i), d});
       }
     }
     sort_slots();
@@ -296,15 +292,15 @@ DraftPolicy::HeadPlan DraftPolicy::plan_head(std::span<const PolicyJob> jobs,
 bool DraftPolicy::another_head_step(std::size_t sequences, int depth,
                                     const RoundCosts& costs) const {
   if (outlook_.empty()) return false;
-  const int all = static_cast<int>(sequences), n = static_cast<int>(outlook_.size());
+  const int all = int(sequences), n = int(outlook_.size());
   const double rate = this->rate(all, costs);
   const double row =
       rate * (price(all, n * (depth + 1), 0, costs) - price(all, n * depth, 0, costs)) / n;
   double gain = 0;
   for (const Outlook& job : outlook_) {
-    const double survival = trust() * static_cast<double>(job.survival);
-    const double with = std::max(0.0, survival * static_cast<double>(job.with_head) - row);
-    const double without = std::max(0.0, survival * static_cast<double>(job.without) - row);
+    const double survival = trust() * double(job.survival);
+    const double with = std::max(0.0, survival * double(job.with_head) - row);
+    const double without = std::max(0.0, survival * double(job.without) - row);
     gain += std::max(0.0, with - without);
   }
   return kHeadFurther * gain > rate * costs.head_step;
@@ -336,7 +332,7 @@ void DraftPolicy::draft_head(std::span<const PolicyJob> jobs, int depth, const R
     for (std::size_t i = 0; i < n; ++i) {
       if (!active[i]) continue;
       Scratch& s = scratch_[i];
-      const int job = static_cast<int>(i);
+      const int job = int(i);
       const Offer cheap = choose(offers.offer_cheap(job, s.head_draft.tokens));
       const Offer head = offers.offer_head(job, s.head_draft.tokens, cheap, options_.head_alone);
       const bool taken =
@@ -351,7 +347,7 @@ void DraftPolicy::draft_head(std::span<const PolicyJob> jobs, int depth, const R
       push(s.head_draft, chosen);
       step_tokens_[i] = chosen.token;
       s.ended = chosen.ends;
-      active[i] = static_cast<int>(s.head_draft.tokens.size()) < s.max_tokens && !chosen.ends;
+      active[i] = int(s.head_draft.tokens.size()) < s.max_tokens && !chosen.ends;
     }
     if (std::ranges::count(active, 1) == 0) break;
     if (!fixed && d + 1 < depth) {
@@ -359,7 +355,7 @@ void DraftPolicy::draft_head(std::span<const PolicyJob> jobs, int depth, const R
       outlook_.clear();
       for (std::size_t i = 0; i < n; ++i) {
         if (!active[i]) continue;
-        const int job = static_cast<int>(i);
+        const int job = int(i);
         const float next =
             choose(offers.offer_cheap(job, scratch_[i].head_draft.tokens)).confidence;
         outlook_.push_back({scratch_[i].survival, offers.expect_head(job, next), next});
@@ -372,7 +368,7 @@ void DraftPolicy::draft_head(std::span<const PolicyJob> jobs, int depth, const R
     if (!ready_[i]) continue;
     Scratch& s = scratch_[i];
     if (!fixed && s.survival >= min_survival && !s.ended)
-      extend(offers, static_cast<int>(i), s.max_tokens, min_survival, s.survival, s.head_draft);
+      extend(offers, int(i), s.max_tokens, min_survival, s.survival, s.head_draft);
     std::swap(*jobs[i].draft, s.head_draft);
   }
 }
@@ -382,7 +378,7 @@ void DraftPolicy::draft_head(std::span<const PolicyJob> jobs, int depth, const R
 void DraftPolicy::plan_model(std::span<const PolicyJob> jobs, double other_value,
                              const RoundCosts& costs, DraftOffers& offers) {
   if (jobs.empty()) return;
-  const int n = static_cast<int>(jobs.size());
+  const int n = int(jobs.size());
   const double rate = this->rate(n, costs);
   const double work = work_per_row(jobs);
   collect(jobs);
@@ -401,7 +397,7 @@ void DraftPolicy::plan_model(std::span<const PolicyJob> jobs, double other_value
       for (std::size_t i = 0; i < jobs.size(); ++i) {
         Scratch& s = scratch_[i];
         if (s.max_tokens <= depth) continue;
-        s.model_survival *= static_cast<double>(offers.expect_model(static_cast<int>(i), depth));
+        s.model_survival *= double(offers.expect_model(int(i), depth));
         gain += s.model_survival;
         ++rows;
       }
@@ -417,8 +413,7 @@ void DraftPolicy::plan_model(std::span<const PolicyJob> jobs, double other_value
     // included.
     const double guess = step > 0 ? step : 0.35;  // a draft a third of the target's size
     double catch_up = 0;
-    for (const PolicyJob& job : jobs)
-      catch_up += static_cast<double>(job.model_lag) * kCatchUpRowCost * guess;
+    for (const PolicyJob& job : jobs) catch_up += double(job.model_lag) * kCatchUpRowCost * guess;
     const double round = guess * kProbeLength + price(n, n * kProbeLength, 0, costs);
     if (state_.model.rounds_left == 0 && state_.model.budget >= catch_up + round * kProbeRounds)
       state_.model.rounds_left = kProbeRounds;
@@ -443,7 +438,7 @@ void DraftPolicy::observe(const RoundMeasurement& round, const RoundCosts& costs
   state_.came_true =
       state_.came_true * (1.0 - 1.0 / kTrustMemory) + std::max(0, round.emitted - round.sequences);
   state_.predicted_now = 0;
-  PolicyState::Rate& rate = state_.rates[static_cast<std::size_t>(n)];
+  PolicyState::Rate& rate = state_.rates[std::size_t(n)];
   const double keep = 1.0 - 1.0 / kRateMemory;
   rate.tokens = rate.tokens * keep + round.emitted;
   rate.cost = costs.of(round, rate.cost * keep);

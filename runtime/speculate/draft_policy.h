@@ -1,21 +1,17 @@
 // What a round drafts, and how much of it is verified: the one rule, for the engine and for
-// everything that judges (evaluate/portfolio_replay.h, evaluate/round_replay.h). A function of what
-// it is told: the jobs, the costs, what the speculators offer (DraftOffers) and its own
-// PolicyState, which it alone advances. No clock, no model, no log of its own.
-//   of all drafted tokens of a round, verify those that earn their row:
+// everything that judges (evaluate/portfolio_replay.h). A function of what it is told: the jobs,
+// the costs, what the speculators offer (DraftOffers) and its own PolicyState, which it alone
+// advances. Of all drafted tokens, verify those that earn their row:
 //   maximise  sum_r sum_{j <= k_r} survival(r, j)  -  rate * T(n + sum_r k_r)     over k_r >= 0
 //   survival(r, j) = product of the calibrated confidences of r's first j drafted tokens
 //   rate = tokens per unit of cost under the policy itself, at this number of sequences, at least
-//          that of not speculating: the price of time in a renewal-reward process (Dinkelbach's
-//          parameter), so the policy's fixed point maximises tokens per second over the long run,
-//          not of the round alone
-// Length 0 is always among the choices. Cheap speculators draft first and are trimmed; one that
-// runs a model has its length decided before, from what its positions have accepted lately.
-// Exploration costs at most kProbeShare of the time. One thread; allocates nothing once
-// constructed.
+//          that of not speculating (Dinkelbach's parameter: so that the fixed point maximises
+//          tokens per second over the long run, not of the round alone)
+// Cheap speculators draft first and are trimmed; one that runs a model has its length decided
+// before, from what its positions have accepted lately. Exploration costs at most kProbeShare of
+// the time. One thread; allocates nothing once constructed.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -38,14 +34,7 @@ struct Offer {
 };
 
 // Of the cheap kinds, for one position: no two name the same token.
-struct OfferList {
-  std::array<Offer, ProposalList::kMost> items;
-  int n = 0;
-  void push(const Offer& offer) { items[static_cast<std::size_t>(n++)] = offer; }
-  std::span<const Offer> view() const {
-    return std::span(items).first(static_cast<std::size_t>(n));
-  }
-};
+using OfferList = BoundedVector<Offer, kMostKinds>;
 
 // One sequence's part of a round.
 struct PolicyJob {
@@ -63,23 +52,26 @@ class DraftOffers {
   // For the position after the sequence's tokens and `drafted`.
   virtual OfferList offer_cheap(int job, std::span<const TokenId> drafted) = 0;
 
+  // From here on, nothing where there is no head and no draft model.
   // The chance that what is drafted with the head is accepted, where the cheap kinds are this sure.
-  virtual float expect_head(int job, float cheap) = 0;
+  virtual float expect_head(int /*job*/, float cheap) { return cheap; }
   // A round of the head: begin_head() for the active jobs, then step_head() with each one's newest
   // token and offer_head() for each active job, keep_head() when some end.
-  virtual void begin_head(std::span<const std::uint8_t> active) = 0;
-  virtual void step_head(std::span<const TokenId> tokens) = 0;
+  virtual void begin_head(std::span<const std::uint8_t> /*active*/) {}
+  virtual void step_head(std::span<const TokenId> /*tokens*/) {}
   // cheap: the cheap kinds' choice there; alone: nothing but the head may draft.
-  virtual Offer offer_head(int job, std::span<const TokenId> drafted, const Offer& cheap,
-                           bool alone) = 0;
-  virtual void keep_head(std::span<const std::uint8_t> active) = 0;
+  virtual Offer offer_head(int /*job*/, std::span<const TokenId> /*drafted*/,
+                           const Offer& /*cheap*/, bool /*alone*/) {
+    return {};
+  }
+  virtual void keep_head(std::span<const std::uint8_t> /*active*/) {}
 
   // The same of the draft model's position at `depth`, before it drafts.
-  virtual float expect_model(int job, int depth) = 0;
+  virtual float expect_model(int /*job*/, int /*depth*/) { return 0; }
   // Drafts lengths[i] tokens for each job (0: none); then model_draft(i), null or with calibrated
   // confidences.
-  virtual void draft_model(std::span<const int> lengths) = 0;
-  virtual DraftTree* model_draft(int job) = 0;
+  virtual void draft_model(std::span<const int> /*lengths*/) {}
+  virtual DraftTree* model_draft(int /*job*/) { return nullptr; }
 };
 
 struct PolicyOptions {
@@ -142,7 +134,7 @@ class DraftPolicy {
              const RoundCosts& costs, DraftOffers& offers);
   // Of the round drafted last: where the head ran, whatever became of it.
   std::span<const HeadPosition> head_positions(int job) const {
-    return scratch_[static_cast<std::size_t>(job)].head_positions;
+    return scratch_[std::size_t(job)].head_positions;
   }
   int head_steps() const { return head_steps_; }
   double cost() const { return cost_; }  // as chosen, a draft model's steps aside

@@ -4,25 +4,22 @@
 #include <cassert>
 #include <utility>
 
-#include "runtime/speculate/cheap_choice.h"
+#include "runtime/speculate/candidates.h"
+#include "runtime/speculate/learned.h"
 
 namespace foretoken {
-namespace {
-
-bool is_sampled(const DraftContext& context) { return context.sampling->temperature > 0; }
-
-}  // namespace
 
 DraftSources::DraftSources(const DraftSourcesOptions& options)
-    : max_draft_(options.max_draft),
+    : drafting_(options.kinds),
       stores_(options.store_bytes, std::max(options.max_stores, options.max_sequences + 1)),
       kinds_(options.kinds, options),
-      sequences_(static_cast<std::size_t>(options.max_sequences)) {
+      sequences_(std::size_t(options.max_sequences)) {
+  const std::int64_t depths = options.max_draft + 1, tokens = options.max_tokens + depths;
   for (Sequence& sequence : sequences_) {
-    sequence.own.reserve(options.max_tokens + max_draft_ + 1);
-    sequence.logged.reserve(static_cast<std::size_t>(options.max_tokens + max_draft_ + 1));
-    sequence.path.reserve(static_cast<std::size_t>(max_draft_) + 1);
-    sequence.path_tokens.reserve(static_cast<std::size_t>(max_draft_) + 1);
+    sequence.own.reserve(tokens);
+    sequence.logged.reserve(std::size_t(tokens));
+    sequence.path.reserve(std::size_t(depths));
+    sequence.path_tokens.reserve(std::size_t(depths));
   }
 }
 
@@ -33,7 +30,7 @@ void DraftSources::open(const DraftContext& context) {
   sequence.store = context.store;
   sequence.own.clear();
   sequence.own.append(context.tokens);
-  sequence.form = traffic_form_[is_sampled(context) ? 1 : 0];
+  sequence.forms = calibration_.traffic(context.sampled());
   sequence.path.clear();
   sequence.path_tokens.clear();
   sequence.logged.clear();
@@ -43,13 +40,12 @@ void DraftSources::open(const DraftContext& context) {
 
 void DraftSources::forget(std::string_view key_id) {
   stores_.forget(key_id);
-  for (std::size_t store = 0; store < cleared_.size(); ++store)
-    forget_cleared(static_cast<int>(store));
+  for (std::size_t store = 0; store < cleared_.size(); ++store) forget_cleared(int(store));
 }
 
 // A store that was emptied since, perhaps for another key, has taught nothing.
 void DraftSources::forget_cleared(int store) {
-  const auto i = static_cast<std::size_t>(store);
+  const auto i = std::size_t(store);
   if (cleared_.size() <= i) cleared_.resize(i + 1);
   const std::uint64_t cleared = stores_.at(store).cleared();
   if (std::exchange(cleared_[i], cleared) == cleared) return;
@@ -64,10 +60,12 @@ void DraftSources::close(int slot, bool add_to_store) {
   if (add_to_store) stores_.at(sequence.store).add(sequence.own.tokens());
 }
 
-const CandidateList& DraftSources::lookup(Sequence& sequence, std::span<const TokenId> drafted) {
+const CandidateList& DraftSources::candidates(const DraftContext& context,
+                                              std::span<const TokenId> drafted) {
+  Sequence& sequence = at(context.slot);
   auto& path = sequence.path;
   auto& tokens = sequence.path_tokens;
-  const auto common = static_cast<std::size_t>(
+  const auto common = std::size_t(
       std::mismatch(drafted.begin(), drafted.end(), tokens.begin(), tokens.end()).first -
       drafted.begin());
   if (common == drafted.size() && path.size() > drafted.size()) return path[drafted.size()];
@@ -85,47 +83,28 @@ const CandidateList& DraftSources::lookup(Sequence& sequence, std::span<const To
 
 ProposalList DraftSources::propose(const DraftContext& context, std::span<const TokenId> drafted,
                                    SpecType kinds) {
-  return kinds_.propose({context, drafted, lookup(at(context.slot), drafted)}, kinds, rates_);
+  return kinds_.propose({context, drafted, candidates(context, drafted)}, kinds);
 }
 
-float DraftSources::calibrate(Claim claim, const DraftContext& context, float raw,
-                              int depth) const {
-  const Form form = at(context.slot).form[claim.index()].after_hits(depth);
-  return acceptance_.estimate(claim, raw, form, is_sampled(context));
-}
-
-float DraftSources::expect(Claim claim, const DraftContext& context, int depth) const {
-  const Form form = at(context.slot).form[claim.index()].after_hits(depth);
-  return acceptance_.estimate_blind(claim, form, is_sampled(context));
-}
-
-void DraftSources::score(Sequence& sequence, Claim claim, float raw, bool sampled, bool hit) {
-  const std::size_t c = claim.index();
-  acceptance_.update(claim, raw, sequence.form[c], sampled, hit);
-  sequence.form[c].update(hit);
-  traffic_form_[sampled ? 1 : 0][c].update(hit, kTrafficStep);
-}
-
-void DraftSources::score_head(const DraftContext& context, Claim claim, float raw, bool hit) {
-  score(at(context.slot), claim, raw, is_sampled(context), hit);
+OfferList DraftSources::offer_cheap(int job, std::span<const TokenId> drafted) {
+  const DraftContext& of = context(job);
+  const bool shipped = of.learned && of.learned->initial;
+  return calibration_.offers(of, at(of.slot).forms,
+                             propose(of, drafted, shipped ? drafting_.unlearned() : drafting_),
+                             int(drafted.size()));
 }
 
 void DraftSources::commit(const DraftContext& context, std::span<const TokenId> emitted) {
   Sequence& sequence = at(context.slot);
-  const bool sampled = is_sampled(context);
   bool on_path = true;  // this round's look-ups so far had the right prefix
   for (std::size_t i = 0; i < emitted.size(); ++i) {
     on_path = on_path && i < sequence.path.size() &&
               (i == 0 || sequence.path_tokens[i - 1] == emitted[i - 1]);
     const CandidateList list =
         on_path ? sequence.path[i] : find_candidates(sequence.own, stores_.at(sequence.store), {});
-
-    const ProposalList said =
-        kinds_.propose({context, emitted.first(i), list}, spec_type("auto"), rates_);
-    score_cheap(said, emitted[i], [&](Claim claim, float raw, bool hit) {
-      score(sequence, claim, raw, sampled, hit);
-    });
-    for (int n = 0; n < said.n; ++n) rates_.update(said[n], sampled, said[n].token == emitted[i]);
+    calibration_.learn(context, sequence.forms,
+                       kinds_.propose({context, emitted.first(i), list}, spec_type("auto")),
+                       emitted[i]);
     sequence.logged.push_back(list);
     sequence.own.append(emitted[i]);
   }
@@ -136,8 +115,7 @@ void DraftSources::commit(const DraftContext& context, std::span<const TokenId> 
 
 void DraftSources::observe(const DraftOutcome& outcome) {
   const DraftTree& draft = *outcome.draft;
-  Sequence& sequence = at(outcome.context.slot);
-  const bool sampled = is_sampled(outcome.context);
+  Forms& forms = at(outcome.context.slot).forms;
   // The accepted ones and the first that was not; later ones were never tried. A block cut short by
   // an end (fewer emitted than accepted + 1) says nothing about the token after it.
   int node = -1;
@@ -146,13 +124,12 @@ void DraftSources::observe(const DraftOutcome& outcome) {
     for (int at = draft.first_child(node); at >= 0; at = draft.next_sibling(at)) {
       const auto i = std::size_t(at);
       if (draft.kinds[i] == SpeculatorKind::kModel)
-        score(sequence, {SpeculatorKind::kModel}, draft.raw[i], sampled, at == came);
+        calibration_.score(outcome.context, forms, {SpeculatorKind::kModel}, draft.raw[i],
+                           at == came);
     }
     if (came < 0) break;
     node = came;
   }
 }
-
-std::span<const CandidateList> DraftSources::logged(int slot) const { return at(slot).logged; }
 
 }  // namespace foretoken

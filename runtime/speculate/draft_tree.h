@@ -56,19 +56,11 @@ struct DraftTree {
     return std::span(support).subspan(begin, support_ends[i] - begin);
   }
   void reserve(std::size_t n) {
-    tokens.reserve(n);
-    parents.reserve(n);
-    confidences.reserve(n);
-    kinds.reserve(n);
-    raw.reserve(n);
+    of_nodes([n](auto& values) { values.reserve(n); });
   }
   void truncate(std::size_t n) {
     if (n >= tokens.size()) return;
-    tokens.resize(n);
-    parents.resize(n);
-    confidences.resize(n);
-    kinds.resize(n);
-    raw.resize(n);
+    of_nodes([n](auto& values) { values.resize(n); });
     if (support_ends.size() > n) {
       support_ends.resize(n);
       support.resize(n == 0 ? 0 : support_ends.back());
@@ -91,6 +83,7 @@ struct DraftTree {
   }
 
  private:
+  void of_nodes(const auto& fn) { fn(tokens), fn(parents), fn(confidences), fn(kinds), fn(raw); }
   int next_of(int parent, int after) const {
     for (int i = after + 1; i < size(); ++i)
       if (parents[std::size_t(i)] == parent) return i;

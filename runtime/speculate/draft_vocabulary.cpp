@@ -1,10 +1,10 @@
 #include "runtime/speculate/draft_vocabulary.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cassert>
 #include <numeric>
+
+#include "foretoken/protocol/failure.h"
 
 namespace foretoken {
 namespace {
@@ -20,14 +20,9 @@ Result<std::unique_ptr<DraftVocabulary>> DraftVocabulary::create(std::shared_ptr
   assert(n_tokens % kernels::kPackRows == 0 && n_tokens >= 2 * kernels::kPackRows &&
          n_tokens < whole.n_out);
   std::unique_ptr<DraftVocabulary> self(new DraftVocabulary);
-  const std::size_t bytes = kernels::packed_bytes(whole.type, n_tokens, whole.n_in);
-  self->rows_.buffer = WeightBuffer(bytes);
-  if (!self->rows_.buffer.data())
-    return Error{ErrorCode::kOutOfRange, fmt::format("no memory for {} output rows", n_tokens)};
-  self->rows_.packed = {whole.type, whole.device, n_tokens, whole.n_in, self->rows_.buffer.data(),
-                        bytes};
-  self->rows_.file_bytes =
-      kernels::weight_row_bytes(whole.type, whole.n_in) * std::size_t(n_tokens);
+  if (!self->rows_.allocate(whole.type, n_tokens, whole.n_in))
+    return failure(ErrorCode::kOutOfRange, "no memory for {} output rows", n_tokens);
+  self->rows_.packed.device = whole.device;
   self->model_ = std::move(model);
   self->tokens_.resize(std::size_t(n_tokens));
   std::iota(self->tokens_.begin(), self->tokens_.end(), 0);

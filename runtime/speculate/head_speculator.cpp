@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <chrono>
 
 namespace foretoken {
 
@@ -77,7 +76,7 @@ void HeadSpeculator::begin(std::span<const DraftJob> jobs, std::span<const std::
     }
     lane.workspace->begin(starts_, pool_);
   }
-  begin_ms_ = ms_since(started);
+  begin_ms_ = ms_of(clock_.monotonic() - started);
 }
 
 void HeadSpeculator::step(std::span<const TokenId> tokens) {
@@ -89,7 +88,7 @@ void HeadSpeculator::step(std::span<const TokenId> tokens) {
       tokens_[row] = tokens[std::size_t(lane.jobs[row])];
     lane.workspace->step(std::span(tokens_).first(lane.jobs.size()), pool_);
   }
-  steps_ms_ += ms_since(started);
+  steps_ms_ += ms_of(clock_.monotonic() - started);
 }
 
 Proposal HeadSpeculator::choose(int job, const DraftContext& context,
@@ -98,7 +97,7 @@ Proposal HeadSpeculator::choose(int job, const DraftContext& context,
   const Place place = places_[std::size_t(job)];
   const Proposal proposal = lanes_[std::size_t(place.lane)].workspace->choose(
       place.row, candidates, *context.sampling, position, !context.rejection);
-  steps_ms_ += ms_since(started);
+  steps_ms_ += ms_of(clock_.monotonic() - started);
   return proposal;
 }
 

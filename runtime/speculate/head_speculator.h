@@ -60,9 +60,6 @@ class HeadSpeculator {
   struct Place {
     int lane = -1, row = -1;
   };
-  double ms_since(std::chrono::nanoseconds begin) const {
-    return std::chrono::duration<double, std::milli>(clock_.monotonic() - begin).count();
-  }
   const Model* target_;
   const FeatureRows& features_;
   kernels::ThreadPool& pool_;

@@ -16,7 +16,6 @@ namespace foretoken {
 
 struct ModelSpeculatorOptions {
   KvOptions kv;  // of the draft: mode, pool, max_sequences (engine slots), max_rows
-  int max_draft = 16;
   // Tokens it chooses among (DraftVocabulary), a multiple of 16; 0, or no less than half of the
   // vocabulary: all of them.
   std::int64_t draft_vocab = 0;

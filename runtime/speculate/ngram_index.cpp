@@ -6,9 +6,9 @@ namespace foretoken {
 namespace {
 
 std::uint64_t hash_gram(const TokenId* gram, int length) {
-  std::uint64_t h = 0x9e3779b97f4a7c15u * static_cast<std::uint64_t>(length);
+  std::uint64_t h = 0x9e3779b97f4a7c15u * std::uint64_t(length);
   for (int i = 0; i < length; ++i) {
-    h ^= static_cast<std::uint32_t>(gram[i]);
+    h ^= std::uint32_t(gram[i]);
     h *= 0xff51afd7ed558ccdu;
     h ^= h >> 32;
   }
@@ -24,7 +24,7 @@ std::size_t slots_for(std::size_t n_tokens) {
 }  // namespace
 
 void NgramIndex::reserve(std::int64_t n_tokens) {
-  reserved_ = std::max(reserved_, static_cast<std::size_t>(n_tokens));
+  reserved_ = std::max(reserved_, std::size_t(n_tokens));
   tokens_.reserve(reserved_);
   for (auto& table : slots_) table.reserve(slots_for(reserved_));
 }
@@ -50,7 +50,7 @@ void NgramIndex::make_room(std::size_t n_tokens) {
 }
 
 std::size_t NgramIndex::find_slot(int length, const TokenId* gram) const {
-  const auto& table = slots_[static_cast<std::size_t>(length - 1)];
+  const auto& table = slots_[std::size_t(length - 1)];
   std::size_t slot = hash_gram(gram, length) & mask_;
   while (table[slot] != 0) {
     const TokenId* known = tokens_.data() + table[slot] - length;
@@ -61,10 +61,10 @@ std::size_t NgramIndex::find_slot(int length, const TokenId* gram) const {
 }
 
 void NgramIndex::index_continuation(std::int64_t position) {
-  const int longest = static_cast<int>(std::min<std::int64_t>(kMaxMatch, position));
+  const int longest = int(std::min<std::int64_t>(kMaxMatch, position));
   for (int length = 1; length <= longest; ++length) {
     const std::size_t slot = find_slot(length, tokens_.data() + position - length);
-    slots_[static_cast<std::size_t>(length - 1)][slot] = static_cast<std::uint32_t>(position);
+    slots_[std::size_t(length - 1)][slot] = std::uint32_t(position);
   }
 }
 
@@ -80,10 +80,8 @@ void NgramIndex::append(std::span<const TokenId> tokens) {
 }
 
 int NgramIndex::tail(std::span<const TokenId> drafted, int n, TokenId* out) const {
-  const int from_draft =
-      static_cast<int>(std::min<std::size_t>(drafted.size(), static_cast<std::size_t>(n)));
-  const int from_tokens =
-      static_cast<int>(std::min<std::int64_t>(size(), static_cast<std::int64_t>(n - from_draft)));
+  const int from_draft = int(std::min<std::size_t>(drafted.size(), std::size_t(n)));
+  const int from_tokens = int(std::min<std::int64_t>(size(), std::int64_t(n - from_draft)));
   const int total = from_draft + from_tokens;
   std::copy(tokens_.end() - from_tokens, tokens_.end(), out + (n - total));
   std::copy(drafted.end() - from_draft, drafted.end(), out + (n - from_draft));
@@ -100,14 +98,13 @@ std::optional<NgramIndex::Match> NgramIndex::find(std::span<const TokenId> draft
   int length = 0;
   while (length < known) {
     const TokenId* gram = suffix.data() + (kMaxMatch - length - 1);
-    const std::uint32_t position =
-        slots_[static_cast<std::size_t>(length)][find_slot(length + 1, gram)];
+    const std::uint32_t position = slots_[std::size_t(length)][find_slot(length + 1, gram)];
     if (position == 0) break;
     found = position;
     ++length;
   }
   if (length == 0) return std::nullopt;
-  return Match{tokens_[found], length, static_cast<std::int64_t>(found)};
+  return Match{tokens_[found], length, std::int64_t(found)};
 }
 
 }  // namespace foretoken

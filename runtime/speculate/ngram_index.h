@@ -36,7 +36,7 @@ class NgramIndex {
   void append(std::span<const TokenId> tokens);
 
   std::span<const TokenId> tokens() const { return tokens_; }
-  std::int64_t size() const { return static_cast<std::int64_t>(tokens_.size()); }
+  std::int64_t size() const { return std::int64_t(tokens_.size()); }
 
   // The continuation of the longest suffix of tokens() followed by `drafted`; nullopt: not even the
   // last token occurred before.

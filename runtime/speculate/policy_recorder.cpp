@@ -20,46 +20,28 @@ PolicyRecorder::PolicyRecorder(int max_sequences, int max_draft) {
   // Of one job's position: the cheap kinds' offers, first, before and after a step of the head, and
   // behind its draft; the head's own; what the head is expected to be worth there, twice, and the
   // model; and the model's.
-  constexpr std::size_t kToldAtMost = 4 * ProposalList::kMost + 5;
+  constexpr std::size_t kToldAtMost = 4 * kMostKinds + 5;
   log_.told.reserve(jobs * positions * kToldAtMost);
   log_.told_as.reserve(jobs * positions * kToldAtMost);
 }
 
 void PolicyRecorder::draft(DraftPolicy& policy, std::span<const PolicyJob> jobs, int prefill_rows,
                            int max_extra_rows, const RoundCosts& costs, DraftOffers& offers) {
-  const PolicyOptions& options = policy.options();
-  const PolicyState& state = policy.state();
   const auto n = jobs.size();
   PolicyRound& r = round_;
   r.n_jobs = std::int32_t(n);
   r.prefill_rows = prefill_rows;
   r.max_extra_rows = max_extra_rows;
-  r.max_draft = std::int16_t(options.max_draft);
-  r.n_fixed = std::int16_t(options.n_fixed);
-  r.head_alone = options.head_alone;
-  r.model = options.model;
-  r.model_alone = options.model_alone;
-  r.slope = costs.slope;
-  r.batch_row = costs.batch_row;
-  r.head_start = costs.head_start;
-  r.head_step = costs.head_step;
-  r.model_step = costs.model_step;
-  r.rate_tokens = state.rates[n].tokens;
-  r.rate_cost = state.rates[n].cost;
-  r.predicted = state.predicted;
-  r.came_true = state.came_true;
-  r.model_budget = state.model.budget;
-  r.model_rounds_left = state.model.rounds_left;
-  r.head_budget = state.head.budget;
-  r.head_rounds_left = state.head.rounds_left;
-  r.random = state.random;
+  each_recorded(r, policy.options(), policy.state(), costs, [](auto& recorded, const auto& own) {
+    recorded = std::remove_reference_t<decltype(recorded)>(own);
+  });
   log_.jobs.clear();
   for (const PolicyJob& job : jobs) {
     log_.jobs.push_back(
         {job.max_tokens, std::int32_t(job.n_tokens), std::int32_t(job.model_lag), job.head_ready});
   }
   // As far as the policy can look: every job's longest draft, and a burst's two tokens of each.
-  const auto rows = std::min(costs.rounds.size(), n * (1 + std::max(2, options.max_draft)));
+  const auto rows = std::min(costs.rounds.size(), n * std::size_t(1 + std::max(2, +r.max_draft)));
   log_.costs.assign(costs.rounds.begin(), costs.rounds.begin() + std::ptrdiff_t(rows));
   log_.seen.assign(costs.seen.begin(), costs.seen.begin() + std::ptrdiff_t(rows));
   log_.told.clear();
@@ -95,8 +77,8 @@ void PolicyRecorder::told(const Offer& offer, bool more) {
 
 OfferList PolicyRecorder::offer_cheap(int job, std::span<const TokenId> drafted) {
   const OfferList offers = offers_->offer_cheap(job, drafted);
-  if (offers.n == 0) told(Offer(), false);
-  for (int i = 0; i < offers.n; ++i) told(offers.items[std::size_t(i)], i + 1 < offers.n);
+  if (offers.empty()) told(Offer(), false);
+  for (const Offer& offer : offers) told(offer, &offer != &offers.back());
   return offers;
 }
 

@@ -1,81 +1,63 @@
 #include "runtime/speculate/portfolio.h"
 
-#include <algorithm>
-#include <chrono>
 #include <utility>
-
-#include "runtime/speculate/cheap_choice.h"
 
 namespace foretoken {
 namespace {
 
-DraftSourcesOptions sources_of(const PortfolioOptions& o) {
-  DraftSourcesOptions s;
-  s.max_sequences = o.max_sequences;
-  s.max_draft = o.n_max;
-  s.max_tokens = o.max_model_len;
-  s.store_bytes = o.store_bytes;
-  s.kinds = o.kinds;
-  return s;
-}
 PolicyOptions policy_of(const PortfolioOptions& o, bool model) {
-  PolicyOptions p;
-  p.max_sequences = o.max_sequences;
-  p.max_draft = o.n_max;
-  p.n_fixed = o.n_fixed;
-  p.head_alone = o.n_fixed >= 0 && !o.kinds.has(SpeculatorKind::kNgram);
-  p.model = model;
-  p.model_alone = o.kinds.only(SpeculatorKind::kModel);
-  return p;
+  return {.max_sequences = o.max_sequences,
+          .max_draft = o.max_draft,
+          .n_fixed = o.n_fixed,
+          .head_alone = o.n_fixed >= 0 && !o.kinds.has(SpeculatorKind::kNgram),
+          .model = model,
+          .model_alone = o.kinds.only(SpeculatorKind::kModel)};
 }
 
 }  // namespace
 
 Portfolio::Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpeculator> model,
                      kernels::ThreadPool& pool)
-    : CheapOffers(own_sources_, options.kinds),
+    : DraftSources(options),
       options_(options),
-      own_sources_(sources_of(options)),
-      costs_(options.max_sequences * (options.n_max + 1)),
+      costs_(options.max_sequences * (options.max_draft + 1)),
       policy_(policy_of(options, model != nullptr)),
-      recorder_(options.max_sequences, options.n_max),
-      model_(std::move(model)) {
-  const auto n = std::size_t(options.max_sequences);
-  policy_jobs_.resize(n);
-  job_of_slot_.assign(n, -1);
-  model_jobs_.resize(n);
-  if (!options.kinds.has(SpeculatorKind::kHead) || options.n_max == 0) return;
+      recorder_(options.max_sequences, options.max_draft),
+      policy_jobs_(std::size_t(options.max_sequences)),
+      job_of_slot_(policy_jobs_.size(), -1),
+      step_tokens_(policy_jobs_.size()),
+      model_(std::move(model)),
+      model_jobs_(policy_jobs_.size()) {
+  if (!options.kinds.has(SpeculatorKind::kHead) || options.max_draft == 0) return;
   head_ = std::make_unique<HeadSpeculator>(options.max_sequences, options.target, *options.features,
                                            pool, *options.clock);
-  step_tokens_.resize(n);
 }
 
 void Portfolio::open(const DraftContext& context) {
-  sources_.open(context);
+  DraftSources::open(context);
   if (head_) options_.features->forget(context.slot);
   if (model_) model_->open(context);
 }
 
 void Portfolio::close(const DraftContext& context, bool whole, bool add_to_store) {
-  sources_.close(context.slot, add_to_store);
-  sources_.stores().release(context.store);
+  DraftSources::close(context.slot, add_to_store);
+  stores().release(context.store);
   if (model_) model_->close(context, whole);
 }
 
 void Portfolio::forget(const std::string& key_id, std::uint64_t owner) {
-  sources_.forget(key_id);
+  DraftSources::forget(key_id);
   if (model_) model_->forget(owner);
 }
 
 void Portfolio::draft(std::span<DraftJob> jobs, bool control, int prefill_rows,
                       int max_extra_rows) {
   head_steps_ = draft_steps_ = 0;
-  draft_model_ms_ = 0;
   std::ranges::fill(job_of_slot_, -1);
   for (DraftJob& job : jobs) job.draft.clear();
   recorder_.begin_round();
-  if (control || options_.n_max == 0) return;
-  begin_round(jobs);
+  if (control || options_.max_draft == 0) return;
+  begin_round(jobs, options_.kinds);
   bool any_ready = false;
   for (std::size_t i = 0; i < jobs.size(); ++i) {
     const DraftContext& context = jobs[i].context;
@@ -98,7 +80,7 @@ void Portfolio::draft(std::span<DraftJob> jobs, bool control, int prefill_rows,
 }
 
 float Portfolio::expect_head(int job, float cheap) {
-  return lift_.estimate(cheap, context(job).sampling->temperature > 0);
+  return calibration_.expect_head(context(job), cheap);
 }
 
 void Portfolio::begin_head(std::span<const std::uint8_t> active) { head_->begin(jobs_, active); }
@@ -113,19 +95,15 @@ Offer Portfolio::offer_head(int job, std::span<const TokenId> drafted, const Off
                             bool alone) {
   const DraftContext& of = context(job);
   const int depth = int(drafted.size());
-  const Proposal proposal = head_->choose(job, of, sources_.candidates(of, drafted),
-                                          std::int64_t(of.tokens.size()) + depth);
-  Offer offer = head_offer(proposal, cheap, alone, [&](Claim claim, float raw) {
-    return sources_.calibrate(claim, of, raw, depth);
-  });
-  offer.ends = ends(of, offer.token);
-  return offer;
+  const Proposal proposal =
+      head_->choose(job, of, candidates(of, drafted), std::int64_t(of.tokens.size()) + depth);
+  return calibration_.head_offer(of, at(of.slot).forms, proposal, cheap, alone, depth);
 }
 
 void Portfolio::keep_head(std::span<const std::uint8_t> active) { head_->keep(active); }
 
 float Portfolio::expect_model(int job, int depth) {
-  return sources_.expect({SpeculatorKind::kModel}, context(job), depth);
+  return expect({SpeculatorKind::kModel}, context(job), depth);
 }
 
 void Portfolio::draft_model(std::span<const int> lengths) {
@@ -136,37 +114,26 @@ void Portfolio::draft_model(std::span<const int> lengths) {
   const auto begin = options_.clock->monotonic();
   model_->propose(std::span(model_jobs_).first(lengths.size()));
   draft_steps_ = model_->last_steps();
-  draft_model_ms_ =
-      std::chrono::duration<double, std::milli>(options_.clock->monotonic() - begin).count();
+  draft_model_ms_ = ms_of(options_.clock->monotonic() - begin);
 }
 
 DraftTree* Portfolio::model_draft(int job) {
   DraftTree& draft = model_jobs_[std::size_t(job)].draft;
   for (std::size_t depth = 0; depth < draft.tokens.size(); ++depth) {
     draft.confidences[depth] =
-        sources_.calibrate({SpeculatorKind::kModel}, context(job), draft.raw[depth], int(depth));
+        calibrate({SpeculatorKind::kModel}, context(job), draft.raw[depth], int(depth));
   }
   return &draft;
 }
 
 void Portfolio::observe(const DraftOutcome& outcome) {
-  if (const int job = std::exchange(job_of_slot_[std::size_t(outcome.context.slot)], -1);
-      job >= 0) {
-    // Every position at which the head ran and everything before it was right: what was trimmed
-    // away or left to another kind counts as well.
-    const auto positions = policy_.head_positions(job);
-    const bool sampled = outcome.context.sampling->temperature > 0;
-    for (std::size_t d = 0; d < positions.size() && d < outcome.emitted.size(); ++d) {
-      const TokenId emitted = outcome.emitted[d];
-      const auto& [head, drafted, cheap] = positions[d];
-      sources_.score_head(outcome.context, head_claim(head.agrees), head.raw,
-                          head.token == emitted);
-      lift_.update(cheap.confidence, sampled, drafted == emitted, cheap.token == emitted);
-      if (drafted != emitted) break;
-    }
+  const int slot = outcome.context.slot;
+  if (const int job = std::exchange(job_of_slot_[std::size_t(slot)], -1); job >= 0) {
+    calibration_.learn_head(outcome.context, at(slot).forms, policy_.head_positions(job),
+                            outcome.emitted);
   }
-  sources_.commit(outcome.context, outcome.emitted);
-  sources_.observe(outcome);
+  commit(outcome.context, outcome.emitted);
+  DraftSources::observe(outcome);
   if (model_) model_->observe(outcome);
 }
 
@@ -185,8 +152,8 @@ void Portfolio::measured(RoundMeasurement round) {
 }
 
 void Portfolio::fill(EngineStats& stats) const {
-  stats.traffic_store_entries = sources_.stores().entries();
-  stats.traffic_store_bytes = std::int64_t(sources_.stores().bytes());
+  stats.traffic_store_entries = stores().entries();
+  stats.traffic_store_bytes = std::int64_t(stores().bytes());
   if (model_) stats.draft_kv = model_->kv_stats();
   const int n = std::min(17, costs_.max_rows());
   stats.round_ms_by_rows.resize(std::size_t(n));

@@ -1,6 +1,6 @@
-// Everything that drafts, behind one door for the engine: the n-gram sources, the fusion table, the
-// head and the draft model, what rounds cost, and the policy that all of it is offered to. Engine
-// thread only.
+// Everything that drafts, behind one door for the engine: the kinds that propose position by
+// position (DraftSources), the head and the draft model, what rounds cost, and the policy that all
+// of it is offered to. Engine thread only.
 #pragma once
 
 #include <algorithm>
@@ -11,41 +11,31 @@
 #include "foretoken/protocol/trace_record.h"
 #include "foretoken/protocol/transport.h"
 #include "runtime/observe/stats.h"
-#include "runtime/speculate/candidates.h"
-#include "runtime/speculate/cheap_offers.h"
 #include "runtime/speculate/cost_model.h"
 #include "runtime/speculate/draft_policy.h"
 #include "runtime/speculate/draft_sources.h"
-#include "runtime/speculate/fusion_table.h"
-#include "runtime/speculate/head_lift.h"
 #include "runtime/speculate/head_speculator.h"
 #include "runtime/speculate/model_speculator.h"
 #include "runtime/speculate/policy_recorder.h"
-#include "runtime/speculate/speculator.h"
 
 namespace foretoken {
 
-struct PortfolioOptions {
-  // Which may draft: a draft model if there is one, the head where the sequence's learned weights
-  // have one.
-  SpecType kinds = spec_type("auto");
+// kinds: of those that run a model too, which draft where there is a draft model, and where the
+// sequence's learned weights have a head. max_draft 0: nothing drafts.
+struct PortfolioOptions : DraftSourcesOptions {
+  int n_fixed = -1;                  // this many drafted always (tests, replay); -1: by cost
   const Model* target = nullptr;     // on whose device a head runs; null: on the host
   FeatureRows* features = nullptr;   // of the target, with head: its rings
   std::size_t model_step_bytes = 0;  // of the target: what a head's step is first expected to cost
-  int n_max = 8;                     // draft tokens at most
-  int n_fixed = -1;                  // this many always (tests, replay); -1: by measured cost
-  int max_sequences = 8;
-  std::int64_t max_model_len = 0;
-  std::size_t store_bytes = std::size_t(32) << 20;
   const Clock* clock = &system_clock();  // of what draft steps cost
 };
 
-class Portfolio : private CheapOffers {
+class Portfolio : private DraftSources {
  public:
   Portfolio(const PortfolioOptions& options, std::unique_ptr<ModelSpeculator> model,
             kernels::ThreadPool& pool);
 
-  int acquire_store(const std::string& key_id) { return sources_.stores().acquire(key_id); }
+  int acquire_store(const std::string& key_id) { return stores().acquire(key_id); }
   void open(const DraftContext& context);
   // whole: finished, not aborted. add_to_store: it enters the traffic store (whole, traces on).
   void close(const DraftContext& context, bool whole, bool add_to_store);
@@ -60,9 +50,7 @@ class Portfolio : private CheapOffers {
   void observe(const DraftOutcome& outcome);
   // The round as it was run; what drafting cost is filled in here.
   void measured(RoundMeasurement round);
-  // The n-gram candidates of the tokens committed since open(), in order: as first looked up with
-  // the right prefix. For the trace.
-  std::span<const CandidateList> logged(int slot) const { return sources_.logged(slot); }
+  using DraftSources::logged;
   // What the policy was told in the last round drafted, to the trace of one of its sequences.
   // Before observe().
   void record_policy(int slot, PolicyLog& log) const {
@@ -83,7 +71,7 @@ class Portfolio : private CheapOffers {
   bool keeps_features() const { return head_ != nullptr; }
   void fill(EngineStats& stats) const;
   int head_steps() const { return head_steps_; }  // of the last round drafted
-  DraftSources& sources() { return sources_; }
+  DraftSources& sources() { return *this; }
 
  private:
   float expect_head(int job, float cheap) override;
@@ -97,14 +85,12 @@ class Portfolio : private CheapOffers {
   DraftTree* model_draft(int job) override;
 
   PortfolioOptions options_;
-  DraftSources own_sources_;
   CostModel costs_;
   DraftPolicy policy_;
   PolicyRecorder recorder_;
   std::vector<PolicyJob> policy_jobs_;
   std::vector<int> job_of_slot_;          // of the last round drafted; -1: not in it
   std::unique_ptr<HeadSpeculator> head_;  // null: no head may draft
-  HeadLift lift_;
   std::vector<TokenId> step_tokens_;
   std::unique_ptr<ModelSpeculator> model_;  // null: no draft model
   std::vector<DraftJob> model_jobs_;

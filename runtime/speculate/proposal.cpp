@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "foretoken/kernels/sampling.h"
+#include "runtime/speculate/candidates.h"
 
 namespace foretoken {
 
@@ -25,70 +26,53 @@ float prior(std::uint8_t fusion_class) {
   if (fusion_class < kOwnClasses) return kOwn[fusion_class];
   constexpr std::array<float, kProbabilityBuckets> kProbability = {0.1f, 0.3f, 0.5f, 0.8f, 0.95f};
   constexpr std::array<float, kCountBuckets> kShrink = {0.35f, 0.5f, 0.7f, 0.85f};
-  const auto rest = static_cast<std::size_t>(fusion_class - kOwnClasses);
+  const auto rest = std::size_t(fusion_class - kOwnClasses);
   return kProbability[rest / kCountBuckets % kProbabilityBuckets] * kShrink[rest % kCountBuckets];
 }
 
 }  // namespace
 
 Proposal propose_ngram(const CandidateList& candidates) {
-  if (candidates.n == 0) return {};
-  const Candidate& first = candidates.items[0];
+  if (candidates.empty()) return {};
+  const Candidate& first = candidates[0];
   // The list begins with the own context's, then traffic from the longest order down.
-  const bool both = first.fusion_class < kOwnClasses && candidates.n > 1;
+  const bool both = first.fusion_class < kOwnClasses && candidates.size() > 1;
   const bool take_traffic =
-      both && matched(candidates.items[1].fusion_class) > matched(first.fusion_class);
-  const Candidate& chosen = take_traffic ? candidates.items[1] : first;
+      both && matched(candidates[1].fusion_class) > matched(first.fusion_class);
+  const Candidate& chosen = take_traffic ? candidates[1] : first;
   return {chosen.token, prior(chosen.fusion_class), chosen.fusion_class, true,
           SpeculatorKind::kNgram};
 }
 
 Proposal propose_fusion(const CandidateList& candidates, const FusionTable& table,
                         const SamplingParams& sampling, std::int64_t position, bool coupled) {
-  std::array<TokenId, kMaxCandidates> tokens;
-  std::array<float, kMaxCandidates> scores;
-  std::size_t n = 0;
-  for (const Candidate& candidate : candidates.view()) {
-    std::size_t i = 0;
-    while (i < n && tokens[i] != candidate.token) ++i;
-    if (i == n) {
-      tokens[n] = candidate.token;
-      scores[n++] = 0;
-    }
-    scores[i] += table.bias[candidate.fusion_class];
-  }
-  if (n == 0) return {};
-  for (const auto& [token, bias] : sampling.logit_bias) {
-    for (std::size_t i = 0; i < n; ++i) {
-      if (tokens[i] == token) scores[i] += bias;
-    }
-  }
+  if (candidates.empty()) return {};
+  TokenScores scores;
+  for (const Candidate& c : candidates) scores.of(c.token, 0) += table.bias[c.fusion_class];
+  for (const auto& [token, bias] : sampling.logit_bias) scores.add_bias(token, bias);
 
   const bool noisy = coupled && sampling.temperature > 0;
   const float inv_temperature = sampling.temperature > 0 ? 1.0f / sampling.temperature : 1.0f;
-  std::size_t best = 0;
+  TokenId best = -1;
   double best_score = 0;
-  for (std::size_t i = 0; i < n; ++i) {
-    double score = static_cast<double>(scores[i] * inv_temperature);
-    if (noisy) {
-      score += kernels::gumbel(sampling.seed, static_cast<std::uint64_t>(position),
-                               static_cast<std::uint32_t>(tokens[i]));
-    }
-    if (i == 0 || score > best_score || (score == best_score && tokens[i] < tokens[best])) {
-      best = i;
+  for (const auto& [token, summed] : scores) {
+    double score = double(summed * inv_temperature);
+    if (noisy)
+      score += kernels::gumbel(sampling.seed, std::uint64_t(position), std::uint32_t(token));
+    if (best < 0 || score > best_score || (score == best_score && token < best)) {
+      best = token;
       best_score = score;
     }
   }
-  const double other = static_cast<double>(table.other * inv_temperature);
-  Proposal proposal{tokens[best], 0, 0, false, SpeculatorKind::kFusion};
+  const double other = double(table.other * inv_temperature);
+  Proposal proposal{best, 0, 0, false, SpeculatorKind::kFusion};
   if (noisy) {
-    proposal.raw = static_cast<float>(std::exp(-std::exp(std::min(other - best_score, 50.0))));
+    proposal.raw = float(std::exp(-std::exp(std::min(other - best_score, 50.0))));
   } else {
     const double top = std::max(best_score, other);
     double sum = std::exp(other - top);
-    for (std::size_t i = 0; i < n; ++i)
-      sum += std::exp(static_cast<double>(scores[i] * inv_temperature) - top);
-    proposal.raw = static_cast<float>(std::exp(best_score - top) / sum);
+    for (const TokenScore& s : scores) sum += std::exp(double(s.score * inv_temperature) - top);
+    proposal.raw = float(std::exp(best_score - top) / sum);
   }
   return proposal;
 }

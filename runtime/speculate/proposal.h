@@ -2,13 +2,11 @@
 // used live, to score in the shadow what was not drafted, and to replay a log exactly.
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <initializer_list>
 
+#include "foretoken/protocol/bounded_vector.h"
 #include "foretoken/protocol/ids.h"
 #include "runtime/model/sampling_params.h"
-#include "runtime/speculate/candidates.h"
 #include "runtime/speculate/fusion_table.h"
 
 namespace foretoken {
@@ -18,8 +16,8 @@ inline constexpr int kProposalClasses = kFusionClasses;  // of one kind, at most
 struct Proposal {
   TokenId token = -1;  // -1: nothing to propose
   float raw = 0;       // the speculator's own confidence, before calibration
-  // by_class: raw is what proposals of this kind and class are worth before any came (hit_rates.h);
-  // of ngram the class of the candidate it chose.
+  // by_class: raw is what proposals of this kind and class are worth before any came
+  // (KindCalibration); of ngram the class of the candidate it chose.
   std::uint8_t fusion_class = 0;
   bool by_class = false;
   SpeculatorKind kind = SpeculatorKind::kNone;  // whose it is
@@ -27,19 +25,25 @@ struct Proposal {
 };
 
 // What the kinds say of one position, in the order of the registry's rows; none is empty.
-struct ProposalList {
-  static constexpr int kMost = 4;
-  std::array<Proposal, kMost> items;
-  int n = 0;
+inline constexpr std::size_t kMostKinds = 4;  // that propose position by position
+using ProposalList = BoundedVector<Proposal, kMostKinds>;
 
-  ProposalList() = default;
-  ProposalList(std::initializer_list<Proposal> said) {
-    for (const Proposal& proposal : said) push(proposal);
+// Scores of the distinct tokens among a position's candidates.
+struct TokenScore {
+  TokenId token = 0;
+  float score = 0;
+};
+struct TokenScores : BoundedVector<TokenScore, kMaxCandidates> {
+  float& of(TokenId token, float first) {  // `first`, where it is new
+    for (TokenScore& s : *this)
+      if (s.token == token) return s.score;
+    push_back({token, first});
+    return back().score;
   }
-  void push(const Proposal& proposal) {
-    if (!proposal.empty()) items[static_cast<std::size_t>(n++)] = proposal;
+  void add_bias(TokenId token, float bias) {  // where it is among them
+    for (TokenScore& s : *this)
+      if (s.token == token) s.score += bias;
   }
-  const Proposal& operator[](int i) const { return items[static_cast<std::size_t>(i)]; }
 };
 
 // The fixed rule: the continuation of the longest match, of the own context's suffix and of traffic

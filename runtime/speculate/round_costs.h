@@ -8,8 +8,6 @@
 #include <span>
 #include <vector>
 
-#include "foretoken/protocol/ids.h"
-
 namespace foretoken {
 
 // One decode round as it was run. Rounds with prefill rows are told too: they count no costs.

@@ -3,16 +3,13 @@
 // engine thread alone, or by a replay's. A speculator never changes what is emitted, only how fast.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <span>
-#include <string>
-#include <vector>
 
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/trace_record.h"
 #include "runtime/model/sampling_params.h"
-#include "runtime/speculate/candidates.h"
 #include "runtime/speculate/draft_tree.h"
 #include "runtime/speculate/proposal.h"
 
@@ -35,6 +32,11 @@ struct DraftContext {
   std::span<const TokenId> stop_tokens;  // end of generation: a draft ends with one of these
   const PageChain* chain = nullptr;      // names of its pages, for a cache of the speculator's own
   std::int64_t n_prompt = 0;
+
+  bool sampled() const { return sampling->temperature > 0; }
+  bool ends(TokenId token) const {
+    return std::ranges::find(stop_tokens, token) != stop_tokens.end();
+  }
 };
 
 struct DraftJob {
@@ -59,7 +61,7 @@ struct DraftPosition {
   const CandidateList& candidates;   // of the n-grams, which are looked up for every position
 
   std::int64_t index() const {  // of the token to come
-    return static_cast<std::int64_t>(context.tokens.size() + drafted.size());
+    return std::int64_t(context.tokens.size() + drafted.size());
   }
 };
 

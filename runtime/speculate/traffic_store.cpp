@@ -9,13 +9,15 @@
 #include <new>
 #include <type_traits>
 
+#include "foretoken/protocol/failure.h"
+
 namespace foretoken {
 namespace {
 
 std::uint64_t hash_context(const TokenId* last, int order) {
-  std::uint64_t h = 0x2545f4914f6cdd1du * static_cast<std::uint64_t>(order);
+  std::uint64_t h = 0x2545f4914f6cdd1du * std::uint64_t(order);
   for (int i = order; i >= 1; --i) {
-    h ^= static_cast<std::uint32_t>(last[-i]);
+    h ^= std::uint32_t(last[-i]);
     h *= 0xff51afd7ed558ccdu;
     h ^= h >> 33;
   }
@@ -63,13 +65,13 @@ void TrafficStore::clear() {
 }
 
 void TrafficStore::halve(Entry& entry) {
-  for (auto& count : entry.counts) count = static_cast<std::uint16_t>(count / 2);
+  for (auto& count : entry.counts) count = std::uint16_t(count / 2);
   entry.total = std::max(1u, entry.total / 2);
 }
 
 TrafficStore::Entry* TrafficStore::find_or_make(std::uint64_t hash) {
   Bucket& bucket = buckets_[(hash >> 32) & mask_];
-  const auto tag = static_cast<std::uint32_t>(hash);
+  const auto tag = std::uint32_t(hash);
   Entry* least = &bucket.ways[0];
   for (Entry& entry : bucket.ways) {
     if (entry.total != 0 && entry.tag == tag) return &entry;
@@ -114,27 +116,25 @@ void TrafficStore::count(Entry& entry, TokenId token) {
 
 void TrafficStore::add(std::span<const TokenId> tokens) {
   for (std::size_t i = kMinOrder; i < tokens.size(); ++i) {
-    const int longest = static_cast<int>(std::min<std::size_t>(kMaxOrder, i));
+    const int longest = int(std::min<std::size_t>(kMaxOrder, i));
     for (int order = kMinOrder; order <= longest; ++order) {
       if (Entry* entry = find_or_make(hash_context(tokens.data() + i, order)))
         count(*entry, tokens[i]);
     }
   }
   ++requests_;
-  tokens_ += static_cast<std::int64_t>(tokens.size());
+  tokens_ += std::int64_t(tokens.size());
 }
 
 TrafficStore::Continuations TrafficStore::find(std::span<const TokenId> context, int order) const {
   Continuations found;
-  if (context.size() < static_cast<std::size_t>(order)) return found;
+  if (context.size() < std::size_t(order)) return found;
   const std::uint64_t hash = hash_context(context.data() + context.size(), order);
-  const auto tag = static_cast<std::uint32_t>(hash);
+  const auto tag = std::uint32_t(hash);
   for (const Entry& entry : buckets_[(hash >> 32) & mask_].ways) {
     if (entry.total == 0 || entry.tag != tag) continue;
-    for (std::size_t i = 0; i < found.items.size() && entry.counts[i] != 0; ++i) {
-      found.items[i] = {entry.tokens[i], entry.counts[i], entry.total};
-      ++found.n;
-    }
+    for (std::size_t i = 0; i < 2 && entry.counts[i] != 0; ++i)
+      found.push_back({entry.tokens[i], entry.counts[i], entry.total});
     break;
   }
   return found;
@@ -156,10 +156,9 @@ bool TrafficStore::valid(const Entry& entry, std::int64_t n_vocab) {
 
 std::vector<std::byte> TrafficStore::save() const {
   std::vector<std::byte> out(sizeof(Header) +
-                             static_cast<std::size_t>(entries_) * (kPlaceBytes + sizeof(Entry)) +
+                             std::size_t(entries_) * (kPlaceBytes + sizeof(Entry)) +
                              sizeof(std::uint64_t));
-  const Header header{kMagic,    kVersion, n_buckets_, static_cast<std::uint64_t>(entries_),
-                      requests_, tokens_};
+  const Header header{kMagic, kVersion, n_buckets_, std::uint64_t(entries_), requests_, tokens_};
   std::byte* at = out.data();
   const auto put = [&at](const void* from, std::size_t n) {
     std::memcpy(at, from, n);
@@ -182,31 +181,28 @@ std::vector<std::byte> TrafficStore::save() const {
 }
 
 Status TrafficStore::restore(std::span<const std::byte> bytes, std::int64_t n_vocab) {
-  const auto bad = [](const std::string& what) {
-    return Error{ErrorCode::kInvalidInput, "traffic store: " + what};
+  const auto bad = []<class... Args>(fmt::format_string<Args...> text, Args&&... args) {
+    return failure(ErrorCode::kInvalidInput, "traffic store: {}",
+                   fmt::format(text, std::forward<Args>(args)...));
   };
   Header header;
   if (bytes.size() < sizeof header + sizeof(std::uint64_t)) {
-    return bad("truncated: " + std::to_string(bytes.size()) + " bytes, a header has " +
-               std::to_string(sizeof header + sizeof(std::uint64_t)));
+    return bad("truncated: {} bytes, a header has {}", bytes.size(),
+               sizeof header + sizeof(std::uint64_t));
   }
   std::memcpy(&header, bytes.data(), sizeof header);
   if (header.magic != kMagic) return bad("magic: not a saved store");
-  if (header.version != kVersion) {
-    return bad("version: found " + std::to_string(header.version) + ", wanted " +
-               std::to_string(kVersion));
-  }
+  if (header.version != kVersion)
+    return bad("version: found {}, wanted {}", header.version, kVersion);
   if (header.buckets != n_buckets_) {
-    return Error{ErrorCode::kUnsupported,
-                 "traffic store: size: saved with " + std::to_string(header.buckets) +
-                     " buckets, this one has " + std::to_string(n_buckets_)};
+    return failure(ErrorCode::kUnsupported,
+                   "traffic store: size: saved with {} buckets, this one has {}", header.buckets,
+                   n_buckets_);
   }
   const std::uint64_t payload = bytes.size() - sizeof header - sizeof(std::uint64_t);
   constexpr std::uint64_t kItem = kPlaceBytes + sizeof(Entry);
-  if (header.entries > n_buckets_ * kWays || payload != header.entries * kItem) {
-    return bad("truncated: " + std::to_string(payload) + " bytes for " +
-               std::to_string(header.entries) + " entries");
-  }
+  if (header.entries > n_buckets_ * kWays || payload != header.entries * kItem)
+    return bad("truncated: {} bytes for {} entries", payload, header.entries);
   if (header.requests < 0 || header.tokens < 0) return bad("counts: negative");
   std::uint64_t checksum;
   std::memcpy(&checksum, bytes.data() + bytes.size() - sizeof checksum, sizeof checksum);
@@ -221,25 +217,22 @@ Status TrafficStore::restore(std::span<const std::byte> bytes, std::int64_t n_vo
     Entry entry;
     std::memcpy(&place, at, sizeof place);
     std::memcpy(&entry, at + kPlaceBytes, sizeof entry);
-    if (place / kWays >= n_buckets_)
-      return bad("entry " + std::to_string(i) + ": place out of range");
+    if (place / kWays >= n_buckets_) return bad("entry {}: place out of range", i);
     Entry& target = restored[place / kWays].ways[place % kWays];
-    if (target.total != 0) return bad("entry " + std::to_string(i) + ": place taken twice");
-    if (!valid(entry, n_vocab))
-      return bad("entry " + std::to_string(i) + ": counts or tokens out of range");
+    if (target.total != 0) return bad("entry {}: place taken twice", i);
+    if (!valid(entry, n_vocab)) return bad("entry {}: counts or tokens out of range", i);
     target = entry;
   }
   block_ = std::move(block);
   buckets_ = restored;
-  entries_ = static_cast<std::int64_t>(header.entries);
+  entries_ = std::int64_t(header.entries);
   requests_ = header.requests;
   tokens_ = header.tokens;
   return Ok{};
 }
 
 TrafficStores::TrafficStores(std::size_t bytes_per_store, int max_stores)
-    : bytes_per_store_(bytes_per_store),
-      max_stores_(static_cast<std::size_t>(std::max(1, max_stores))) {
+    : bytes_per_store_(bytes_per_store), max_stores_(std::size_t(std::max(1, max_stores))) {
   slots_.reserve(max_stores_);
 }
 
@@ -264,11 +257,11 @@ int TrafficStores::acquire(std::string_view key_id) {
   }
   ++slot->pins;
   slot->last_use = ++clock_;
-  return static_cast<int>(slot - slots_.data());
+  return int(slot - slots_.data());
 }
 
 void TrafficStores::release(int store) {
-  Slot& slot = slots_[static_cast<std::size_t>(store)];
+  Slot& slot = slots_[std::size_t(store)];
   assert(slot.pins > 0);
   --slot.pins;
 }

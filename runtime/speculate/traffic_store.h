@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "foretoken/protocol/bounded_vector.h"
 #include "foretoken/protocol/ids.h"
 #include "foretoken/protocol/result.h"
 
@@ -31,10 +32,7 @@ class TrafficStore {
     std::uint32_t total = 0;  // of its context, all continuations
   };
   // The two most frequent continuations of a context, most frequent first, the more recent on ties.
-  struct Continuations {
-    std::array<Continuation, 2> items;
-    int n = 0;
-  };
+  using Continuations = BoundedVector<Continuation, 2>;
 
   explicit TrafficStore(std::size_t max_bytes);
   TrafficStore(TrafficStore&&) = default;
@@ -104,8 +102,8 @@ class TrafficStores {
 
   int acquire(std::string_view key_id);  // an index for DraftContext::store, pinned until release()
   void release(int store);
-  TrafficStore& at(int store) { return *slots_[static_cast<std::size_t>(store)].store; }
-  const TrafficStore& at(int store) const { return *slots_[static_cast<std::size_t>(store)].store; }
+  TrafficStore& at(int store) { return *slots_[std::size_t(store)].store; }
+  const TrafficStore& at(int store) const { return *slots_[std::size_t(store)].store; }
   bool forget(std::string_view key_id);  // empties the key's store; false: there is none
 
   std::vector<std::string> keys() const;

@@ -9,7 +9,7 @@
 
 #include "foretoken/protocol/trace.h"
 #include "runtime/evaluate/portfolio_replay.h"
-#include "runtime/evaluate/round_replay.h"
+#include "tests/support/round_replay.h"
 #include "tests/support/small_model.h"
 
 namespace foretoken::testing {

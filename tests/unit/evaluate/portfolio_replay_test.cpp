@@ -65,7 +65,7 @@ std::vector<RequestTrace> serve(const FusionTable& table, int draft_length, floa
     }
     for (const CandidateList& list : sources.logged(0)) {
       GeneratedTokenTrace token;
-      token.candidates.assign(list.view().begin(), list.view().end());
+      token.candidates = list;
       trace.generated.push_back(token);
     }
     sources.close(0, true);

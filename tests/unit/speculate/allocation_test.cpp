@@ -13,7 +13,6 @@ TEST(Allocation, AWarmRoundAllocatesNothing) {
                         .max_draft = kDraft,
                         .max_tokens = 2048,
                         .store_bytes = 1 << 20});
-  CheapOffers offers(sources, spec_type("auto"));
   CostModel costs(kSequences * (kDraft + 1));
   DraftPolicy policy({.max_sequences = kSequences, .max_draft = kDraft});
   std::vector<PolicyJob> policy_jobs(kSequences);
@@ -39,8 +38,8 @@ TEST(Allocation, AWarmRoundAllocatesNothing) {
       policy_jobs[s] = {
           .max_tokens = kDraft, .n_tokens = std::int64_t(at), .draft = &jobs[s].draft};
     }
-    offers.begin_round(jobs);
-    policy.draft(policy_jobs, 0, 100, costs.costs(), offers);
+    sources.begin_round(jobs, spec_type("auto"));
+    policy.draft(policy_jobs, 0, 100, costs.costs(), sources);
     RoundMeasurement m{.sequences = kSequences, .verify_ms = 10};
     for (auto& job : jobs) {
       drafted += static_cast<std::int64_t>(job.draft.tokens.size());

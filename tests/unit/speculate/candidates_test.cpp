@@ -55,29 +55,29 @@ TEST(Candidates, OwnContextFirstThenTrafficFromTheLongestOrder) {
   for (int i = 0; i < 5; ++i) traffic.add(std::vector<TokenId>{9, 3, 4, 62});
 
   const CandidateList list = find_candidates(own, traffic, {});
-  ASSERT_EQ(list.n, 7);
-  EXPECT_EQ(list.items[0].token, 50);
-  EXPECT_EQ(list.items[0].fusion_class, own_class(4));
-  EXPECT_EQ(list.items[1].token, 60);
-  EXPECT_EQ(list.items[1].fusion_class, traffic_class(4, 3, 4));
-  EXPECT_EQ(list.items[2].token, 61);
-  EXPECT_EQ(list.items[3].fusion_class, traffic_class(3, 3, 4));
-  EXPECT_EQ(list.items[5].token, 62) << "most frequent after (3, 4)";
-  EXPECT_EQ(list.items[5].fusion_class, traffic_class(2, 5, 9));
+  ASSERT_EQ(list.size(), 7u);
+  EXPECT_EQ(list[0].token, 50);
+  EXPECT_EQ(list[0].fusion_class, own_class(4));
+  EXPECT_EQ(list[1].token, 60);
+  EXPECT_EQ(list[1].fusion_class, traffic_class(4, 3, 4));
+  EXPECT_EQ(list[2].token, 61);
+  EXPECT_EQ(list[3].fusion_class, traffic_class(3, 3, 4));
+  EXPECT_EQ(list[5].token, 62) << "most frequent after (3, 4)";
+  EXPECT_EQ(list[5].fusion_class, traffic_class(2, 5, 9));
 
   // One token further along a hypothetical draft.
   const TokenId drafted[] = {50};
   const CandidateList next = find_candidates(own, traffic, drafted);
-  ASSERT_GE(next.n, 1);
-  EXPECT_EQ(next.items[0].token, 1);
-  EXPECT_EQ(next.items[0].fusion_class, own_class(5));
+  ASSERT_GE(next.size(), 1u);
+  EXPECT_EQ(next[0].token, 1);
+  EXPECT_EQ(next[0].fusion_class, own_class(5));
 }
 
 TEST(Candidates, NothingKnownIsAnEmptyList) {
   NgramIndex own;
   own.append(std::vector<TokenId>{1, 2, 3});
   TrafficStore traffic(1 << 14);
-  EXPECT_EQ(find_candidates(own, traffic, {}).n, 0);
+  EXPECT_EQ(find_candidates(own, traffic, {}).size(), 0u);
 }
 
 }  // namespace

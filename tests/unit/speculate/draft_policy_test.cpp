@@ -28,19 +28,18 @@ struct Outcome {
 };
 
 // Offers drafts of known confidences, whatever was drafted before.
-struct KnownOffers : CheapOffers {
+struct KnownOffers : DraftOffers {
   explicit KnownOffers(int sequences)
-      : CheapOffers(none, {}), drafts(static_cast<std::size_t>(sequences)), jobs(drafts.size()) {
+      : drafts(static_cast<std::size_t>(sequences)), jobs(drafts.size()) {
     for (std::size_t i = 0; i < jobs.size(); ++i) jobs[i] = {.max_tokens = 8, .draft = &drafts[i]};
   }
   OfferList offer_cheap(int job, std::span<const TokenId> drafted) override {
     OfferList list;
     const auto& of = confidences[static_cast<std::size_t>(job)];
     if (drafted.size() < of.size())
-      list.push({1, of[drafted.size()], of[drafted.size()], SpeculatorKind::kNgram});
+      list.push_back({1, of[drafted.size()], of[drafted.size()], SpeculatorKind::kNgram});
     return list;
   }
-  static inline DraftSources none{{.max_sequences = 1, .max_tokens = 1, .store_bytes = 1 << 12}};
   std::vector<std::vector<float>> confidences;
   std::vector<DraftTree> drafts;
   std::vector<PolicyJob> jobs;
@@ -286,10 +285,10 @@ struct ModelPlan : ::testing::Test {
     policy.observe(m, costs.costs());
   }
   // How far the draft model is asked to draft, where nothing else is offered.
-  struct Asked : CheapOffers {
-    using CheapOffers::CheapOffers;
+  struct Asked : DraftSources {
+    using DraftSources::DraftSources;
     float expect_model(int job, int depth) override {
-      return sources_.expect({SpeculatorKind::kModel}, context(job), depth);
+      return expect({SpeculatorKind::kModel}, context(job), depth);
     }
     void draft_model(std::span<const int> lengths) override { length = lengths[0]; }
     int length = 0;
@@ -299,12 +298,12 @@ struct ModelPlan : ::testing::Test {
     job.context = context;
     const PolicyJob of{
         .max_tokens = 8, .n_tokens = std::ssize(tokens), .model_lag = lag, .draft = &job.draft};
-    Asked offers(sources, spec_type("model"));
-    offers.begin_round(std::span(&job, 1));
-    policy.draft(std::span(&of, 1), 0, 1000, costs.costs(), offers);
-    return offers.length;
+    sources.length = 0;
+    sources.begin_round(std::span(&job, 1), spec_type("model"));
+    policy.draft(std::span(&of, 1), 0, 1000, costs.costs(), sources);
+    return sources.length;
   }
-  DraftSources sources;
+  Asked sources;
   CostModel costs;
   DraftPolicy policy;
   std::vector<TokenId> tokens;

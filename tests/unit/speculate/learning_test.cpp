@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "runtime/speculate/cheap_choice.h"
 #include "runtime/speculate/learned.h"
 #include "simulated_traffic.h"
 
@@ -162,11 +161,10 @@ TEST(DraftSources, LogsTheCandidatesAsFirstLookedUpWithTheRightPrefix) {
   sources.commit(job.context, std::vector<TokenId>{7});
   const auto logged = sources.logged(1);
   ASSERT_EQ(logged.size(), 4u);
-  EXPECT_EQ(logged[0].items[0].token, 4);
-  EXPECT_EQ(logged[1].items[0].token, 5);
-  EXPECT_EQ(logged[2].items[0].token, 6)
-      << "the rejected position's candidates had the right prefix";
-  EXPECT_EQ(logged[3].n, 0) << "9 was never seen before";
+  EXPECT_EQ(logged[0][0].token, 4);
+  EXPECT_EQ(logged[1][0].token, 5);
+  EXPECT_EQ(logged[2][0].token, 6) << "the rejected position's candidates had the right prefix";
+  EXPECT_EQ(logged[3].size(), 0u) << "9 was never seen before";
 }
 
 TEST(DraftSources, AbortedAndUntracedRequestsStayOutOfTheStore) {
@@ -239,46 +237,6 @@ TEST(DraftSources, TheTableThatShipsIsSilentBesideTheFixedRule) {
   ASSERT_FALSE(job.draft.tokens.empty());
   EXPECT_EQ(job.draft.tokens[0], 8);
   EXPECT_EQ(job.draft.kinds[0], SpeculatorKind::kFusion);
-}
-
-// Two that name the same token are believed for what they were worth together, one against the
-// other for what it was worth then: the same proposal, with another confidence.
-TEST(CheapChoice, AgreementAndDisagreementHaveTheirOwnCalibration) {
-  AcceptanceEstimator acceptance;
-  std::mt19937 random(4);
-  const auto by = [](SpeculatorKind kind, TokenId token, float raw) {
-    return Proposal{.token = token, .raw = raw, .kind = kind};
-  };
-  const auto both = [&](TokenId ngram, TokenId fusion) {
-    return ProposalList{by(SpeculatorKind::kNgram, ngram, .5f),
-                        by(SpeculatorKind::kFusion, fusion, .4f)};
-  };
-  const auto calibrate = [&](Claim claim, float raw) {
-    return acceptance.estimate(claim, raw, Form(), false);
-  };
-  // Together they are right four times in five; against each other the table mostly is.
-  for (int i = 0; i < 4000; ++i) {
-    const bool same = i % 2 == 0;
-    const auto coin = random() % 10;
-    const TokenId came = same ? (coin < 8 ? 1 : 3) : coin < 2 ? 1 : coin < 8 ? 2 : 3;
-    score_cheap(both(1, same ? 1 : 2), came, [&](Claim claim, float raw, bool hit) {
-      acceptance.update(claim, raw, Form(), false, hit);
-    });
-  }
-  const auto choose = [&](const ProposalList& said) {
-    return DraftPolicy::choose(cheap_offers(said, calibrate));
-  };
-  const Offer same = choose(both(1, 1));
-  EXPECT_EQ(same.token, 1);
-  EXPECT_NEAR(same.confidence, .8f, .08f);
-  const Offer other = choose(both(1, 2));
-  EXPECT_EQ(other.kind, SpeculatorKind::kFusion);
-  EXPECT_EQ(other.token, 2);
-  EXPECT_NEAR(other.confidence, .6f, .08f);
-  // Alone each is believed for all it said.
-  EXPECT_NEAR(choose({by(SpeculatorKind::kNgram, 1, .5f)}).confidence, .5f, .08f);
-  EXPECT_NEAR(choose({by(SpeculatorKind::kFusion, 2, .4f)}).confidence, .7f, .08f);
-  EXPECT_TRUE(choose({}).empty());
 }
 
 TEST(DraftSources, DeterministicGivenTheSameRequests) {

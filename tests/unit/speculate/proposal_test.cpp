@@ -5,13 +5,14 @@
 #include <cmath>
 
 #include "foretoken/kernels/sampling.h"
+#include "runtime/speculate/candidates.h"
 
 namespace foretoken {
 namespace {
 
 CandidateList make(std::initializer_list<Candidate> items) {
   CandidateList list;
-  for (const Candidate& item : items) list.push(item);
+  for (const Candidate& item : items) list.push_back(item);
   return list;
 }
 
@@ -55,7 +56,7 @@ struct Coupled : ::testing::Test {
     for (int i = 0; i < 4; ++i) {
       const auto fusion_class = static_cast<std::uint8_t>(i);
       table.bias[fusion_class] = kLogits[i];
-      list.push({kIds[i], fusion_class});
+      list.push_back({kIds[i], fusion_class});
       logits.push_back(kLogits[i]);
       ids.push_back(kIds[i]);
     }

@@ -13,7 +13,6 @@
 
 #include "foretoken/kernels/sampling.h"
 #include "foretoken/kernels/splitmix64.h"
-#include "runtime/speculate/cheap_offers.h"
 #include "runtime/speculate/cost_model.h"
 #include "runtime/speculate/draft_policy.h"
 #include "runtime/speculate/draft_sources.h"
@@ -66,11 +65,10 @@ inline constexpr SpecType kNgram = spec_type("ngram"), kFusion = spec_type("head
 
 // The cheap kinds' drafts by themselves: as long as they go.
 inline void propose(DraftSources& sources, SpecType kinds, std::span<DraftJob> jobs) {
-  CheapOffers offers(sources, kinds);
-  offers.begin_round(jobs);
+  sources.begin_round(jobs, kinds);
   for (std::size_t i = 0; i < jobs.size(); ++i) {
     jobs[i].draft.clear();
-    DraftPolicy::extend(offers, static_cast<int>(i), jobs[i].max_tokens, 0, 1, jobs[i].draft);
+    DraftPolicy::extend(sources, static_cast<int>(i), jobs[i].max_tokens, 0, 1, jobs[i].draft);
   }
 }
 
@@ -106,7 +104,6 @@ class Loop {
                   .store_bytes = options.store_bytes,
                   .max_stores = options.slots + 1,
                   .kinds = options.kinds}),
-        offers_(sources_, options.kinds),
         costs_(options.slots * (options.max_draft + 1)),
         policy_({.max_sequences = options.slots,
                  .max_draft = options.max_draft,
@@ -165,8 +162,8 @@ class Loop {
                          .draft = &jobs_[s].draft};
     }
     if (!control) {
-      offers_.begin_round(jobs_);
-      policy_.draft(policy_jobs_, 0, 1000, costs_.costs(), offers_);
+      sources_.begin_round(jobs_, options_.kinds);
+      policy_.draft(policy_jobs_, 0, 1000, costs_.costs(), sources_);
     }
     RoundMeasurement measured;
     measured.sequences = static_cast<int>(jobs_.size());
@@ -206,7 +203,6 @@ class Loop {
 
   Options options_;
   DraftSources sources_;
-  CheapOffers offers_;
   CostModel costs_;
   DraftPolicy policy_;
   std::vector<PolicyJob> policy_jobs_;

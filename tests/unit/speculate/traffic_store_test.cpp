@@ -40,9 +40,9 @@ TEST(TrafficStore, CountsContinuationsOfEachOrder) {
     }
     std::sort(wanted.rbegin(), wanted.rend());
     const auto found = store.find(key.second, key.first);
-    ASSERT_EQ(found.n, static_cast<int>(std::min<std::size_t>(2, wanted.size())));
-    for (int i = 0; i < found.n; ++i) {
-      const auto& item = found.items[static_cast<std::size_t>(i)];
+    ASSERT_EQ(found.size(), std::min<std::size_t>(2, wanted.size()));
+    for (int i = 0; i < int(found.size()); ++i) {
+      const auto& item = found[static_cast<std::size_t>(i)];
       EXPECT_EQ(item.count, wanted[static_cast<std::size_t>(i)]);
       EXPECT_EQ(item.count, counts.at(item.token));
       EXPECT_EQ(item.total, total);
@@ -56,11 +56,11 @@ TEST(TrafficStore, UnknownAndShortContextsAreEmpty) {
   TrafficStore store(1 << 16);
   store.add(std::vector<TokenId>{1, 2, 3, 4, 5, 6});
   const std::vector<TokenId> unknown = {9, 9, 9, 9}, one = {2};
-  EXPECT_EQ(store.find(unknown, 4).n, 0);
-  EXPECT_EQ(store.find(one, 2).n, 0);
+  EXPECT_EQ(store.find(unknown, 4).size(), 0u);
+  EXPECT_EQ(store.find(one, 2).size(), 0u);
   const std::vector<TokenId> known = {1, 2, 3, 4};
-  ASSERT_EQ(store.find(known, 4).n, 1);
-  EXPECT_EQ(store.find(known, 4).items[0].token, 5);
+  ASSERT_EQ(store.find(known, 4).size(), 1u);
+  EXPECT_EQ(store.find(known, 4)[0].token, 5);
 }
 
 TEST(TrafficStore, TheMoreRecentWinsTies) {
@@ -68,9 +68,9 @@ TEST(TrafficStore, TheMoreRecentWinsTies) {
   store.add(std::vector<TokenId>{1, 2, 7});
   store.add(std::vector<TokenId>{1, 2, 8});
   const std::vector<TokenId> context = {1, 2};
-  EXPECT_EQ(store.find(context, 2).items[0].token, 8);
+  EXPECT_EQ(store.find(context, 2)[0].token, 8);
   store.add(std::vector<TokenId>{1, 2, 7});
-  EXPECT_EQ(store.find(context, 2).items[0].token, 7);
+  EXPECT_EQ(store.find(context, 2)[0].token, 7);
 }
 
 TEST(TrafficStore, MemoryIsBoundedAndWhatRepeatsSurvivesAFlood) {
@@ -95,7 +95,7 @@ TEST(TrafficStore, MemoryIsBoundedAndWhatRepeatsSurvivesAFlood) {
   int kept = 0;
   for (const auto& phrase : phrases) {
     const auto found = store.find(std::span(phrase).first(4), 4);
-    kept += found.n > 0 && found.items[0].token == phrase[4] ? 1 : 0;
+    kept += !found.empty() && found[0].token == phrase[4] ? 1 : 0;
   }
   EXPECT_GE(kept, 54) << "of 60";
 }
@@ -108,7 +108,7 @@ TEST(TrafficStore, TheNewestSingletonsStayOverOlderOnes) {
   store.add(last);
   int kept = 0;
   for (std::size_t i = 4; i < last.size(); ++i)
-    kept += store.find(std::span(last).first(i), 4).n > 0 ? 1 : 0;
+    kept += store.find(std::span(last).first(i), 4).empty() ? 0 : 1;
   EXPECT_GE(kept, 25) << "of 36";
 }
 
@@ -119,10 +119,10 @@ TEST(TrafficStore, ACountThatOverflowsKeepsItsProportions) {
   }
   const std::vector<TokenId> context = {1, 2};
   const auto found = store.find(context, 2);
-  ASSERT_EQ(found.n, 2);
-  EXPECT_EQ(found.items[0].token, 6);
-  EXPECT_NEAR(static_cast<double>(found.items[0].count) / found.items[0].total, 0.75, 0.01);
-  EXPECT_NEAR(static_cast<double>(found.items[1].count) / found.items[1].total, 0.25, 0.01);
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(found[0].token, 6);
+  EXPECT_NEAR(static_cast<double>(found[0].count) / found[0].total, 0.75, 0.01);
+  EXPECT_NEAR(static_cast<double>(found[1].count) / found[1].total, 0.25, 0.01);
 }
 
 class SavedStore : public ::testing::Test {
@@ -211,16 +211,17 @@ TEST(TrafficStores, OneStoreAKeyAndTheLeastRecentlyUsedMakesRoom) {
   EXPECT_NE(shared, a);
   stores.at(a).add(std::vector<TokenId>{1, 2, 3});
   const std::vector<TokenId> context = {1, 2};
-  EXPECT_EQ(stores.at(shared).find(context, 2).n, 0) << "keys do not see each other's traffic";
+  EXPECT_EQ(stores.at(shared).find(context, 2).size(), 0u)
+      << "keys do not see each other's traffic";
   stores.release(a);
   EXPECT_EQ(stores.acquire("a"), a);
-  EXPECT_EQ(stores.at(a).find(context, 2).n, 1);
+  EXPECT_EQ(stores.at(a).find(context, 2).size(), 1u);
   stores.release(a);
   const int b = stores.acquire("b");
   stores.release(b);
   const int c = stores.acquire("c");  // full: "a" was used before "b"; "" is pinned
   EXPECT_EQ(c, a);
-  EXPECT_EQ(stores.at(c).find(context, 2).n, 0) << "nothing of a is left";
+  EXPECT_EQ(stores.at(c).find(context, 2).size(), 0u) << "nothing of a is left";
   EXPECT_TRUE(stores.forget("b"));
   EXPECT_FALSE(stores.forget("a"));
 }

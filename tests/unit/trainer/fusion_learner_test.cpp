@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "tests/unit/trainer/synthetic_traffic.h"
 #include "trainer/learner/learner.h"
 
@@ -15,7 +18,7 @@ double score(const FusionTable& table, float temperature, std::uint64_t seed = 1
   double sum = 0, n = 0;
   for (int i = 0; i < 100; ++i) {
     for (const FusionPosition& position : fusion_positions(traffic.next(temperature))) {
-      sum -= log_overlap(position, table);
+      sum -= std::log(std::max(overlap(position, table), 1e-4));
       ++n;
     }
   }

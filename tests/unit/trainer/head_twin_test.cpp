@@ -107,9 +107,7 @@ TEST_F(HeadTwin, ScoresAsTheServedHeadDoes) {
       }
       // int8 activations: about 1/254/sqrt(3) a product, a few in a row.
       EXPECT_LT(std::sqrt(error / norm), 0.03) << "chain " << c << ", step " << s;
-      CandidateList candidates;
-      for (const Candidate& candidate : trace.generated[std::size_t(c + s + 1)].candidates)
-        candidates.push(candidate);
+      const CandidateList& candidates = trace.generated[std::size_t(c + s + 1)].candidates;
       const auto choice = workspace.choose(0, candidates, greedy, 0, true).token;
       const std::int64_t column = best.data_ptr<std::int64_t>()[s * made.n + c];
       ++choices;

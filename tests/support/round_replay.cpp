@@ -1,10 +1,7 @@
-#include "runtime/evaluate/round_replay.h"
+#include "tests/support/round_replay.h"
 
-#include <fmt/format.h>
-
-#include <algorithm>
-
-#include "runtime/speculate/draft_policy.h"
+#include "foretoken/protocol/failure.h"
+#include "runtime/speculate/policy_recorder.h"
 
 namespace foretoken {
 namespace {
@@ -20,18 +17,15 @@ class ToldOffers : public DraftOffers {
     for (bool more = true; more;) {
       const Offer offer = next(more);
       if (offer.empty()) break;
-      if (offers.n == std::ssize(offers.items)) {
+      if (offers.size() == kMostKinds) {
         strayed_ = true;
         break;
       }
-      offers.push(offer);
+      offers.push_back(offer);
     }
     return offers;
   }
   float expect_head(int, float) override { return expected(); }
-  void begin_head(std::span<const std::uint8_t>) override {}
-  void step_head(std::span<const TokenId>) override {}
-  void keep_head(std::span<const std::uint8_t>) override {}
   Offer offer_head(int, std::span<const TokenId>, const Offer&, bool) override {
     bool more = false;
     const Offer offer = next(more);
@@ -39,7 +33,6 @@ class ToldOffers : public DraftOffers {
     return offer;
   }
   float expect_model(int, int) override { return expected(); }
-  void draft_model(std::span<const int>) override {}
   DraftTree* model_draft(int job) override {
     DraftTree& draft = model_drafts_[std::size_t(job)];
     for (bool more = true; more;) {
@@ -83,16 +76,14 @@ class ToldOffers : public DraftOffers {
   bool strayed_ = false;
 };
 
-RoundChoice choice_of(const DraftTree& draft) {
-  RoundChoice choice;
-  choice.kinds = draft.kinds;
-  choice.confidences = draft.confidences;
-  return choice;
-}
-
 // Where a round's part of the log's arrays begins.
 struct Place {
   std::size_t job = 0, cost = 0, told = 0;
+  void pass(const PolicyRound& round) {
+    job += std::size_t(round.n_jobs);
+    cost += std::size_t(round.n_costs);
+    told += std::size_t(round.n_told);
+  }
 };
 
 RoundChoice replay_round(const PolicyLog& log, const PolicyRound& round, const Place& at) {
@@ -103,25 +94,12 @@ RoundChoice replay_round(const PolicyLog& log, const PolicyRound& round, const P
   RoundCosts costs;
   costs.rounds.assign(costs_at, costs_at + round.n_costs);
   costs.seen.assign(seen_at, seen_at + round.n_costs);
-  costs.slope = round.slope;
-  costs.batch_row = round.batch_row;
-  costs.head_start = round.head_start;
-  costs.head_step = round.head_step;
-  costs.model_step = round.model_step;
-
-  DraftPolicy policy({.max_sequences = round.n_jobs,
-                      .max_draft = round.max_draft,
-                      .n_fixed = round.n_fixed,
-                      .head_alone = round.head_alone,
-                      .model = round.model,
-                      .model_alone = round.model_alone});
-  PolicyState state = policy.state();
-  state.rates[n] = {round.rate_tokens, round.rate_cost};
-  state.predicted = round.predicted;
-  state.came_true = round.came_true;
-  state.random = round.random;
-  state.model = {round.model_budget, round.model_rounds_left};
-  state.head = {round.head_budget, round.head_rounds_left};
+  PolicyOptions options{.max_sequences = round.n_jobs};
+  PolicyState state;
+  state.rates.resize(n + 1);
+  each_recorded(round, options, state, costs,
+                [](const auto& recorded, auto& own) { own = recorded; });
+  DraftPolicy policy(options);
   policy.set_state(state);
 
   std::vector<DraftTree> drafts(n);
@@ -134,41 +112,32 @@ RoundChoice replay_round(const PolicyLog& log, const PolicyRound& round, const P
   ToldOffers offers(std::span(log.told).subspan(at.told, n_told),
                     std::span(log.told_as).subspan(at.told, n_told), n);
   policy.draft(jobs, round.prefill_rows, round.max_extra_rows, costs, offers);
-  RoundChoice choice = choice_of(drafts[std::size_t(round.job)]);
-  choice.head_steps = policy.head_steps();
-  choice.cost = policy.cost();
-  choice.strayed = offers.strayed();
-  return choice;
+  const DraftTree& draft = drafts[std::size_t(round.job)];
+  return {draft.kinds, draft.confidences, policy.head_steps(), policy.cost(), offers.strayed()};
 }
 
 }  // namespace
 
 RoundChoice logged_choice(const RequestTrace& trace, std::size_t round) {
   const RoundTrace& logged = trace.rounds[round];
-  RoundChoice choice;
-  choice.kinds.assign(logged.kinds.begin(), logged.kinds.end());
-  choice.confidences.assign(logged.confidences.begin(), logged.confidences.end());
-  choice.head_steps = trace.policy.rounds[round].head_steps;
-  choice.cost = trace.policy.rounds[round].cost;
-  return choice;
+  const PolicyRound& policy = trace.policy.rounds[round];
+  return {{logged.kinds.begin(), logged.kinds.end()},
+          {logged.confidences.begin(), logged.confidences.end()},
+          policy.head_steps,
+          policy.cost};
 }
 
 Result<std::vector<RoundChoice>> replay_rounds(const RequestTrace& trace) {
   const auto refuse = [&](std::string_view what) {
-    return Error{ErrorCode::kUnsupported,
-                 fmt::format("request {}: its {} rounds cannot be chosen again: {}",
-                             trace.request.value, trace.rounds.size(), what)};
+    return failure(ErrorCode::kUnsupported, "request {}: its {} rounds cannot be chosen again: {}",
+                   trace.request.value, trace.rounds.size(), what);
   };
   const PolicyLog& log = trace.policy;
   if (trace.gap) return refuse("the trace has a gap");
   if (log.rounds.empty() && !trace.rounds.empty())
     return refuse("what the draft policy was told is not recorded (a trace of an older build)");
   Place end;
-  for (const PolicyRound& round : log.rounds) {
-    end.job += std::size_t(round.n_jobs);
-    end.cost += std::size_t(round.n_costs);
-    end.told += std::size_t(round.n_told);
-  }
+  for (const PolicyRound& round : log.rounds) end.pass(round);
   if (log.rounds.size() != trace.rounds.size() || end.job != log.jobs.size() ||
       end.cost != log.costs.size() || end.cost != log.seen.size() || end.told != log.told.size() ||
       end.told != log.told_as.size())
@@ -177,9 +146,7 @@ Result<std::vector<RoundChoice>> replay_rounds(const RequestTrace& trace) {
   Place at;
   for (const PolicyRound& round : log.rounds) {
     choices.push_back(replay_round(log, round, at));
-    at.job += std::size_t(round.n_jobs);
-    at.cost += std::size_t(round.n_costs);
-    at.told += std::size_t(round.n_told);
+    at.pass(round);
   }
   return choices;
 }
