@@ -11,8 +11,8 @@
 #include <cstring>
 
 #include "foretoken/protocol/bundle_generated.h"
+#include "foretoken/protocol/failure.h"
 #include "protocol/bytes.h"
-#include "protocol/refusal.h"
 
 namespace foretoken {
 namespace {

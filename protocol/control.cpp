@@ -9,9 +9,9 @@
 #include <cmath>
 
 #include "foretoken/protocol/control_generated.h"
+#include "foretoken/protocol/failure.h"
 #include "foretoken/protocol/signing.h"
 #include "protocol/bytes.h"
-#include "protocol/refusal.h"
 
 namespace foretoken {
 namespace {

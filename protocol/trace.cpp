@@ -8,9 +8,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "foretoken/protocol/failure.h"
 #include "foretoken/protocol/trace_generated.h"
 #include "protocol/bytes.h"
-#include "protocol/refusal.h"
 
 namespace foretoken {
 namespace {
