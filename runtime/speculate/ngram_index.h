@@ -1,6 +1,6 @@
 // The n-grams of one request's own context: for the longest suffix that occurred before, the token
-// that followed its most recent occurrence ("prompt lookup": Saxena 2023; suffix automata do the
-// same at more cost). Holds committed tokens only, so nothing is ever rolled back; what was drafted
+// that followed its most recent occurrence ("prompt lookup": Saxena 2023), up to kMaxMatch tokens
+// of suffix. Holds committed tokens only, so nothing is ever rolled back; what was drafted
 // so far is passed to each look-up as a hypothetical ending. Owned by a sequence's slot, called by
 // the engine thread. append() is O(kMaxMatch), find() is too; neither allocates while size() stays
 // below reserve(). Invariant: the table of length k maps the k-gram tokens[p-k, p) to the largest
@@ -20,8 +20,8 @@ namespace foretoken {
 
 class NgramIndex {
  public:
-  // Longer suffixes rarely change which continuation is chosen: at 6 tokens nearly every earlier
-  // occurrence is a copy of the same passage.
+  // Longer suffixes rarely change which continuation is chosen; where they do, as in code that is
+  // edited, `suffix` knows (kinds/suffix.cpp).
   static constexpr int kMaxMatch = 6;
 
   struct Match {

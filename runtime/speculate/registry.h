@@ -1,6 +1,7 @@
 // The speculators, one row each: its number in traces, its name, by which --spec-type it may draft,
 // what --help says of it, what it needs. Names in flags, /stats, /metrics, /v1/speculator and logs
-// come from here, tables by kind are sized by kSpeculatorKinds (ids.h). docs/ADDING.md adds one.
+// come from here, tables by kind are sized by kSpeculatorKinds (ids.h); a token that two name is the
+// earlier's. docs/ADDING.md adds one.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,7 @@ struct DraftSourcesOptions;
 // Of kinds/NAME.cpp.
 std::unique_ptr<Speculator> make_ngram(const DraftSourcesOptions& options);
 std::unique_ptr<Speculator> make_fusion(const DraftSourcesOptions& options);
+std::unique_ptr<Speculator> make_suffix(const DraftSourcesOptions& options);
 
 struct SpeculatorRow {
   SpeculatorKind kind;    // part of the trace format: never given to another
@@ -32,6 +34,11 @@ struct SpeculatorRow {
 };
 
 inline constexpr SpeculatorRow kSpeculators[] = {
+    {.kind = SpeculatorKind{5},
+     .name = "suffix",
+     .type = "suffix",
+     .help = "what followed the longest repeat in this text",
+     .make = make_suffix},
     {.kind = SpeculatorKind::kNgram,
      .name = "ngram",
      .type = "ngram",

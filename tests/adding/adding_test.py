@@ -22,7 +22,7 @@ SHOWN_BY = {
     "kv_mode": [("test_kv", "*")],
     "objective": [("test_trainer", "FusionLearner.EveryObjectiveLearns:HeadTwin.GradientsAre*")],
     "route": [("test_serve", "Ping*")],
-    "speculator": [("test_speculate", "Suffix*:Registry*")],
+    "speculator": [("test_speculate", "Bigram*:Registry*")],
     "weight_type": [("test_kernels", "*")],
 }
 

@@ -127,6 +127,7 @@ TEST_F(OfflineLive, EveryRoundAcceptsAsItDidLive) {
   };
   const Case cases[] = {
       {"ngram", spec_type("ngram"), nullptr, -1, spec_type("ngram"), SpeculatorKind::kNgram},
+      {"suffix", spec_type("suffix"), nullptr, -1, spec_type("suffix"), speculator_kind("suffix")},
       {"fusion", spec_type("head"), nullptr, -1, kinds_named("fusion"), SpeculatorKind::kFusion},
       {"head", spec_type("head"), head_, 4, spec_type("head"), SpeculatorKind::kHead},
       {"eagle3", spec_type("head"), eagle_, 4, spec_type("head"), SpeculatorKind::kHead},

@@ -86,6 +86,7 @@ TEST_F(RoundReplay, EveryRecordedRoundIsChosenAgain) {
   const LearnedWeights *head = heads_[0].get(), *eagle = eagle_.get();
   const Case cases[] = {
       {"ngram", spec_type("ngram"), -1, nullptr},
+      {"suffix", spec_type("suffix"), -1, nullptr},
       {"head", spec_type("head"), -1, head},
       {"head, fixed", spec_type("head"), 4, eagle},
       {"model", spec_type("model"), -1, nullptr, 1},

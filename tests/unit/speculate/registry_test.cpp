@@ -32,7 +32,7 @@ TEST(Registry, EveryTypeIsNamedOnce) {
     EXPECT_EQ(parse_spec_type(type.name), type);
     names += std::string(type.name) + " ";
   }
-  EXPECT_EQ(names, "auto ngram head model none ");
+  EXPECT_EQ(names, "auto suffix ngram head model none ");
 }
 
 TEST(Registry, OnlyWhatIsNothingWithoutADraftModelNeedsOne) {
