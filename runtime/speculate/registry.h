@@ -1,7 +1,7 @@
 // The speculators, one row each: its number in traces, its name, by which --spec-type it may draft,
 // what --help says of it, what it needs. Names in flags, /stats, /metrics, /v1/speculator and logs
-// come from here, tables by kind are sized by kSpeculatorKinds (ids.h); a token that two name is the
-// earlier's. docs/ADDING.md adds one.
+// come from here, tables by kind are sized by kSpeculatorKinds (ids.h); a token that two name is
+// the earlier's. docs/ADDING.md adds one.
 #pragma once
 
 #include <cstdint>
