@@ -510,7 +510,9 @@ TEST_F(TinyEngine, AnEagleHeadReplaysAsItRan) {
         differ += wrong.accepted[i] != round.accepted;
       }
     }
-    EXPECT_GT(accepted, 3);  // of an untrained head, two or three per cent
+    // An untrained head has two or three per cent accepted, on some instruction sets fewer than on
+    // others: this only shows that the counts compared are not all zero.
+    EXPECT_GT(accepted, 3);
     EXPECT_GT(by_head, 200);
     EXPECT_GT(differ, 0) << "any head would have passed";
   }
