@@ -18,7 +18,7 @@ namespace foretoken {
 namespace {
 
 constexpr char kBundleMagic[8] = {'F', 'T', 'K', 'B', 'U', 'N', 'D', 'L'};
-constexpr std::uint32_t kFormatVersion = 2;
+constexpr std::uint32_t kBundleFormat = 2;
 constexpr std::size_t kPreambleBytes = 32, kAlignment = 64, kDigestBytes = 32;
 // After the digest: the signer's public key and the signature over everything before it.
 constexpr std::size_t kSignerBytes = 32, kSealBytes = kSignerBytes + sizeof(Signature);
@@ -125,10 +125,10 @@ Result<Bundle> parse(std::span<const std::byte> bytes, const TrustedSigners* tru
   if (std::memcmp(bytes.data(), kBundleMagic, sizeof kBundleMagic) != 0) {
     return bad_bundle("magic", "the file does not begin with FTKBUNDL");
   }
-  if (const auto format = load<std::uint32_t>(bytes.data() + 8); format != kFormatVersion) {
+  if (const auto format = load<std::uint32_t>(bytes.data() + 8); format != kBundleFormat) {
     return Error{
         ErrorCode::kUnsupported,
-        fmt::format("format: bundle: format version: found {}, wanted {}", format, kFormatVersion)};
+        fmt::format("format: bundle: format version: found {}, wanted {}", format, kBundleFormat)};
   }
   const std::size_t header_bytes = load<std::uint32_t>(bytes.data() + 12);
   const std::uint64_t region_bytes = load<std::uint64_t>(bytes.data() + 16);
@@ -282,7 +282,7 @@ std::vector<std::byte> serialize(const Bundle& bundle, const SigningKey& key) {
   const std::size_t digest_at = region_at + region_bytes;
   std::vector<std::byte> bytes(digest_at + kDigestBytes + kSealBytes);
   std::memcpy(bytes.data(), kBundleMagic, sizeof kBundleMagic);
-  store<std::uint32_t>(bytes.data() + 8, kFormatVersion);
+  store<std::uint32_t>(bytes.data() + 8, kBundleFormat);
   store<std::uint32_t>(bytes.data() + 12, builder.GetSize());
   store<std::uint64_t>(bytes.data() + 16, region_bytes);
   store<std::uint32_t>(bytes.data() + 24, kSealBytes);

@@ -7,10 +7,10 @@
 namespace foretoken::kernels {
 namespace {
 
-constexpr std::align_val_t kAlign{64};
+constexpr std::align_val_t kAlignment{64};
 
 std::byte* allocate(std::size_t bytes) {
-  return static_cast<std::byte*>(::operator new(bytes == 0 ? 64 : bytes, kAlign));
+  return static_cast<std::byte*>(::operator new(bytes == 0 ? 64 : bytes, kAlignment));
 }
 
 }  // namespace
@@ -27,8 +27,8 @@ Activations::Activations(std::int64_t max_rows, std::int64_t max_in)
 }
 
 Activations::~Activations() {
-  ::operator delete(impl_->data32, kAlign);
-  ::operator delete(impl_->data256, kAlign);
+  ::operator delete(impl_->data32, kAlignment);
+  ::operator delete(impl_->data256, kAlignment);
 }
 
 void Activations::set(const float* x, std::int64_t n_rows, std::int64_t n_in, std::int64_t stride,

@@ -122,7 +122,7 @@ std::string figure(const json::value& v, int digits = 2) {
   return v.is_number() ? fmt::format("{:.{}f}", v.to_number<double>(), digits) : std::string("-");
 }
 
-void print_table(const json::object& s) {
+void print_replay(const json::object& s) {
   const json::object& total = s.at("total").get_object();
   fmt::print("\n{:<24} {:>9} {:>9} {:>9} {:>9} {:>9}\n", "ms", "mean", "p50", "p95", "p99", "max");
   for (const auto& [key, name] : {std::pair{"ttft_ms", "time to first token"},
@@ -260,7 +260,7 @@ int replay_main(int argc, char** argv) {
   if (!result) return fail(result.error());
 
   const json::object summary = summarize(*result, *log, options);
-  if (table) print_table(summary);
+  if (table) print_replay(summary);
   bool written = true;
   if (!output.empty()) written &= write_file(output, json::serialize(summary) + "\n");
   if (!save_outputs.empty()) written &= write_file(save_outputs, outcomes_jsonl(*result));
