@@ -19,12 +19,12 @@ using testing::TemporaryDirectory;
 using testing::TinyModelOptions;
 using testing::write_tiny_model;
 
-constexpr int kHidden = 128;
+constexpr int kTiedHidden = 128;
 
 std::shared_ptr<const VocabularyRows> rows_of(const TemporaryDirectory& folder,
                                               std::uint32_t ggml_type) {
   TinyModelOptions options;
-  options.hidden = kHidden;
+  options.hidden = kTiedHidden;
   options.ggml_type = ggml_type;
   if (ggml_type == 1 || ggml_type == 30) {  // an output matrix of 16-bit floats in a float model
     options.ggml_type = 0;
@@ -32,7 +32,7 @@ std::shared_ptr<const VocabularyRows> rows_of(const TemporaryDirectory& folder,
       std::mt19937_64 random(3);
       std::normal_distribution<float> normal;
       std::vector<std::uint8_t> bytes;
-      for (int i = 0; i < kHidden * options.n_vocab; ++i) {
+      for (int i = 0; i < kTiedHidden * options.n_vocab; ++i) {
         const float value = normal(random);
         std::uint16_t bits = 0;
         float scale = 1;
@@ -43,7 +43,8 @@ std::shared_ptr<const VocabularyRows> rows_of(const TemporaryDirectory& folder,
         bytes.push_back(std::uint8_t(bits & 255));
         bytes.push_back(std::uint8_t(bits >> 8));
       }
-      w.add_raw_tensor("output.weight", {kHidden, options.n_vocab}, ggml_type, std::move(bytes));
+      w.add_raw_tensor("output.weight", {kTiedHidden, options.n_vocab}, ggml_type,
+                       std::move(bytes));
     };
   }
   const std::string path = folder.file(std::to_string(ggml_type) + ".gguf");
@@ -57,9 +58,9 @@ std::shared_ptr<const VocabularyRows> rows_of(const TemporaryDirectory& folder,
 std::vector<float> file_row(const VocabularyRows& rows, TokenId token) {
   const GgufTensor& tensor = *rows.file()->find("output.weight");
   const auto type = kernels::weight_type_of_ggml(tensor.ggml_type).value();
-  const std::size_t bytes = kernels::weight_row_bytes(type, kHidden);
-  std::vector<float> values(kHidden);
-  kernels::dequantize_file_row(type, tensor.data.data() + std::size_t(token) * bytes, kHidden,
+  const std::size_t bytes = kernels::weight_row_bytes(type, kTiedHidden);
+  std::vector<float> values(kTiedHidden);
+  kernels::dequantize_file_row(type, tensor.data.data() + std::size_t(token) * bytes, kTiedHidden,
                                values.data());
   return values;
 }
@@ -78,15 +79,16 @@ TEST(VocabularyRows, OfFloatsAreQ8_0InHeadsAndOthersAreTheFiles) {
     const auto in_file = kernels::weight_type_of_ggml(ggml_type).value();
     const auto type = floats ? kernels::WeightType::kQ8_0 : in_file;
     EXPECT_EQ(packed->packed.type, type);
-    EXPECT_EQ(rows->output_row_bytes(), kernels::weight_row_bytes(type, kHidden));
+    EXPECT_EQ(rows->output_row_bytes(), kernels::weight_row_bytes(type, kTiedHidden));
     bool rounded = false;
     for (std::size_t i = 0; i < ids.size(); ++i) {
-      std::vector<float> expected = file_row(*rows, ids[i]), row(kHidden), unpacked(kHidden);
+      std::vector<float> expected = file_row(*rows, ids[i]), row(kTiedHidden),
+                         unpacked(kTiedHidden);
       const std::vector<float> exact = expected;
       if (floats) {
         std::vector<std::byte> blocks(rows->output_row_bytes());
-        kernels::quantize_q8_0(expected.data(), kHidden, blocks.data());
-        kernels::dequantize_file_row(type, blocks.data(), kHidden, expected.data());
+        kernels::quantize_q8_0(expected.data(), kTiedHidden, blocks.data());
+        kernels::dequantize_file_row(type, blocks.data(), kTiedHidden, expected.data());
       }
       rows->output(ids[i], row.data());
       kernels::dequantize_row(packed->packed, std::int64_t(i), unpacked.data());

@@ -67,11 +67,11 @@ class Suffix : public ::testing::Test {
     const int length = longest(own, tail);
     ++asked_;
     if (length < kLeast) {
-      EXPECT_EQ(said.n, 0) << length;
+      EXPECT_EQ(said.size(), 0u) << length;
       return;
     }
     ++proposed_;
-    ASSERT_EQ(said.n, 1) << length;
+    ASSERT_EQ(said.size(), 1u) << length;
     EXPECT_TRUE(follows(own, tail, length, said[0].token)) << "a match of " << length;
   }
   // Drafts, some of them wrong, and commits of several tokens, as rounds make them.
@@ -87,8 +87,8 @@ class Suffix : public ::testing::Test {
       for (int d = 0; d < 4; ++d) {
         expect_longest(of, drafted);
         const ProposalList said = sources_.propose(of, drafted, kSuffix);
-        drafted.push_back(said.n > 0 && random_() % 4 != 0 ? said[0].token
-                                                           : tokens[random_() % at]);
+        drafted.push_back(!said.empty() && random_() % 4 != 0 ? said[0].token
+                                                              : tokens[random_() % at]);
       }
       if (random_() % 2 == 0) expect_longest(of, first(drafted, 2));  // another branch
       const std::size_t n = std::min<std::size_t>(1 + random_() % 4, tokens.size() - at);
@@ -134,8 +134,8 @@ TEST_F(Suffix, KnowsWhichOfTwoCopiesGoesOnWhereSixTokensDoNotTell) {
   both.open(of);
   const ProposalList by_suffix = both.propose(of, {}, kSuffix);
   const ProposalList by_ngram = both.propose(of, {}, spec_type("ngram"));
-  ASSERT_EQ(by_suffix.n, 1);
-  ASSERT_EQ(by_ngram.n, 1);
+  ASSERT_EQ(by_suffix.size(), 1u);
+  ASSERT_EQ(by_ngram.size(), 1u);
   EXPECT_EQ(by_suffix[0].token, 3);
   EXPECT_EQ(by_ngram[0].token, 5);
 }
