@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <utility>
 
 #include "runtime/speculate/candidates.h"
 #include "runtime/speculate/learned.h"
@@ -34,29 +33,15 @@ void DraftSources::open(const DraftContext& context) {
   sequence.path.clear();
   sequence.path_tokens.clear();
   sequence.logged.clear();
-  forget_cleared(context.store);
   kinds_.open(context);
 }
 
-void DraftSources::forget(std::string_view key_id) {
-  stores_.forget(key_id);
-  for (std::size_t store = 0; store < cleared_.size(); ++store) forget_cleared(int(store));
-}
-
-// A store that was emptied since, perhaps for another key, has taught nothing.
-void DraftSources::forget_cleared(int store) {
-  const auto i = std::size_t(store);
-  if (cleared_.size() <= i) cleared_.resize(i + 1);
-  const std::uint64_t cleared = stores_.at(store).cleared();
-  if (std::exchange(cleared_[i], cleared) == cleared) return;
-  kinds_.forget(store);
-}
+void DraftSources::forget(std::string_view key_id) { stores_.forget(key_id); }
 
 void DraftSources::close(int slot, bool add_to_store) {
   Sequence& sequence = at(slot);
   if (!sequence.open) return;
   sequence.open = false;
-  kinds_.close(slot, sequence.store, add_to_store);
   if (add_to_store) stores_.at(sequence.store).add(sequence.own.tokens());
 }
 

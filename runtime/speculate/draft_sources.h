@@ -97,12 +97,9 @@ class DraftSources : public DraftOffers {
   KindCalibration calibration_;
 
  private:
-  void forget_cleared(int store);
-
   SpecType drafting_;
   TrafficStores stores_;
   KindSet kinds_;
-  std::vector<std::uint64_t> cleared_;  // of each store, how often when it was last seen
   std::vector<Sequence> sequences_;
 };
 

@@ -34,12 +34,6 @@ class KindSet {
     for (const Kind& kind : kinds_)
       for (const TokenId token : tokens) kind.speculator->commit(slot, token);
   }
-  void close(int slot, int store, bool learn) {
-    for (const Kind& kind : kinds_) kind.speculator->close(slot, store, learn);
-  }
-  void forget(int store) {
-    for (const Kind& kind : kinds_) kind.speculator->forget(store);
-  }
 
  private:
   struct Kind {

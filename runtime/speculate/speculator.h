@@ -77,9 +77,6 @@ class Speculator {
   // that was committed, before commit() has each of its tokens.
   virtual Proposal propose(const DraftPosition& position) = 0;
   virtual void commit(int /*slot*/, TokenId) {}
-  // The sequence ended; whole and not hidden: what it was may be learned for others of its store.
-  virtual void close(int /*slot*/, int /*store*/, bool /*learn*/) {}
-  virtual void forget(int /*store*/) {}  // what was learned of a store's traffic
 };
 
 }  // namespace foretoken

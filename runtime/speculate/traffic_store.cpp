@@ -61,7 +61,6 @@ TrafficStore::TrafficStore(std::size_t max_bytes) {
 void TrafficStore::clear() {
   block_ = allocate(n_buckets_, &buckets_);
   entries_ = requests_ = tokens_ = 0;
-  ++cleared_;
 }
 
 void TrafficStore::halve(Entry& entry) {

@@ -45,7 +45,6 @@ class TrafficStore {
   Continuations find(std::span<const TokenId> context, int order) const;
 
   std::int64_t entries() const { return entries_; }
-  std::uint64_t cleared() const { return cleared_; }  // how often
   std::int64_t requests() const { return requests_; }
   std::int64_t tokens() const { return tokens_; }
   std::size_t bytes() const { return n_buckets_ * sizeof(Bucket); }
@@ -90,7 +89,6 @@ class TrafficStore {
   std::size_t n_buckets_ = 0;
   std::uint64_t mask_ = 0;
   std::int64_t entries_ = 0, requests_ = 0, tokens_ = 0;
-  std::uint64_t cleared_ = 0;
 };
 
 // One store for each API-key id, "" being the one shared by default. At most max_stores live; the
