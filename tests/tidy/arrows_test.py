@@ -53,6 +53,8 @@ def read_folders():
     folders = {}
     for entry in json.loads((build / "compile_commands.json").read_text()):
         path = pathlib.Path(entry["file"])
+        if path.parent.name == "Unity":  # a batch of a folder's sources: as its first
+            path = pathlib.Path(re.search(r'#include "(.+)"', path.read_text()).group(1))
         if source not in path.parents:
             continue
         name = path.parent.relative_to(source).as_posix()
