@@ -157,7 +157,7 @@ class Eagle3(unittest.TestCase):
 
     def test_it_serves_from_the_first_request_and_changes_no_token(self):
         head = self.write("head", SPECULATORS, random_head(3, "layers.0."))
-        flags = ["--max-model-len", "512", "--no-calibration", "--plain-fraction", "0"]
+        flags = ["--max-model-len", "512", "--plain-fraction", "0"]
         prompts = ["One, two, three, four, five, six,", "The capital of France is"]
 
         def answers(server):

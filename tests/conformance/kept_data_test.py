@@ -30,7 +30,7 @@ class KeptData(unittest.TestCase):
 
     def serve(self):
         return Server(BINARY, "--max-model-len", "512", "--api-key-file", self.keys, "--trace-dir", self.traces, "--plain-fraction", "0",
-                      "--no-calibration", state_dir=os.path.join(self.folder, "state"))
+                      state_dir=os.path.join(self.folder, "state"))
 
     def ask(self, server, key, prompt, **fields):
         status, answer, _ = server.post("/v1/completions", {"prompt": prompt, "max_tokens": 12, "temperature": 0, **fields},

@@ -15,7 +15,7 @@ import openai
 from foretoken_server import Server
 
 BINARY = sys.argv.pop(1)
-FLAGS = ["--max-model-len", "2048", "--max-num-seqs", "4", "--no-calibration"]
+FLAGS = ["--max-model-len", "2048", "--max-num-seqs", "4"]
 SYSTEM = "You are the clerk of a hardware shop. This is your stock.\n" + "".join(
     f"Item {100 + i}: {('claw hammer', 'wood screws', 'pipe wrench', 'paint roller', 'work gloves')[i % 5]}, shelf {1 + i % 7}, "
     f"in stock {i * 37 % 90}.\n" for i in range(28))
