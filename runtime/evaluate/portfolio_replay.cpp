@@ -96,11 +96,6 @@ struct PortfolioReplay::Impl : Calibration, DraftOffers {
     forms = kinds.traffic(context.sampled());
     set.open(context);
   }
-  // The request is over: it is traffic, as it was live.
-  void close() {
-    commit(end());
-    set.close(0, 0, true);
-  }
   std::int64_t end() const { return trace->n_prompt + std::int64_t(candidates.size()); }
   TokenId token(std::int64_t position) const { return trace->tokens[std::size_t(position)]; }
   const CandidateList& list(std::int64_t position) const {
@@ -323,7 +318,6 @@ PortfolioWalk PortfolioReplay::Impl::walk(const RequestTrace& t, DraftPolicy& po
     if (charged) out.predicted_ms += costs.of(round);
     start += emitted;
   }
-  close();
   return out;
 }
 
@@ -372,7 +366,6 @@ PortfolioWalk PortfolioReplay::walk_logged(const RequestTrace& trace, const Roun
     record(out, start, drafted, accepted, head_steps, emitted);
     if (costs) out.predicted_ms += costs->draft_round(drafted, head_steps);
   }
-  in.close();
   return out;
 }
 
