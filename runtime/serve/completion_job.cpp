@@ -129,8 +129,9 @@ void CompletionJob::submit_all() {
     engine_request.trace = request.trace;
     engine_request.domain = prepared_.domain;
     engine_request.key_id = prepared_.key_id;
-    choice.inbox.reserve(static_cast<std::size_t>(engine_request.max_tokens),
-                         request.top_logprobs >= 0);
+    for (Inbox* inbox : {&choice.inbox, &choice.news})
+      inbox->reserve(static_cast<std::size_t>(engine_request.max_tokens),
+                     request.top_logprobs >= 0);
     engine_request.sink = [self = shared_from_this(), index](EngineEvent&& event) {
       self->hear(index, std::move(event));
     };
@@ -172,15 +173,10 @@ void CompletionJob::Inbox::add(EngineEvent&& event) {
   last = std::move(event);
 }
 
-CompletionJob::Inbox CompletionJob::Inbox::take() {
-  Inbox out{tokens,
-            std::vector(std::make_move_iterator(logprobs.begin()),
-                        std::make_move_iterator(logprobs.end())),
-            events, last};
+void CompletionJob::Inbox::clear() {
   tokens.clear();
   logprobs.clear();
   events.clear();
-  return out;
 }
 
 void CompletionJob::hear(std::size_t index, EngineEvent&& event) {
@@ -193,13 +189,14 @@ void CompletionJob::hear(std::size_t index, EngineEvent&& event) {
 
 void CompletionJob::woken() {
   for (std::size_t index = 0; index < choices_.size(); ++index) {
-    Inbox news;
+    Choice& choice = choices_[index];
     {
       std::lock_guard lock(inbox_mutex_);
-      if (choices_[index].inbox.empty()) continue;
-      news = choices_[index].inbox.take();
+      if (choice.inbox.empty()) continue;
+      std::swap(choice.inbox, choice.news);
     }
-    on_events(index, news);
+    on_events(index, choice.news);
+    choice.news.clear();
   }
 }
 

@@ -50,13 +50,14 @@ class CompletionJob final : public Wakeable, public std::enable_shared_from_this
     bool empty() const { return events.empty(); }
     void reserve(std::size_t n_tokens, bool with_logprobs);
     void add(EngineEvent&& event);
-    Inbox take();  // what is in it; the room stays
+    void clear();  // the room stays
   };
   struct Choice {
     RequestId id;
     int prompt = 0;
     ChoiceText text;
     Inbox inbox = {};   // under inbox_mutex_
+    Inbox news = {};    // the inbox that is read; they change places
     std::string shown;  // whole text, when not streaming
     std::vector<ShownLogprob> logprobs;
     bool submitted = false, ended = false, role_sent = false, counted_first = false;
